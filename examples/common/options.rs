@@ -1,0 +1,86 @@
+//! The flags that the example servers have in common.
+
+use std::time::Duration;
+
+use lexopt::{Arg, Parser, ValueExt};
+use log::LevelFilter;
+use tablecloth::Config;
+
+/// The help text of the common flags.
+pub(crate) const HELP: &str = "\
+  --pid-file FILE          a file that always names the serving process
+  --upgrade-timeout SECS   how long a successor may take to be ready [60]
+  --drain-timeout SECS     how long sessions may take to end [30]
+  --log-level LEVEL        off, error, warn, info, debug or trace [info];
+                           warn leaves out the line for each message
+  --help                   this text
+
+signals:
+  HUP          replace this process by a new one of the same program
+  QUIT, TERM   stop: sessions come to their end, then exit with status 0
+  INT          exit at once";
+
+/// What the common flags say.
+pub(crate) struct Common {
+    pub(crate) config: Config,
+    pub(crate) log_level: LevelFilter,
+}
+
+impl Common {
+    pub(crate) fn new() -> Self {
+        Self { config: Config::default(), log_level: LevelFilter::Info }
+    }
+
+    /// Takes a flag, if it is a common one; its value follows in the parser.
+    pub(crate) fn take(&mut self, flag: &str, parser: &mut Parser) -> Result<bool, String> {
+        match flag {
+            "--pid-file" => {
+                self.config.pid_file = Some(value(parser, "--pid-file")?.into());
+            }
+            "--upgrade-timeout" => {
+                self.config.upgrade_timeout = seconds(parser, "--upgrade-timeout")?;
+            }
+            "--drain-timeout" => {
+                self.config.drain_timeout = seconds(parser, "--drain-timeout")?;
+            }
+            "--log-level" => {
+                let text = text(parser, "--log-level")?;
+                self.log_level = text.parse().map_err(|_| {
+                    format!("--log-level {text:?}: expected off, error, warn, info, debug or trace")
+                })?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// The next flag as it was written, `-h` as `--help`. `None` at the end.
+pub(crate) fn next_flag(parser: &mut Parser) -> Result<Option<String>, String> {
+    match parser.next().map_err(|error| error.to_string())? {
+        Some(Arg::Long(name)) => Ok(Some(format!("--{name}"))),
+        Some(Arg::Short('h')) => Ok(Some("--help".into())),
+        Some(other @ (Arg::Short(_) | Arg::Value(_))) => {
+            Err(format!("{}; --help names all flags", other.unexpected()))
+        }
+        None => Ok(None),
+    }
+}
+
+/// The text behind a flag.
+pub(crate) fn text(parser: &mut Parser, flag: &str) -> Result<String, String> {
+    value(parser, flag)?.string().map_err(|error| format!("{flag}: {error}"))
+}
+
+fn value(parser: &mut Parser, flag: &str) -> Result<std::ffi::OsString, String> {
+    parser.value().map_err(|_| format!("{flag}: a value is missing"))
+}
+
+fn seconds(parser: &mut Parser, flag: &str) -> Result<Duration, String> {
+    let text = text(parser, flag)?;
+    let duration = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    // A deadline is a point in time that has to exist.
+    duration
+        .filter(|duration| duration.as_secs() < 10 * 365 * 86_400)
+        .ok_or_else(|| format!("{flag} {text:?}: expected a number of seconds"))
+}

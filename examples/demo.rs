@@ -1,0 +1,190 @@
+//! The demo: an echo server that is replaced on HUP without a client noticing.
+//!
+//!     cargo run --release --example demo
+//!
+//! and in another terminal, again and again:
+//!
+//!     echo hello | nc -N localhost 8080
+//!
+//! Then `kill -s HUP` its process id, as often as you like, and `kill -s QUIT` in the end.
+
+mod common;
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+use common::logging;
+use common::options::{self, Common};
+use lexopt::Parser;
+use tablecloth::{Accepted, Address, Context, Handler, IoEvent, Server, Stream, Verdict};
+
+/// Bytes that one session may echo before the others have their turn.
+const BYTES_PER_TURN: usize = 256 * 1024;
+
+/// Echoes what it reads.
+struct Echo {
+    /// One for all sessions: a session keeps only what its client did not take yet.
+    buffer: Box<[u8]>,
+}
+
+/// A client.
+struct EchoSession {
+    stream: Stream,
+    peer: Address,
+    /// Read and not yet sent back, because the client does not read. Nothing more is read until it
+    /// is gone: that is what makes the client's own writes wait.
+    unsent: Vec<u8>,
+    /// The client will send no more.
+    ended: bool,
+    /// The process is to stop: the session ends when everything received has been sent back.
+    stopping: bool,
+}
+
+impl Handler for Echo {
+    type Session = EchoSession;
+
+    fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<EchoSession> {
+        let Accepted { stream, peer, .. } = accepted;
+        Ok(EchoSession { stream, peer, unsent: Vec::new(), ended: false, stopping: false })
+    }
+
+    fn event(&mut self, _: &mut Context<'_>, session: &mut EchoSession, event: IoEvent) -> Verdict {
+        match session.echo(&mut self.buffer, event) {
+            Ok(verdict) => verdict,
+            // Nothing between two messages, and nothing to be done about it.
+            Err(error) => {
+                log::debug!("session of [{}] ended: {error}", session.peer);
+                Verdict::Close
+            }
+        }
+    }
+
+    fn drain(&mut self, cx: &mut Context<'_>, session: &mut EchoSession) -> Verdict {
+        // For a successor there is no hurry: the session stays as long as its client does.
+        if !cx.shutting_down() {
+            return Verdict::Keep;
+        }
+        // What the client has sent by now is still echoed.
+        session.stopping = true;
+        Verdict::Again
+    }
+}
+
+impl EchoSession {
+    fn echo(&mut self, buffer: &mut [u8], event: IoEvent) -> io::Result<Verdict> {
+        let mut budget = BYTES_PER_TURN;
+        loop {
+            if !self.flush()? {
+                return Ok(Verdict::Keep);
+            }
+            if self.ended {
+                return Ok(Verdict::Close);
+            }
+            let read = match self.stream.read(buffer) {
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(if self.stopping { Verdict::Close } else { Verdict::Keep });
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let message = &buffer[..read];
+            if read == 0 {
+                self.ended = true;
+                continue;
+            }
+            log::info!("receive message from [{}]:[{}]", self.peer, logging::printable(message));
+            let sent = self.send(message)?;
+            self.unsent.extend_from_slice(&message[sent..]);
+            // A read that did not fill the buffer has emptied the socket (epoll(7)), unless the
+            // end of the stream came with it.
+            let emptied = read < buffer.len() && !event.is_read_closed() && !self.stopping;
+            if emptied && self.unsent.is_empty() {
+                return Ok(Verdict::Keep);
+            }
+            budget = budget.saturating_sub(read);
+            if budget == 0 {
+                return Ok(Verdict::Again);
+            }
+        }
+    }
+
+    /// Sends what is left over; answers whether all of it is gone.
+    fn flush(&mut self) -> io::Result<bool> {
+        if !self.unsent.is_empty() {
+            let unsent = std::mem::take(&mut self.unsent);
+            let sent = self.send(&unsent)?;
+            self.unsent = unsent;
+            self.unsent.drain(..sent);
+            if self.unsent.is_empty() {
+                self.unsent = Vec::new();
+            }
+        }
+        Ok(self.unsent.is_empty())
+    }
+
+    /// Sends as much as the client takes.
+    fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match self.stream.write(&bytes[sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(sent)
+    }
+}
+
+struct Options {
+    listen: String,
+    common: Common,
+}
+
+const HELP: &str = "\
+An echo server that is replaced on HUP without a client noticing.
+
+usage: demo [flags]
+
+  --listen ADDRESS         HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME
+                           [localhost:8080]";
+
+fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
+    let mut options = Options { listen: "localhost:8080".into(), common: Common::new() };
+    while let Some(flag) = options::next_flag(&mut parser)? {
+        match flag.as_str() {
+            "--help" => return Ok(None),
+            "--listen" => options.listen = options::text(&mut parser, &flag)?,
+            _ if options.common.take(&flag, &mut parser)? => {}
+            _ => return Err(format!("unknown flag {flag}; --help names all flags")),
+        }
+    }
+    Ok(Some(options))
+}
+
+fn serve(options: Options) -> Result<(), String> {
+    logging::start(options.common.log_level)?;
+    let echo = Echo { buffer: vec![0; 64 * 1024].into() };
+    let mut server = Server::new(options.common.config, echo).map_err(|error| error.to_string())?;
+    server.listen("echo", &options.listen).map_err(|error| error.to_string())?;
+    server.run().map_err(|error| error.to_string())
+}
+
+fn main() -> ExitCode {
+    let (status, error) = match parse(Parser::from_env()) {
+        Ok(None) => {
+            println!("{HELP}\n{}", options::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Ok(Some(options)) => match serve(options) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => (1, error),
+        },
+        Err(error) => (2, error),
+    };
+    eprintln!("demo: {error}");
+    ExitCode::from(status)
+}

@@ -1,0 +1,82 @@
+//! What a user may set, with the defaults.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+use crate::limits;
+use crate::machine::Timer;
+
+/// What a server needs to know beside its listeners. Every field has a default.
+///
+/// ```
+/// use std::time::Duration;
+/// use tablecloth::Config;
+///
+/// let mut config = Config::default();
+/// config.pid_file = Some("/run/echo.pid".into());
+/// config.drain_timeout = Duration::from_secs(5);
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// How long a successor may take from its spawn to its ready byte. It is killed then.
+    /// 60 seconds.
+    pub upgrade_timeout: Duration,
+    /// How long the takeover may take. Predecessor: from the commit until the successor serves; it
+    /// is killed and the upgrade rolled back then. Successor: from its ready byte to the commit;
+    /// it exits then, and the predecessor goes on. 5 seconds.
+    pub takeover_timeout: Duration,
+    /// How long a draining process stays, at least, so that it can take over again if the
+    /// successor dies. None.
+    pub probation: Duration,
+    /// How long sessions may take to end, in an upgrade and in a shutdown. They are closed then.
+    /// 30 seconds.
+    pub drain_timeout: Duration,
+    /// A file that names the serving process. A relative path is made absolute when the server is
+    /// made. None.
+    pub pid_file: Option<PathBuf>,
+    /// The signals that ask for an upgrade. HUP.
+    pub upgrade_signals: Vec<i32>,
+    /// The signals that ask for a shutdown: the sessions come to their end. QUIT and TERM.
+    pub shutdown_signals: Vec<i32>,
+    /// The signals that ask for the end at once. INT.
+    pub exit_signals: Vec<i32>,
+    /// More signals, which go to [`Handler::signal`](crate::Handler::signal). None.
+    pub user_signals: Vec<i32>,
+    /// How many sessions there may be at a time. Accepting pauses when there are that many, and
+    /// clients wait in the kernel's queue. 65,536.
+    pub max_sessions: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            upgrade_timeout: Duration::from_secs(60),
+            takeover_timeout: Duration::from_secs(5),
+            probation: Duration::ZERO,
+            drain_timeout: Duration::from_secs(30),
+            pid_file: None,
+            upgrade_signals: vec![SIGHUP],
+            shutdown_signals: vec![SIGQUIT, SIGTERM],
+            exit_signals: vec![SIGINT],
+            user_signals: Vec::new(),
+            max_sessions: limits::SESSIONS,
+        }
+    }
+}
+
+impl Config {
+    /// How long a timer of the machine runs.
+    #[must_use]
+    pub fn duration(&self, timer: Timer) -> Duration {
+        match timer {
+            Timer::Upgrade => self.upgrade_timeout,
+            Timer::Takeover => self.takeover_timeout,
+            Timer::Status => limits::STATUS_WAIT,
+            Timer::Probation => self.probation,
+            Timer::Drain => self.drain_timeout,
+        }
+    }
+}

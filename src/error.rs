@@ -1,0 +1,134 @@
+//! What can go wrong before a server runs. Each error names the operation and the object.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a server could not be set up, or had to end.
+///
+/// Its text is one line, fit for standard error.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A text that is no address, or a host name that cannot be resolved.
+    Address {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A name that cannot be used.
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A named socket or file could not be made.
+    Open {
+        /// The name.
+        name: String,
+        /// Where it was to be: an address, or what it is.
+        place: String,
+        /// The step that failed: the name of the system call.
+        step: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A descriptor from the predecessor is not what its name stands for.
+    Inherited {
+        /// The name.
+        name: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// The handoff variable, or what it points to, was not made by a predecessor.
+    Environment {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The predecessor and this build do not understand each other.
+    Handoff {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A signal that cannot be handled.
+    Signal {
+        /// Its number.
+        signal: i32,
+        /// Why not.
+        reason: String,
+    },
+    /// The pid file cannot be written.
+    PidFile {
+        /// The file.
+        path: PathBuf,
+        /// The step that failed.
+        step: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The predecessor did not commit to this process in time, and is still there: it goes on
+    /// serving, this process must not.
+    NotCommitted,
+    /// The system refused something that every server needs.
+    System {
+        /// What was refused.
+        operation: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err`: the system refused `operation`.
+    pub(crate) fn system<E: Into<io::Error>>(operation: &'static str) -> impl Fn(E) -> Self + Copy {
+        move |source| Self::System { operation, source: source.into() }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address { text, reason } => write!(f, "address {text:?}: {reason}"),
+            Self::Name { name, reason } => write!(f, "name {name:?}: {reason}"),
+            Self::Open { name, place, step, source } => {
+                write!(f, "{name:?} on {place}: {step}: {source}")
+            }
+            Self::Inherited { name, expected, found } => {
+                write!(f, "inherited {name:?}: expected {expected}, found {found}")
+            }
+            Self::Environment { reason } => {
+                write!(f, "environment variable {}: {reason}", crate::wire::VARIABLE)
+            }
+            Self::Handoff { reason } => write!(f, "handoff from the predecessor: {reason}"),
+            Self::Signal { signal, reason } => write!(f, "signal {signal}: {reason}"),
+            Self::PidFile { path, step, source } => {
+                write!(f, "pid file {}: {step}: {source}", path.display())
+            }
+            Self::NotCommitted => f.write_str(
+                "the predecessor did not commit to this process in time; it goes on serving",
+            ),
+            Self::System { operation, source } => write!(f, "{operation}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Open { source, .. }
+            | Self::PidFile { source, .. }
+            | Self::System { source, .. } => Some(source),
+            Self::Address { .. }
+            | Self::Name { .. }
+            | Self::Inherited { .. }
+            | Self::Environment { .. }
+            | Self::Handoff { .. }
+            | Self::Signal { .. }
+            | Self::NotCommitted => None,
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! What a user writes, and what is at hand meanwhile.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::address::Address;
+use crate::io_event::IoEvent;
+use crate::machine::{Machine, Predecessor, State};
+use crate::report::Report;
+use crate::stream::Stream;
+
+/// A server's protocol: what to do with a connection, and what to make of what happens.
+///
+/// Two methods are mandatory. All of them are called on the loop's thread, one at a time, and none
+/// may block: while one runs, nobody else is served.
+pub trait Handler {
+    /// What there is for each connection. It owns the connection's [`Stream`]: dropping it closes
+    /// the connection.
+    type Session;
+
+    /// A connection was accepted. The stream is registered already; its first event follows. An
+    /// error closes the connection and is logged.
+    fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<Self::Session>;
+
+    /// Something happened to the session's stream. Read and write until
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock), or answer [`Verdict::Again`].
+    fn event(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut Self::Session,
+        event: IoEvent,
+    ) -> Verdict;
+
+    /// The process drains; [`Context::shutting_down`] tells whether for good or for a successor.
+    /// Called once for each session when draining starts, and once more if an upgrade's draining
+    /// becomes a shutdown. A session that is kept goes on getting events until it closes itself or
+    /// [`Config::drain_timeout`](crate::Config::drain_timeout) is over.
+    fn drain(&mut self, cx: &mut Context<'_>, session: &mut Self::Session) -> Verdict {
+        let _ = (cx, session);
+        Verdict::Keep
+    }
+
+    /// One of [`Config::user_signals`](crate::Config::user_signals) came, once or several times.
+    fn signal(&mut self, cx: &mut Context<'_>, signal: i32) {
+        let _ = (cx, signal);
+    }
+
+    /// Something happened to a descriptor that [`Server::watch`](crate::Server::watch) was asked
+    /// to watch.
+    fn watched(&mut self, cx: &mut Context<'_>, name: &str, event: IoEvent) {
+        let _ = (cx, name, event);
+    }
+
+    /// An upgrade of this process ended, well or badly; [`Report`] says how.
+    fn upgraded(&mut self, cx: &mut Context<'_>, report: &Report) {
+        let _ = (cx, report);
+    }
+
+    /// The predecessor is dead: this process is alone.
+    fn predecessor_gone(&mut self, cx: &mut Context<'_>) {
+        let _ = cx;
+    }
+}
+
+/// A new connection.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Accepted {
+    /// The name of the listener that accepted it.
+    pub listener: Rc<str>,
+    /// Where it comes from.
+    pub peer: Address,
+    /// The connection.
+    pub stream: Stream,
+}
+
+impl Accepted {
+    pub(crate) fn new(listener: Rc<str>, peer: Address, stream: Stream) -> Self {
+        Self { listener, peer, stream }
+    }
+}
+
+/// What becomes of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It waits for its next event: the stream was read or written until it would block.
+    Keep,
+    /// It has more to do, and gives way to the others: the same event comes again in the next turn.
+    Again,
+    /// It is over. The session is dropped, which closes what it owns.
+    Close,
+}
+
+/// What is at hand in a [`Handler`]'s method.
+#[derive(Debug)]
+pub struct Context<'a> {
+    pub(crate) shared: &'a mut Shared,
+}
+
+/// What the loop shares with the handler.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) machine: Machine,
+    pub(crate) generation: u64,
+    pub(crate) now: Instant,
+    pub(crate) sessions: usize,
+    pub(crate) requests: Requests,
+}
+
+/// What was asked for and not looked at yet. Several requests of a kind are one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Requests {
+    pub(crate) upgrade: bool,
+    pub(crate) shutdown: bool,
+    pub(crate) exit: bool,
+}
+
+impl Context<'_> {
+    /// When this turn began, by the monotonic clock.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.shared.now
+    }
+
+    /// Where the process stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.shared.machine.state()
+    }
+
+    /// Whether the process drains for good: nobody takes over.
+    #[must_use]
+    pub fn shutting_down(&self) -> bool {
+        self.state() == State::Draining(crate::machine::Drain::Shutdown)
+    }
+
+    /// 0 for the first process, and one more with each upgrade.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.shared.generation
+    }
+
+    /// Whether the process before this one is still there.
+    #[must_use]
+    pub fn has_predecessor(&self) -> bool {
+        self.shared.machine.predecessor() != Predecessor::Gone
+    }
+
+    /// How many sessions there are; one that is being opened is not among them.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.shared.sessions
+    }
+
+    /// Asks for an upgrade, as the signal does. The answer is in the log and the [`Report`].
+    pub fn request_upgrade(&mut self) {
+        self.shared.requests.upgrade = true;
+    }
+
+    /// Asks for a shutdown, as the signal does.
+    pub fn request_shutdown(&mut self) {
+        self.shared.requests.shutdown = true;
+    }
+
+    /// Asks for the end at once, as the signal does.
+    pub fn request_exit(&mut self) {
+        self.shared.requests.exit = true;
+    }
+}

@@ -1,0 +1,83 @@
+//! Every bound, with its reason, and what the bounds must be to each other.
+
+use std::time::Duration;
+
+/// Events harvested by one poll. mio hands out no more than there is room for; the rest stays in
+/// the kernel and comes with the next poll.
+pub const EVENTS_PER_POLL: usize = 1024;
+
+/// Session events dispatched in one turn. What is left over goes first in the next turn, after
+/// signals and the handoff had their say.
+pub const SESSION_EVENTS_PER_TURN: usize = 512;
+
+/// Connections accepted in one turn, over all listeners. Bounds how long established sessions wait
+/// behind a flood of new ones.
+pub const ACCEPTS_PER_TURN: usize = 64;
+
+/// Sessions told to drain, or closed, in one turn.
+pub const DRAINS_PER_TURN: usize = 256;
+
+/// Handoff messages read in one turn.
+pub const MESSAGES_PER_TURN: usize = 64;
+
+/// Sessions at one time, unless [`Config`](crate::Config) says otherwise. More than the descriptors
+/// that a process is usually given, so that the kernel's limit is met first.
+pub const SESSIONS: usize = 65_536;
+
+/// How long accepting pauses when the process or the machine has no descriptor left (EMFILE,
+/// ENFILE, accept(2)). A session that ends meanwhile resumes it at once.
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// How long the exit status of a successor that hung up may take. The kernel closes a dying
+/// process's descriptors just before it tells the parent, so that this is for a process that hung
+/// up and lives.
+pub const STATUS_WAIT: Duration = Duration::from_millis(100);
+
+/// How long the end of the program waits for a process that was killed with SIGKILL, so that no
+/// zombie is left to somebody else. Longer than the kernel takes to free the memory of a large one.
+pub const REAP_WAIT: Duration = Duration::from_secs(2);
+
+/// The stack of the thread that spawns; posix_spawn(3) brings its own for the child.
+pub const SPAWN_STACK_BYTES: usize = 128 * 1024;
+
+/// The longest name of a listener or file, in bytes.
+pub const NAME_BYTES: usize = 100;
+
+/// Descriptors on one `sendmsg` (SCM_MAX_FD, unix(7)).
+pub const DESCRIPTORS_PER_PACKET: usize = 253;
+
+/// Named descriptors that a process can pass on.
+pub const NAMED: usize = 4 * DESCRIPTORS_PER_PACKET;
+
+/// The longest handoff message, in bytes.
+pub const PACKET_BYTES: usize = 32 * 1024;
+
+/// The longest text of a refusal and of a build's name, in bytes.
+pub const TEXT_BYTES: usize = 1024;
+
+/// The bytes of a MANIFEST part beside its entries, and of one entry beside its name.
+pub const MANIFEST_HEAD_BYTES: usize = 64;
+/// The bytes of a MANIFEST entry beside its name.
+pub const ENTRY_HEAD_BYTES: usize = 4;
+
+/// A full part of a manifest fits into one packet.
+const _: () = assert!(
+    MANIFEST_HEAD_BYTES + DESCRIPTORS_PER_PACKET * (ENTRY_HEAD_BYTES + NAME_BYTES) <= PACKET_BYTES
+);
+
+/// The whole manifest lies in the socket before the successor exists: the kernel's default send
+/// buffer of 212,992 bytes (`net.core.wmem_default`, socket(7)) takes it, bookkeeping included.
+const _: () = assert!(NAMED / DESCRIPTORS_PER_PACKET * (PACKET_BYTES + 4096) <= 212_992);
+
+/// A name's length is one byte on the wire.
+const _: () = assert!(NAME_BYTES <= u8::MAX as usize);
+
+/// A refusal fits into one packet.
+const _: () = assert!(TEXT_BYTES + 64 <= PACKET_BYTES);
+
+/// A turn that dispatches its whole budget empties at least half of what a poll can harvest, so
+/// that carrying over does not grow without bound: events of one session merge while they wait.
+const _: () = assert!(SESSION_EVENTS_PER_TURN * 2 >= EVENTS_PER_POLL);
+
+/// A session's index fits into a token.
+const _: () = assert!(SESSIONS <= u32::MAX as usize);

@@ -1,0 +1,850 @@
+//! The state machine of one process: what it does next, and nothing of how.
+//!
+//! [`Machine::step`] is the whole of it: a pure, total function from what is and what happened to
+//! what is next and what has to be done. It knows no descriptor, no clock and no log, and it
+//! allocates nothing. The server feeds it [`Event`]s, performs its [`Action`]s in their order and
+//! decides nothing itself. Both roles of an upgrade run this code: the predecessor's side is told
+//! by [`State`], the successor's by [`Predecessor`].
+//!
+//! The table of every state and event, the diagram, and the invariants `I1` to `I7` are in
+//! [`state_machine`](crate::state_machine).
+
+use std::fmt;
+
+/// Where the process stands. Four states, no more; `Draining` says what it drains for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Serving, and nothing is under way. A successor that has not been committed to is here too:
+    /// its [`Predecessor`] is still [`Owner`](Predecessor::Owner), so it does not accept yet.
+    Running,
+    /// Serving, while a successor is being spawned and sets itself up.
+    Upgrading,
+    /// No more accepts; what there is, is served to its end.
+    Draining(Drain),
+    /// Over. Nothing leads out of it (I7).
+    Exited,
+}
+
+/// What a draining process drains for, and how far that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Drain {
+    /// For a successor that was committed to and has not yet said that it serves.
+    Committed,
+    /// For a successor that serves and is on probation.
+    Probation,
+    /// For a successor that has passed its probation: this process leaves with its last session.
+    Proven,
+    /// For the end: nobody takes over.
+    Shutdown,
+}
+
+/// What is known of the process before this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Predecessor {
+    /// There is none, or there is none any more.
+    Gone,
+    /// It has committed; it drains, and is still there.
+    Leaving,
+    /// It lives and has not committed: the listeners are its own, and this process must not
+    /// accept (I3).
+    Owner,
+}
+
+/// What happened. Facts, in the past tense; `state-machine.md` says who emits each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// This process has set itself up: every listener it wants is bound or claimed.
+    SetUpDone,
+    /// Somebody asked for an upgrade.
+    UpgradeRequested,
+    /// Somebody asked for an orderly end.
+    ShutdownRequested,
+    /// Somebody asked for the end at once.
+    ExitRequested,
+    /// The successor's ready byte was read.
+    SuccessorReady,
+    /// The successor said that it accepts and has written its pid file.
+    SuccessorServing,
+    /// The successor closed its end of the pipe or of the handoff socket; its exit status is not
+    /// known yet.
+    SuccessorHungUp,
+    /// The successor died, could not be spawned, refused, or sent what makes no sense.
+    SuccessorLost,
+    /// The successor was told to stop, and said so or exited with status 0.
+    SuccessorStopped,
+    /// The last look into the readiness pipe found no ready byte.
+    SuccessorSilent,
+    /// The predecessor committed to this process.
+    Committed,
+    /// The predecessor is dead.
+    PredecessorGone,
+    /// A draining process has no session left.
+    SessionsGone,
+    /// The [`Upgrade`](Timer::Upgrade) timer ran out.
+    UpgradeTimedOut,
+    /// The [`Takeover`](Timer::Takeover) timer ran out.
+    TakeoverTimedOut,
+    /// The [`Status`](Timer::Status) timer ran out.
+    StatusTimedOut,
+    /// The [`Probation`](Timer::Probation) timer ran out.
+    ProbationOver,
+    /// The [`Drain`](Timer::Drain) timer ran out.
+    DrainTimedOut,
+}
+
+/// What has to be done, in this order. Commands; the server performs them and decides nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Make the pipe and the handoff socket, queue the MANIFEST, spawn the successor.
+    SpawnSuccessor,
+    /// Look into the readiness pipe once more, and answer with [`Event::SuccessorReady`] or
+    /// [`Event::SuccessorSilent`].
+    LookOnce,
+    /// Send COMMIT: from here on the successor accepts.
+    CommitUpgrade,
+    /// Tell the successor of an upgrade request that came to this process.
+    PassOnUpgrade,
+    /// Kill the successor where it still lives, reap it, close what belonged to it.
+    KillSuccessor,
+    /// Log how the upgrade ended and hand the report to the user.
+    ReportUpgrade,
+    /// Log that a wanted upgrade will not be carried out.
+    DropWanted,
+    /// Close the inherited descriptors that nobody claimed.
+    CloseUnclaimed,
+    /// Write the ready byte.
+    AnnounceReady,
+    /// Tell the predecessor that this process accepts.
+    TellServing,
+    /// Tell the predecessor that this process was told to stop.
+    TellStopping,
+    /// Unlink the Unix paths of inherited listeners that nobody claimed.
+    UnlinkUnclaimed,
+    /// Write the pid file.
+    WritePidFile,
+    /// Write the pid file again, after a successor may have written its own.
+    RestorePidFile,
+    /// Poll the listeners.
+    ResumeAccepting,
+    /// Stop polling the listeners, and keep them.
+    PauseAccepting,
+    /// Close the listeners; their Unix paths belong to somebody else.
+    CloseListeners,
+    /// Close the listeners for good and unlink their Unix paths.
+    RetireListeners,
+    /// Tell every session to come to its end.
+    DrainSessions,
+    /// Close every session.
+    CloseSessions,
+    /// Remove the pid file, if it still names this process.
+    RemovePidFile,
+    /// Start a timer, anew if it runs.
+    Arm(Timer),
+    /// Stop a timer.
+    Disarm(Timer),
+    /// Stop every timer.
+    DisarmAll,
+}
+
+/// The deadlines of an upgrade and of a shutdown. Each ends in the event named beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Timer {
+    /// From the spawn to the ready byte; [`Event::UpgradeTimedOut`].
+    Upgrade,
+    /// Predecessor: from COMMIT until the successor serves. Successor: from the ready byte to
+    /// COMMIT. [`Event::TakeoverTimedOut`].
+    Takeover,
+    /// From the successor's hang-up until its exit status is known; [`Event::StatusTimedOut`].
+    Status,
+    /// How long a successor has to live before it is trusted; [`Event::ProbationOver`].
+    Probation,
+    /// How long sessions may take to come to their end; [`Event::DrainTimedOut`].
+    Drain,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// This process is shutting down, and nobody takes over.
+    ShuttingDown,
+    /// This process has exited.
+    Exited,
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The state changed.
+    Moves,
+    /// The state stayed; the event was taken into account.
+    Stays,
+    /// Late or repeated, but lawful: nothing changed and nothing is to be done.
+    Ignored,
+    /// A request that cannot be carried out.
+    Refused(Refusal),
+}
+
+/// The answer to an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The machine after the event.
+    pub machine: Machine,
+    /// What became of the event.
+    pub verdict: Verdict,
+    /// What has to be done, in this order.
+    pub actions: &'static [Action],
+}
+
+/// One process's state, and the two facts that ride along in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Machine {
+    state: State,
+    predecessor: Predecessor,
+    wanted: bool,
+}
+
+impl Machine {
+    /// The machine of a process that somebody started by hand.
+    #[must_use]
+    pub const fn first() -> Self {
+        Self { state: State::Running, predecessor: Predecessor::Gone, wanted: false }
+    }
+
+    /// The machine of a process that a predecessor spawned.
+    #[must_use]
+    pub const fn successor() -> Self {
+        Self { state: State::Running, predecessor: Predecessor::Owner, wanted: false }
+    }
+
+    /// Where the process stands.
+    #[must_use]
+    pub const fn state(self) -> State {
+        self.state
+    }
+
+    /// What is known of the process before this one.
+    #[must_use]
+    pub const fn predecessor(self) -> Predecessor {
+        self.predecessor
+    }
+
+    /// Whether an upgrade was requested that could not be started yet. While draining for a
+    /// successor: one that was passed on to it, and comes back if the successor is lost (I4).
+    #[must_use]
+    pub const fn wanted(self) -> bool {
+        self.wanted
+    }
+
+    /// Whether this process polls its listeners (I3).
+    #[must_use]
+    pub const fn accepts(self) -> bool {
+        match self.state {
+            State::Running => match self.predecessor {
+                Predecessor::Gone | Predecessor::Leaving => true,
+                Predecessor::Owner => false,
+            },
+            State::Upgrading => true,
+            State::Draining(_) | State::Exited => false,
+        }
+    }
+
+    /// What `event` means to this machine. Pure and total: no input panics, none is unanswered.
+    #[must_use]
+    pub const fn step(self, event: Event) -> Step {
+        match self.state {
+            State::Running => self.running(event),
+            State::Upgrading => self.upgrading(event),
+            State::Draining(drain) => match drain {
+                Drain::Committed => self.committed(event),
+                Drain::Probation => self.trusting(event, Drain::Probation),
+                Drain::Proven => self.trusting(event, Drain::Proven),
+                Drain::Shutdown => self.shutting_down(event),
+            },
+            State::Exited => self.exited(event),
+        }
+    }
+
+    const fn running(self, event: Event) -> Step {
+        use Action::*;
+        match event {
+            Event::SetUpDone => match self.predecessor {
+                // The first process serves as soon as it can.
+                Predecessor::Gone => self.stays(&[WritePidFile, ResumeAccepting]),
+                // A successor says so, and accepts only when it is told to (I3).
+                Predecessor::Owner => {
+                    self.stays(&[CloseUnclaimed, AnnounceReady, Arm(Timer::Takeover)])
+                }
+                Predecessor::Leaving => self.ignored(),
+            },
+            Event::UpgradeRequested => match self.predecessor {
+                Predecessor::Gone => {
+                    self.moves(State::Upgrading, &[SpawnSuccessor, Arm(Timer::Upgrade)])
+                }
+                // A third process never appears beside two (I2): wanted, and carried out when the
+                // predecessor is gone (I4).
+                Predecessor::Leaving | Predecessor::Owner => self.wanting().stays(&[]),
+            },
+            Event::ShutdownRequested => match (self.predecessor, self.wanted) {
+                // It never served, and its predecessor still does: nothing is to be drained, and
+                // nothing of the predecessor's is to be touched.
+                (Predecessor::Owner, false) => self.moves(State::Exited, &[DisarmAll]),
+                (Predecessor::Owner, true) => {
+                    self.satisfied().moves(State::Exited, &[DropWanted, DisarmAll])
+                }
+                (Predecessor::Leaving | Predecessor::Gone, false) => self.moves(
+                    State::Draining(Drain::Shutdown),
+                    &[RetireListeners, TellStopping, DrainSessions, Arm(Timer::Drain)],
+                ),
+                (Predecessor::Leaving | Predecessor::Gone, true) => self.satisfied().moves(
+                    State::Draining(Drain::Shutdown),
+                    &[DropWanted, RetireListeners, TellStopping, DrainSessions, Arm(Timer::Drain)],
+                ),
+            },
+            Event::ExitRequested => match (self.predecessor, self.wanted) {
+                (Predecessor::Owner, false) => self.moves(State::Exited, &[DisarmAll]),
+                (Predecessor::Owner, true) => {
+                    self.satisfied().moves(State::Exited, &[DropWanted, DisarmAll])
+                }
+                (Predecessor::Leaving | Predecessor::Gone, false) => self.moves(
+                    State::Exited,
+                    &[RetireListeners, TellStopping, CloseSessions, RemovePidFile, DisarmAll],
+                ),
+                (Predecessor::Leaving | Predecessor::Gone, true) => self.satisfied().moves(
+                    State::Exited,
+                    &[
+                        DropWanted,
+                        RetireListeners,
+                        TellStopping,
+                        CloseSessions,
+                        RemovePidFile,
+                        DisarmAll,
+                    ],
+                ),
+            },
+            Event::Committed => match self.predecessor {
+                // The one moment at which the listeners change hands. The pid file first: whoever
+                // reads it from now on signals this process.
+                Predecessor::Owner => self.with(Predecessor::Leaving).stays(&[
+                    DisarmAll,
+                    WritePidFile,
+                    ResumeAccepting,
+                    TellServing,
+                ]),
+                Predecessor::Leaving | Predecessor::Gone => self.ignored(),
+            },
+            Event::PredecessorGone => match (self.predecessor, self.wanted) {
+                // It died before it committed: this process is the sole owner and goes on (I1).
+                (Predecessor::Owner, false) => self.with(Predecessor::Gone).stays(&[
+                    DisarmAll,
+                    WritePidFile,
+                    ResumeAccepting,
+                    UnlinkUnclaimed,
+                ]),
+                (Predecessor::Owner, true) => self.with(Predecessor::Gone).satisfied().moves(
+                    State::Upgrading,
+                    &[
+                        DisarmAll,
+                        WritePidFile,
+                        ResumeAccepting,
+                        UnlinkUnclaimed,
+                        SpawnSuccessor,
+                        Arm(Timer::Upgrade),
+                    ],
+                ),
+                (Predecessor::Leaving, false) => {
+                    self.with(Predecessor::Gone).stays(&[UnlinkUnclaimed])
+                }
+                // The wanted upgrade can start now (I4).
+                (Predecessor::Leaving, true) => self.with(Predecessor::Gone).satisfied().moves(
+                    State::Upgrading,
+                    &[UnlinkUnclaimed, SpawnSuccessor, Arm(Timer::Upgrade)],
+                ),
+                (Predecessor::Gone, _) => self.ignored(),
+            },
+            Event::TakeoverTimedOut => match (self.predecessor, self.wanted) {
+                // Ready, and never committed to: it gives way without having touched anything. The
+                // predecessor finds it dead and rolls back, whenever it comes to look.
+                (Predecessor::Owner, false) => self.moves(State::Exited, &[DisarmAll]),
+                (Predecessor::Owner, true) => {
+                    self.satisfied().moves(State::Exited, &[DropWanted, DisarmAll])
+                }
+                (Predecessor::Leaving | Predecessor::Gone, _) => self.ignored(),
+            },
+            Event::SuccessorReady
+            | Event::SuccessorServing
+            | Event::SuccessorHungUp
+            | Event::SuccessorLost
+            | Event::SuccessorStopped
+            | Event::SuccessorSilent
+            | Event::SessionsGone
+            | Event::UpgradeTimedOut
+            | Event::StatusTimedOut
+            | Event::ProbationOver
+            | Event::DrainTimedOut => self.ignored(),
+        }
+    }
+
+    const fn upgrading(self, event: Event) -> Step {
+        use Action::*;
+        match event {
+            // Several requests become one (I4): the next process is started after the last of them.
+            Event::UpgradeRequested => self.wanting().stays(&[]),
+            Event::ShutdownRequested => {
+                let (machine, state) = (self.satisfied(), State::Draining(Drain::Shutdown));
+                if self.wanted {
+                    machine.moves(
+                        state,
+                        &[
+                            KillSuccessor,
+                            ReportUpgrade,
+                            DropWanted,
+                            DisarmAll,
+                            RetireListeners,
+                            DrainSessions,
+                            Arm(Timer::Drain),
+                        ],
+                    )
+                } else {
+                    machine.moves(
+                        state,
+                        &[
+                            KillSuccessor,
+                            ReportUpgrade,
+                            DisarmAll,
+                            RetireListeners,
+                            DrainSessions,
+                            Arm(Timer::Drain),
+                        ],
+                    )
+                }
+            }
+            Event::ExitRequested => {
+                let machine = self.satisfied();
+                if self.wanted {
+                    machine.moves(
+                        State::Exited,
+                        &[
+                            KillSuccessor,
+                            ReportUpgrade,
+                            DropWanted,
+                            DisarmAll,
+                            RetireListeners,
+                            CloseSessions,
+                            RemovePidFile,
+                        ],
+                    )
+                } else {
+                    machine.moves(
+                        State::Exited,
+                        &[
+                            KillSuccessor,
+                            ReportUpgrade,
+                            DisarmAll,
+                            RetireListeners,
+                            CloseSessions,
+                            RemovePidFile,
+                        ],
+                    )
+                }
+            }
+            // This process stops polling before the successor is told to start (I3). A request
+            // that came meanwhile goes with the COMMIT, and is kept for a rollback (I4).
+            Event::SuccessorReady => {
+                let state = State::Draining(Drain::Committed);
+                if self.wanted {
+                    self.moves(
+                        state,
+                        &[
+                            DisarmAll,
+                            PauseAccepting,
+                            CommitUpgrade,
+                            PassOnUpgrade,
+                            DrainSessions,
+                            Arm(Timer::Takeover),
+                            Arm(Timer::Drain),
+                        ],
+                    )
+                } else {
+                    self.moves(
+                        state,
+                        &[
+                            DisarmAll,
+                            PauseAccepting,
+                            CommitUpgrade,
+                            DrainSessions,
+                            Arm(Timer::Takeover),
+                            Arm(Timer::Drain),
+                        ],
+                    )
+                }
+            }
+            // Died, refused, talked nonsense (to serve before COMMIT is nonsense), or found silent
+            // by the last look: as if nothing had happened (I6), and on to the next if one is
+            // wanted (I4).
+            Event::SuccessorLost
+            | Event::SuccessorStopped
+            | Event::SuccessorServing
+            | Event::SuccessorSilent
+            | Event::StatusTimedOut => {
+                if self.wanted {
+                    self.satisfied().stays(&[
+                        KillSuccessor,
+                        ReportUpgrade,
+                        DisarmAll,
+                        SpawnSuccessor,
+                        Arm(Timer::Upgrade),
+                    ])
+                } else {
+                    self.moves(State::Running, &[KillSuccessor, ReportUpgrade, DisarmAll])
+                }
+            }
+            // The status says which death it was; it follows the hang-up at once, or never.
+            Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
+            // The ready byte and the deadline may race: a byte that is there wins.
+            Event::UpgradeTimedOut => self.stays(&[LookOnce]),
+            Event::SetUpDone
+            | Event::Committed
+            | Event::PredecessorGone
+            | Event::SessionsGone
+            | Event::TakeoverTimedOut
+            | Event::ProbationOver
+            | Event::DrainTimedOut => self.ignored(),
+        }
+    }
+
+    const fn committed(self, event: Event) -> Step {
+        use Action::*;
+        match event {
+            Event::UpgradeRequested => self.wanting().stays(&[PassOnUpgrade]),
+            // It is leaving already.
+            Event::ShutdownRequested => self.stays(&[]),
+            // COMMIT lies in the successor's socket: it takes over without help (I1).
+            Event::ExitRequested => {
+                self.satisfied().moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
+            }
+            Event::SuccessorServing => self.moves(
+                State::Draining(Drain::Probation),
+                &[Disarm(Timer::Takeover), ReportUpgrade, Arm(Timer::Probation)],
+            ),
+            // A successor that never served is lost however it ended, and a takeover that does not
+            // come to its end is one too: nobody accepts meanwhile.
+            Event::SuccessorLost
+            | Event::SuccessorStopped
+            | Event::StatusTimedOut
+            | Event::TakeoverTimedOut => self.rolls_back(),
+            Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
+            // The sessions' time is over, but nobody is known to serve yet: this process stays.
+            Event::DrainTimedOut => self.stays(&[CloseSessions]),
+            Event::SessionsGone => self.stays(&[]),
+            Event::SetUpDone
+            | Event::SuccessorReady
+            | Event::SuccessorSilent
+            | Event::Committed
+            | Event::PredecessorGone
+            | Event::UpgradeTimedOut
+            | Event::ProbationOver => self.ignored(),
+        }
+    }
+
+    /// `Draining` for a successor that serves: on probation, or proven.
+    const fn trusting(self, event: Event, drain: Drain) -> Step {
+        use Action::*;
+        match event {
+            Event::UpgradeRequested => self.wanting().stays(&[PassOnUpgrade]),
+            Event::ShutdownRequested => self.stays(&[]),
+            Event::ExitRequested => {
+                self.satisfied().moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
+            }
+            // It died although nobody told it to: the upgrade never happened.
+            Event::SuccessorLost | Event::StatusTimedOut => self.rolls_back(),
+            // It was told to stop, and with it the service: this process only ends what it has.
+            Event::SuccessorStopped => {
+                let (machine, state) = (self.satisfied(), State::Draining(Drain::Shutdown));
+                if self.wanted {
+                    machine.moves(state, &[DropWanted, CloseListeners, DrainSessions])
+                } else {
+                    machine.moves(state, &[CloseListeners, DrainSessions])
+                }
+            }
+            Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
+            Event::ProbationOver => match drain {
+                Drain::Probation => self.moves(State::Draining(Drain::Proven), &[]),
+                Drain::Proven | Drain::Committed | Drain::Shutdown => self.ignored(),
+            },
+            Event::SessionsGone => match drain {
+                Drain::Probation => self.stays(&[]),
+                Drain::Proven | Drain::Committed | Drain::Shutdown => {
+                    self.satisfied().moves(State::Exited, &[RemovePidFile, DisarmAll])
+                }
+            },
+            Event::DrainTimedOut => match drain {
+                Drain::Probation => self.stays(&[CloseSessions]),
+                Drain::Proven | Drain::Committed | Drain::Shutdown => self
+                    .satisfied()
+                    .moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll]),
+            },
+            Event::SetUpDone
+            | Event::SuccessorReady
+            | Event::SuccessorServing
+            | Event::SuccessorSilent
+            | Event::Committed
+            | Event::PredecessorGone
+            | Event::UpgradeTimedOut
+            | Event::TakeoverTimedOut => self.ignored(),
+        }
+    }
+
+    const fn shutting_down(self, event: Event) -> Step {
+        use Action::*;
+        match event {
+            Event::UpgradeRequested => self.refused(Refusal::ShuttingDown),
+            Event::ShutdownRequested => self.stays(&[]),
+            Event::ExitRequested | Event::DrainTimedOut => {
+                self.moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
+            }
+            Event::SessionsGone => self.moves(State::Exited, &[RemovePidFile, DisarmAll]),
+            Event::PredecessorGone => match self.predecessor {
+                Predecessor::Leaving | Predecessor::Owner => {
+                    self.with(Predecessor::Gone).stays(&[UnlinkUnclaimed])
+                }
+                Predecessor::Gone => self.ignored(),
+            },
+            Event::SetUpDone
+            | Event::SuccessorReady
+            | Event::SuccessorServing
+            | Event::SuccessorHungUp
+            | Event::SuccessorLost
+            | Event::SuccessorStopped
+            | Event::SuccessorSilent
+            | Event::Committed
+            | Event::UpgradeTimedOut
+            | Event::TakeoverTimedOut
+            | Event::StatusTimedOut
+            | Event::ProbationOver => self.ignored(),
+        }
+    }
+
+    const fn exited(self, event: Event) -> Step {
+        match event {
+            Event::UpgradeRequested => self.refused(Refusal::Exited),
+            Event::SetUpDone
+            | Event::ShutdownRequested
+            | Event::ExitRequested
+            | Event::SuccessorReady
+            | Event::SuccessorServing
+            | Event::SuccessorHungUp
+            | Event::SuccessorLost
+            | Event::SuccessorStopped
+            | Event::SuccessorSilent
+            | Event::Committed
+            | Event::PredecessorGone
+            | Event::SessionsGone
+            | Event::UpgradeTimedOut
+            | Event::TakeoverTimedOut
+            | Event::StatusTimedOut
+            | Event::ProbationOver
+            | Event::DrainTimedOut => self.ignored(),
+        }
+    }
+
+    /// The listeners were kept for this: accept again, and name this process in the pid file.
+    const fn rolls_back(self) -> Step {
+        use Action::*;
+        if self.wanted {
+            self.satisfied().moves(
+                State::Upgrading,
+                &[
+                    KillSuccessor,
+                    DisarmAll,
+                    ResumeAccepting,
+                    RestorePidFile,
+                    ReportUpgrade,
+                    SpawnSuccessor,
+                    Arm(Timer::Upgrade),
+                ],
+            )
+        } else {
+            self.moves(
+                State::Running,
+                &[KillSuccessor, DisarmAll, ResumeAccepting, RestorePidFile, ReportUpgrade],
+            )
+        }
+    }
+
+    const fn wanting(self) -> Self {
+        Self { wanted: true, ..self }
+    }
+
+    const fn satisfied(self) -> Self {
+        Self { wanted: false, ..self }
+    }
+
+    const fn with(self, predecessor: Predecessor) -> Self {
+        Self { predecessor, ..self }
+    }
+
+    const fn moves(self, state: State, actions: &'static [Action]) -> Step {
+        Step { machine: Self { state, ..self }, verdict: Verdict::Moves, actions }
+    }
+
+    const fn stays(self, actions: &'static [Action]) -> Step {
+        Step { machine: self, verdict: Verdict::Stays, actions }
+    }
+
+    const fn ignored(self) -> Step {
+        Step { machine: self, verdict: Verdict::Ignored, actions: &[] }
+    }
+
+    const fn refused(self, refusal: Refusal) -> Step {
+        Step { machine: self, verdict: Verdict::Refused(refusal), actions: &[] }
+    }
+}
+
+impl State {
+    /// Every state, draining once for each thing to drain for; in the order of a life.
+    pub const ALL: [Self; 7] = [
+        Self::Running,
+        Self::Upgrading,
+        Self::Draining(Drain::Committed),
+        Self::Draining(Drain::Probation),
+        Self::Draining(Drain::Proven),
+        Self::Draining(Drain::Shutdown),
+        Self::Exited,
+    ];
+
+    /// The state's name alone.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "Running",
+            Self::Upgrading => "Upgrading",
+            Self::Draining(_) => "Draining",
+            Self::Exited => "Exited",
+        }
+    }
+}
+
+impl Predecessor {
+    /// Every predecessor there can be.
+    pub const ALL: [Self; 3] = [Self::Gone, Self::Leaving, Self::Owner];
+}
+
+impl Event {
+    /// Every event, in the order of this page.
+    pub const ALL: [Self; 18] = [
+        Self::SetUpDone,
+        Self::UpgradeRequested,
+        Self::ShutdownRequested,
+        Self::ExitRequested,
+        Self::SuccessorReady,
+        Self::SuccessorServing,
+        Self::SuccessorHungUp,
+        Self::SuccessorLost,
+        Self::SuccessorStopped,
+        Self::SuccessorSilent,
+        Self::Committed,
+        Self::PredecessorGone,
+        Self::SessionsGone,
+        Self::UpgradeTimedOut,
+        Self::TakeoverTimedOut,
+        Self::StatusTimedOut,
+        Self::ProbationOver,
+        Self::DrainTimedOut,
+    ];
+}
+
+impl Timer {
+    /// Every timer.
+    pub const ALL: [Self; 5] =
+        [Self::Upgrade, Self::Takeover, Self::Status, Self::Probation, Self::Drain];
+
+    /// What it means that this timer ran out.
+    #[must_use]
+    pub const fn event(self) -> Event {
+        match self {
+            Self::Upgrade => Event::UpgradeTimedOut,
+            Self::Takeover => Event::TakeoverTimedOut,
+            Self::Status => Event::StatusTimedOut,
+            Self::Probation => Event::ProbationOver,
+            Self::Drain => Event::DrainTimedOut,
+        }
+    }
+}
+
+impl Machine {
+    /// Every machine that can be written down, those that no history leads to included. The
+    /// function is total over all of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        State::ALL.into_iter().flat_map(|state| {
+            Predecessor::ALL.into_iter().flat_map(move |predecessor| {
+                [false, true].map(|wanted| Self { state, predecessor, wanted })
+            })
+        })
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Draining(drain) => write!(f, "Draining ({drain})"),
+            Self::Running | Self::Upgrading | Self::Exited => f.write_str(self.name()),
+        }
+    }
+}
+
+impl fmt::Display for Drain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Committed => "committed",
+            Self::Probation => "probation",
+            Self::Proven => "proven",
+            Self::Shutdown => "shutdown",
+        })
+    }
+}
+
+impl fmt::Display for Predecessor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gone => "gone",
+            Self::Leaving => "leaving",
+            Self::Owner => "owner",
+        })
+    }
+}
+
+/// In words, for the log.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SetUpDone => "set up",
+            Self::UpgradeRequested => "upgrade requested",
+            Self::ShutdownRequested => "shutdown requested",
+            Self::ExitRequested => "exit requested",
+            Self::SuccessorReady => "successor ready",
+            Self::SuccessorServing => "successor serving",
+            Self::SuccessorHungUp => "successor hung up",
+            Self::SuccessorLost => "successor lost",
+            Self::SuccessorStopped => "successor stopped",
+            Self::SuccessorSilent => "successor not ready in time",
+            Self::Committed => "committed to by the predecessor",
+            Self::PredecessorGone => "predecessor gone",
+            Self::SessionsGone => "sessions gone",
+            Self::UpgradeTimedOut => "upgrade timed out",
+            Self::TakeoverTimedOut => "takeover timed out",
+            Self::StatusTimedOut => "successor hung up without an exit status",
+            Self::ProbationOver => "probation over",
+            Self::DrainTimedOut => "drain timed out",
+        })
+    }
+}
+
+/// In words, for the log.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ShuttingDown => "this process is shutting down",
+            Self::Exited => "this process has exited",
+        })
+    }
+}

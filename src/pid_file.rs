@@ -1,0 +1,134 @@
+//! The pid file: written by rename, so that a reader finds the old or the new, and never half.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// The pid file of this process.
+///
+/// Its directory is tried out when the server is made, by writing the temporary file that is to be
+/// renamed; a full disk or a missing directory is found while there is still somebody to tell.
+#[derive(Debug)]
+pub(crate) struct PidFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    pid: u32,
+}
+
+impl PidFile {
+    /// Makes the path absolute and puts the temporary file beside it.
+    pub(crate) fn prepare(path: &Path, pid: u32) -> Result<Self, Error> {
+        let error = |step| move |source| Error::PidFile { path: path.to_path_buf(), step, source };
+        let path = std::path::absolute(path).map_err(error("make absolute"))?;
+        if path.is_dir() {
+            return Err(error("write")(io::Error::from(io::ErrorKind::IsADirectory)));
+        }
+        let Some(temporary) = temporary_beside(&path, pid) else {
+            return Err(error("write")(io::Error::from(io::ErrorKind::InvalidInput)));
+        };
+        let file = Self { path, temporary, pid };
+        file.write_temporary().map_err(error("write"))?;
+        Ok(file)
+    }
+
+    /// Makes the file name this process.
+    pub(crate) fn publish(&self) -> Result<(), Error> {
+        let error = |step| move |source| Error::PidFile { path: self.path.clone(), step, source };
+        if !self.temporary.exists() {
+            self.write_temporary().map_err(error("write"))?;
+        }
+        fs::rename(&self.temporary, &self.path).map_err(error("rename"))
+    }
+
+    /// Removes the file, if it names this process.
+    pub(crate) fn remove_own(&self) {
+        if fs::read_to_string(&self.path).is_ok_and(|text| text.trim() == self.pid.to_string()) {
+            if let Err(problem) = fs::remove_file(&self.path) {
+                log::warn!("pid file {}: remove: {problem}", self.path.display());
+            }
+        }
+    }
+
+    /// Removes what a process that was killed may have left beside the file.
+    pub(crate) fn remove_temporary_of(&self, pid: u32) {
+        if let Some(path) = temporary_beside(&self.path, pid) {
+            // Usually there is none.
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn write_temporary(&self) -> io::Result<()> {
+        let mut file = fs::File::create(&self.temporary)?;
+        file.write_all(format!("{}\n", self.pid).as_bytes())
+    }
+}
+
+/// A process that ends before it was committed to leaves nothing behind.
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // After a rename there is none.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// In the same directory, because rename(2) works within one file system.
+fn temporary_beside(path: &Path, pid: u32) -> Option<PathBuf> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(format!(".{pid}"));
+    Some(path.with_file_name(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(path: &Path) -> String {
+        fs::read_to_string(path).expect("the pid file is there")
+    }
+
+    #[test]
+    fn the_file_appears_when_it_is_published_and_goes_with_the_process_it_names() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let path = place.path().join("echo.pid");
+        let old = PidFile::prepare(&path, 11).expect("writable");
+        assert!(!path.exists());
+        old.publish().expect("renamed");
+        assert_eq!(read(&path), "11\n");
+
+        let new = PidFile::prepare(&path, 22).expect("writable");
+        assert_eq!(read(&path), "11\n", "not before the commit");
+        new.publish().expect("renamed");
+        old.remove_own();
+        assert_eq!(read(&path), "22\n", "it names another process");
+
+        old.publish().expect("restored");
+        assert_eq!(read(&path), "11\n");
+        old.remove_own();
+        drop((old, new));
+        assert_eq!(fs::read_dir(place.path()).expect("a directory").count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_an_error_that_names_it() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        for path in [place.path().join("no/such/directory/echo.pid"), place.path().into()] {
+            let error = PidFile::prepare(&path, 11).expect_err("not writable").to_string();
+            assert!(error.contains(path.to_str().expect("text")), "{error}");
+        }
+        assert_eq!(fs::read_dir(place.path()).expect("a directory").count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_beside_the_file_is_removed() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let path = place.path().join("echo.pid");
+        let own = PidFile::prepare(&path, 11).expect("writable");
+        own.publish().expect("renamed");
+        std::mem::forget(PidFile::prepare(&path, 22).expect("writable"));
+        own.remove_temporary_of(22);
+        assert_eq!(fs::read_dir(place.path()).expect("a directory").count(), 1);
+    }
+}

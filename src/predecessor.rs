@@ -1,0 +1,244 @@
+//! What I do towards the process before me: adopt, say hello, say ready, wait for its word.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::getppid;
+
+use crate::error::Error;
+use crate::limits;
+use crate::machine::Event;
+use crate::sys;
+use crate::token::{Kind, Token};
+use crate::wire::{Entry, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, READY, VARIABLE};
+
+/// The predecessor, as long as it is there.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    pub(crate) pid: u32,
+    /// The generation that this process has, by the predecessor's count.
+    pub(crate) generation: u64,
+    /// The signals to unblock; bit n is signal n + 1.
+    pub(crate) blocked: u64,
+    /// Closed once the ready byte is written.
+    pipe: Option<File>,
+    socket: OwnedFd,
+    /// Becomes readable when it dies. `None` if its id means nothing here, as across pid
+    /// namespaces, or if it is dead already; the end of the socket says it then.
+    process: Option<OwnedFd>,
+}
+
+/// What a predecessor leaves to its successor.
+pub(crate) type Inheritance = Vec<(Entry, OwnedFd)>;
+
+impl Predecessor {
+    /// Finds the predecessor that the environment points to, and what it passes on. `None` if this
+    /// process was started by hand.
+    pub(crate) fn find() -> Result<Option<(Self, Inheritance)>, Error> {
+        let Some(variable) = sys::take_variable(VARIABLE) else { return Ok(None) };
+        let handoff = Handoff::parse(&variable)?;
+        // Where threads were running, the variable could not be removed, and a child that is no
+        // successor inherited it: its parent is somebody else, and the descriptors are not there.
+        let (pipe, socket) = match handoff.adopt() {
+            Ok(adopted) => adopted,
+            Err(_) if getppid().as_raw() != handoff.pid => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match receive_manifest(&socket) {
+            Ok((manifest, inheritance)) => {
+                let predecessor = Self::new(pipe, socket, &manifest)?;
+                Ok(Some((predecessor, inheritance)))
+            }
+            Err(error) => {
+                refuse(&socket, &error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    fn new(pipe: OwnedFd, socket: OwnedFd, manifest: &Manifest) -> Result<Self, Error> {
+        // `receive_manifest` has made sure that there is a version that both speak.
+        let protocol = PROTOCOL.agree(manifest.protocol).unwrap_or(PROTOCOL.newest);
+        let build = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into();
+        let hello = Message::Hello(Hello { protocol, schemas: NO_SCHEMAS, build });
+        // Its id is known to mean the predecessor as long as it is this process's parent; what the
+        // id of a dead one means is found out by asking again once the descriptor is open.
+        let is_parent = || getppid().as_raw() as u32 == manifest.predecessor;
+        let process = is_parent()
+            .then(|| sys::process_descriptor(manifest.predecessor).ok())
+            .flatten()
+            .filter(|_| is_parent());
+        let predecessor = Self {
+            pid: manifest.predecessor,
+            generation: manifest.generation,
+            blocked: manifest.blocked,
+            pipe: Some(pipe.into()),
+            socket,
+            process,
+        };
+        // A dead predecessor does not hear it; this process has all it needs and goes on.
+        predecessor.send(&hello);
+        Ok(predecessor)
+    }
+
+    pub(crate) fn register(&self, registry: &Registry) -> io::Result<()> {
+        let token = Token::single(Kind::Predecessor).pack();
+        registry.register(&mut SourceFd(&self.socket.as_raw_fd()), token, Interest::READABLE)?;
+        if let Some(process) = &self.process {
+            let token = Token::single(Kind::PredecessorProcess).pack();
+            registry.register(&mut SourceFd(&process.as_raw_fd()), token, Interest::READABLE)?;
+        }
+        Ok(())
+    }
+
+    /// The predecessor is gone: nothing of it may stay registered.
+    pub(crate) fn deregister(&self, registry: &Registry) {
+        let fds = [Some(&self.socket), self.process.as_ref()];
+        for fd in fds.into_iter().flatten() {
+            // It may not have been registered yet, if it died during the set-up.
+            let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
+        }
+    }
+
+    /// Writes the ready byte. A dead predecessor does not read it, and that is no error.
+    pub(crate) fn announce_ready(&mut self) {
+        if let Some(mut pipe) = self.pipe.take() {
+            // EPIPE: it is dead, and its end will be heard of.
+            let _ = pipe.write_all(&[READY]);
+        }
+    }
+
+    pub(crate) fn tell(&self, message: &Message) {
+        self.send(message);
+    }
+
+    /// Says why this process will not take over.
+    pub(crate) fn refuse(&self, reason: &str) {
+        refuse(&self.socket, reason);
+    }
+
+    /// What the predecessor has said since the last call. Answers whether it may have said more.
+    pub(crate) fn read(&mut self, events: &mut Vec<Event>) -> bool {
+        let mut packet = [0; 256];
+        for _ in 0..limits::MESSAGES_PER_TURN {
+            match sys::receive(&self.socket, &mut packet) {
+                Ok(received) if received.length == 0 => {
+                    // It closes the socket by dying and not before. If its death itself is
+                    // watched, that comes in a moment: then it is dead and no longer dying.
+                    if self.process.is_none() {
+                        events.push(Event::PredecessorGone);
+                    }
+                    return false;
+                }
+                Ok(received) => match Message::decode(&packet[..received.length]) {
+                    Ok(Message::Commit) => events.push(Event::Committed),
+                    Ok(Message::Upgrade) => events.push(Event::UpgradeRequested),
+                    Ok(message) => {
+                        log::warn!("the predecessor sent {} out of turn", message.name())
+                    }
+                    Err(error) => log::warn!("the predecessor talked nonsense: {error}"),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // It was reset: the predecessor died with something unread.
+                Err(_) => {
+                    if self.process.is_none() {
+                        events.push(Event::PredecessorGone);
+                    }
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn send(&self, message: &Message) {
+        if let Err(error) = sys::send(&self.socket, &message.encode(), &[]) {
+            log::debug!("{} to the predecessor: {error}", message.name());
+        }
+    }
+}
+
+/// The handoff variable, taken apart.
+struct Handoff {
+    pipe: RawFd,
+    socket: RawFd,
+    pid: i32,
+}
+
+impl Handoff {
+    fn parse(variable: &OsStr) -> Result<Self, Error> {
+        let error = || Error::Environment {
+            reason: format!("expected pipe=FD,socket=FD,pid=PID, found {variable:?}"),
+        };
+        let mut fields = variable.to_str().ok_or_else(error)?.split(',');
+        let mut field = |name: &str| {
+            let value = fields.next().and_then(|field| field.strip_prefix(name)?.strip_prefix('='));
+            value.and_then(|number| number.parse().ok()).filter(|number| *number >= 0)
+        };
+        let (pipe, socket, pid) = (field("pipe"), field("socket"), field("pid"));
+        match (pipe, socket, pid, fields.next()) {
+            (Some(pipe), Some(socket), Some(pid), None) => Ok(Self { pipe, socket, pid }),
+            (_, _, _, _) => Err(error()),
+        }
+    }
+
+    /// Adopts both descriptors, after a look at what they are.
+    fn adopt(&self) -> Result<(OwnedFd, OwnedFd), Error> {
+        let adopt = |number, what: &str, is: fn(&OwnedFd) -> bool| {
+            let reason = |problem: &str| Error::Environment {
+                reason: format!("descriptor {number} should be {what}, but {problem}"),
+            };
+            let fd = sys::adopt(number).map_err(|_| reason("was not passed to this process"))?;
+            if is(&fd) { Ok(fd) } else { Err(reason("is something else")) }
+        };
+        let pipe = adopt(self.pipe, "the readiness pipe", |fd| {
+            fstat(fd).is_ok_and(|stat| {
+                SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO
+            })
+        })?;
+        let socket = adopt(self.socket, "the handoff socket", |fd| {
+            getsockopt(&fd.as_fd(), sockopt::SockType) == Ok(SockType::SeqPacket)
+        })?;
+        Ok((pipe, socket))
+    }
+}
+
+/// The whole manifest; it was put into the socket before this process existed.
+fn receive_manifest(socket: &OwnedFd) -> Result<(Manifest, Inheritance), Error> {
+    let handoff = |reason: String| Error::Handoff { reason };
+    let mut packet = vec![0; limits::PACKET_BYTES];
+    let mut inheritance = Vec::new();
+    for expected in 0.. {
+        let received = sys::receive(socket, &mut packet)
+            .map_err(|error| handoff(format!("receive MANIFEST: {error}")))?;
+        let manifest = match Message::decode(&packet[..received.length]) {
+            Ok(Message::Manifest(manifest)) => manifest,
+            Ok(other) => return Err(handoff(format!("{} instead of MANIFEST", other.name()))),
+            Err(error) => return Err(handoff(format!("MANIFEST: {error}"))),
+        };
+        if manifest.part != expected {
+            return Err(handoff(format!("MANIFEST part {} instead of {expected}", manifest.part)));
+        }
+        if manifest.entries.len() != received.descriptors.len() {
+            let (names, fds) = (manifest.entries.len(), received.descriptors.len());
+            return Err(handoff(format!("MANIFEST names {names} descriptors and brings {fds}")));
+        }
+        inheritance.extend(manifest.entries.iter().cloned().zip(received.descriptors));
+        if manifest.part + 1 == manifest.parts {
+            return Ok((manifest, inheritance));
+        }
+    }
+    Err(handoff("MANIFEST without an end".into()))
+}
+
+fn refuse(socket: &OwnedFd, reason: &str) {
+    // Nothing can be done if nobody hears it; the exit status says the rest.
+    let _ = sys::send(socket, &Message::Refuse(reason.into()).encode(), &[]);
+}

@@ -1,0 +1,157 @@
+//! How an upgrade ended, in numbers or in words.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::wire::{PROTOCOL, ProtocolRange};
+
+/// How an upgrade ended. There is one for each upgrade, and a second one if the successor is lost
+/// after it had served.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// The predecessor's process id.
+    pub from: u32,
+    /// The successor's process id, if it came into being.
+    pub to: Option<u32>,
+    /// The successor's generation: the predecessor's and one more.
+    pub generation: u64,
+    /// The time that each step took, or the step that failed and why.
+    pub outcome: Result<Timings, Failure>,
+}
+
+/// How long each step of an upgrade took, by the monotonic clock of the predecessor.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Timings {
+    /// From the request to the end of the spawn: the successor's program is executed.
+    pub spawn: Duration,
+    /// From there until the ready byte was read.
+    pub set_up: Duration,
+    /// From there until the successor said that it accepts.
+    pub takeover: Duration,
+    /// The longest turn of the predecessor's loop meanwhile: how long its sessions waited at most.
+    pub longest_turn: Duration,
+}
+
+/// Why an upgrade failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Failure {
+    /// The step that failed.
+    pub stage: Stage,
+    /// What happened.
+    pub cause: Cause,
+}
+
+/// The steps of an upgrade, as the predecessor sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The successor is being spawned.
+    Spawn,
+    /// The successor sets itself up.
+    SetUp,
+    /// The successor is ready and has not said yet that it accepts.
+    Takeover,
+    /// The successor serves, and the predecessor drains.
+    Draining,
+}
+
+/// What happened to a successor.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Cause {
+    /// It could not be executed, or what it needs could not be made.
+    NotSpawned {
+        /// What failed, with its object.
+        operation: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It exited with this status.
+    Exited(i32),
+    /// It was killed by this signal.
+    Killed(i32),
+    /// It ended, and somebody else has taken its status.
+    Ended,
+    /// It was not ready in time, and was killed.
+    NotReady(Duration),
+    /// It was ready and did not serve in time, and was killed.
+    NotServing(Duration),
+    /// It closed the handoff and lived on, and was killed.
+    HungUp,
+    /// It said why it would not take over.
+    Refused(String),
+    /// It sent what is no handoff message, or one out of turn, and was killed.
+    Nonsense(String),
+    /// It speaks another version of the handoff protocol, and was killed.
+    Protocol(ProtocolRange),
+    /// The predecessor was told to stop first, and killed it.
+    ShuttingDown,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "upgrade {} -> ", self.from)?;
+        match self.to {
+            Some(pid) => write!(f, "{pid}")?,
+            None => f.write_str("(none)")?,
+        }
+        write!(f, " to generation {}: ", self.generation)?;
+        match &self.outcome {
+            Ok(timings) => write!(
+                f,
+                "done; spawn {}, set-up {}, takeover {}, longest turn {}",
+                Milliseconds(timings.spawn),
+                Milliseconds(timings.set_up),
+                Milliseconds(timings.takeover),
+                Milliseconds(timings.longest_turn),
+            ),
+            Err(failure) => write!(f, "failed in {}: {}", failure.stage, failure.cause),
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Spawn => "spawn",
+            Self::SetUp => "set-up",
+            Self::Takeover => "takeover",
+            Self::Draining => "draining",
+        })
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSpawned { operation, source } => write!(f, "{operation}: {source}"),
+            Self::Exited(status) => write!(f, "the successor exited with status {status}"),
+            Self::Killed(signal) => {
+                write!(f, "the successor was killed by {}", crate::signals::name(*signal))
+            }
+            Self::Ended => f.write_str("the successor ended, and its status is not known"),
+            Self::NotReady(time) => write!(f, "the successor was not ready within {time:?}"),
+            Self::NotServing(time) => write!(f, "the successor did not serve within {time:?}"),
+            Self::HungUp => f.write_str("the successor closed the handoff and lived on"),
+            Self::Refused(reason) => write!(f, "the successor refused: {reason}"),
+            Self::Nonsense(what) => write!(f, "the successor talked nonsense: {what}"),
+            Self::Protocol(range) => write!(
+                f,
+                "the successor speaks handoff protocol {range}, and this process {PROTOCOL}",
+            ),
+            Self::ShuttingDown => f.write_str("this process was told to stop"),
+        }
+    }
+}
+
+/// Milliseconds with three places: the unit and the precision that an upgrade is thought about in.
+struct Milliseconds(Duration);
+
+impl fmt::Display for Milliseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3} ms", self.0.as_secs_f64() * 1e3)
+    }
+}

@@ -1,0 +1,412 @@
+//! The reactor: what a user makes, sets up and runs.
+//!
+//! `turn` polls and dispatches, `perform` does what the machine says; both are parts of this noun.
+
+mod perform;
+mod turn;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Registry, Waker};
+
+use crate::address::Address;
+use crate::config::Config;
+use crate::error::Error;
+use crate::handler::{Handler, Requests, Shared};
+use crate::limits;
+use crate::listeners::Listeners;
+use crate::machine::{Event, Machine, Predecessor as Rank, State};
+use crate::pid_file::PidFile;
+use crate::predecessor::{Inheritance, Predecessor};
+use crate::program;
+use crate::remote::{PredecessorWatch, Remote};
+use crate::report::Report;
+use crate::sessions::Sessions;
+use crate::signals::{self, Signals};
+use crate::socket::{self, SocketOptions};
+use crate::successor::{Dying, Successor};
+use crate::sys::Command;
+use crate::timers::Timers;
+use crate::token::{Kind as Source, Token};
+use crate::wire::Kind;
+
+/// A server whose process can be replaced while it serves.
+///
+/// Make it, claim the listeners, run it. The same program does this as the first process and as a
+/// successor: [`Server::listen`] binds in the one and inherits in the other.
+///
+/// ```no_run
+/// use tablecloth::{Config, Server};
+/// # use std::io;
+/// # use tablecloth::{Accepted, Context, Handler, IoEvent, Stream, Verdict};
+/// # struct Echo;
+/// # impl Handler for Echo {
+/// #     type Session = Stream;
+/// #     fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Stream> {
+/// #         Ok(accepted.stream)
+/// #     }
+/// #     fn event(&mut self, _: &mut Context<'_>, _: &mut Stream, _: IoEvent) -> Verdict {
+/// #         Verdict::Close
+/// #     }
+/// # }
+/// # fn main() -> Result<(), tablecloth::Error> {
+/// let mut server = Server::new(Config::default(), Echo)?;
+/// server.listen("echo", "127.0.0.1:8080")?;
+/// server.run()
+/// # }
+/// ```
+///
+/// A server that is dropped before it ran lets go of everything: a successor tells its predecessor
+/// why (the last error of this server), and the predecessor goes on.
+pub struct Server<H: Handler> {
+    handler: H,
+    config: Config,
+    /// What a handler sees of the rest, the machine included.
+    shared: Shared,
+    poll: Poll,
+    events: Events,
+    registry: Rc<Registry>,
+    listeners: Listeners,
+    sessions: Sessions<H::Session>,
+    signals: Signals,
+    remote: Remote,
+    timers: Timers,
+    pid_file: Option<PidFile>,
+    /// What a successor is spawned from.
+    command: Arc<Command>,
+    predecessor: Option<Predecessor>,
+    predecessor_watch: PredecessorWatch,
+    successor: Option<Successor>,
+    /// Successors that were killed and are not reaped yet.
+    dying: Vec<Dying>,
+    attempts: u32,
+    /// How the last successor ended, until it is reported.
+    obituary: Option<Report>,
+    /// Events that wait to be stepped: a step's actions are all performed before the next step.
+    pending: VecDeque<Pending>,
+    sweep: Option<Sweep>,
+    /// Whether the handoff had more to say than a turn's budget.
+    handoff_left: bool,
+    /// The longest turn since the upgrade was requested.
+    longest_turn: Duration,
+    stale_events: u64,
+    started: bool,
+    /// Why this process ends, if not because it was told to.
+    failure: Option<Error>,
+    /// The last error of the set-up, for the predecessor.
+    last_error: Option<String>,
+}
+
+/// An event that waits to be stepped.
+#[derive(Clone, Copy)]
+struct Pending {
+    event: Event,
+    /// The attempt that it tells of. What is left of a dead successor's last words must not be
+    /// taken for those of the next one.
+    attempt: Option<u32>,
+}
+
+/// A walk over all sessions, in the budget of several turns: to tell them to drain, or to close
+/// them.
+#[derive(Clone, Copy)]
+struct Sweep {
+    next: u32,
+    closing: bool,
+}
+
+impl<H: Handler> Server<H> {
+    /// Makes a server, as the first process or as the successor of the one that spawned this.
+    ///
+    /// Handles the configured signals from here on, takes the handoff out of the environment, and
+    /// tries out the pid file's place. Call it before the program starts threads: the environment
+    /// can be changed only then. A variable that had to stay is inherited by children, who
+    /// recognise it as not theirs.
+    pub fn new(config: Config, handler: H) -> Result<Self, Error> {
+        let (predecessor, inheritance) = match Predecessor::find()? {
+            Some((predecessor, inheritance)) => (Some(predecessor), inheritance),
+            None => (None, Vec::new()),
+        };
+        match Self::assemble(config, handler, predecessor.as_ref(), inheritance) {
+            Ok(mut server) => {
+                server.predecessor = predecessor;
+                Ok(server)
+            }
+            Err(error) => {
+                if let Some(predecessor) = &predecessor {
+                    predecessor.refuse(&error.to_string());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn assemble(
+        config: Config,
+        handler: H,
+        predecessor: Option<&Predecessor>,
+        inheritance: Inheritance,
+    ) -> Result<Self, Error> {
+        let command = Arc::new(program::of_this_process()?);
+        let listeners = Listeners::new(inheritance)?;
+        let prepare = |path: &Path| PidFile::prepare(path, std::process::id());
+        let pid_file = config.pid_file.as_deref().map(prepare).transpose()?;
+        let poll = Poll::new().map_err(Error::system("make an epoll instance"))?;
+        let registry = poll.registry().try_clone().map_err(Error::system("duplicate epoll"))?;
+        let polled = Error::system("poll");
+        let waker = Waker::new(&registry, Token::single(Source::Waker).pack()).map_err(polled)?;
+        let mut signals = Signals::install(&config)?;
+        signals.register(&registry, Token::single(Source::Signals).pack()).map_err(polled)?;
+        let (machine, generation) = match predecessor {
+            Some(predecessor) => {
+                predecessor.register(&registry).map_err(polled)?;
+                // Whatever came for this process since it was spawned is delivered now.
+                signals::unblock(predecessor.blocked)?;
+                (Machine::successor(), predecessor.generation)
+            }
+            None => (Machine::first(), 0),
+        };
+        Ok(Self {
+            handler,
+            shared: Shared {
+                machine,
+                generation,
+                now: Instant::now(),
+                sessions: 0,
+                requests: Requests::default(),
+            },
+            poll,
+            events: Events::with_capacity(limits::EVENTS_PER_POLL),
+            registry: Rc::new(registry),
+            listeners,
+            sessions: Sessions::new(config.max_sessions),
+            signals,
+            remote: Remote::new(Arc::new(waker)),
+            timers: Timers::default(),
+            pid_file,
+            command,
+            predecessor: None,
+            predecessor_watch: PredecessorWatch::new(predecessor.is_none()),
+            successor: None,
+            dying: Vec::new(),
+            attempts: 0,
+            obituary: None,
+            pending: VecDeque::new(),
+            sweep: None,
+            handoff_left: false,
+            longest_turn: Duration::ZERO,
+            stale_events: 0,
+            started: false,
+            failure: None,
+            last_error: None,
+            config,
+        })
+    }
+
+    /// Listens for sessions on an address: `HOST:PORT`, `[V6]:PORT`, `unix:/PATH` or
+    /// `unix:@ABSTRACT`.
+    ///
+    /// A successor gets the socket of its predecessor if it has the same name and its address is
+    /// still wanted; otherwise it is bound anew, and the old one is closed. Port 0 is any port, and
+    /// the same one in every successor. Of the addresses of a host name the first of IPv4 is bound,
+    /// or the first. The answer is the address that the socket really has.
+    ///
+    /// Must be called before the server runs; a name can be used once.
+    pub fn listen(&mut self, name: &str, address: &str) -> Result<Address, Error> {
+        self.listen_with(name, address, &SocketOptions::default())
+    }
+
+    /// Listens as [`Server::listen`] does, on a socket made with these options.
+    pub fn listen_with(
+        &mut self,
+        name: &str,
+        address: &str,
+        options: &SocketOptions,
+    ) -> Result<Address, Error> {
+        self.remember(|server| {
+            let make = |kind, at: &Address| socket::make(kind, at, options);
+            server.listeners.listen(name, &Address::resolve(address)?, make)
+        })
+    }
+
+    /// Listens as [`Server::listen`] does, on a socket that the caller makes, if none is
+    /// inherited. It must be a stream socket bound to that address. It is made non-blocking and
+    /// close-on-exec, and made to listen if it does not.
+    pub fn listen_on(
+        &mut self,
+        name: &str,
+        address: &str,
+        make: impl FnOnce(&Address) -> io::Result<OwnedFd>,
+    ) -> Result<Address, Error> {
+        self.remember(|server| {
+            let make = |_, at: &Address| {
+                let fd = make(at).map_err(|error| ("make", error))?;
+                socket::complete(&fd, &SocketOptions::default())?;
+                Ok(fd)
+            };
+            server.listeners.listen(name, &Address::resolve(address)?, make)
+        })
+    }
+
+    /// Binds or inherits a UDP socket. The server keeps a duplicate for the successor, who shares
+    /// it from then on: read it only while the process accepts, which is when
+    /// [`Server::watch`] reports its events.
+    pub fn udp(&mut self, name: &str, address: &str) -> Result<mio::net::UdpSocket, Error> {
+        let fd = self.socket(name, Kind::Udp, address)?;
+        Ok(mio::net::UdpSocket::from_std(fd.into()))
+    }
+
+    /// Binds or inherits a Unix datagram socket; otherwise as [`Server::udp`].
+    pub fn unix_datagram(
+        &mut self,
+        name: &str,
+        address: &str,
+    ) -> Result<mio::net::UnixDatagram, Error> {
+        let fd = self.socket(name, Kind::UnixDatagram, address)?;
+        Ok(mio::net::UnixDatagram::from_std(fd.into()))
+    }
+
+    /// Binds or inherits a listening Unix seqpacket socket; otherwise as [`Server::udp`].
+    pub fn unix_seqpacket(&mut self, name: &str, address: &str) -> Result<OwnedFd, Error> {
+        self.socket(name, Kind::UnixSeqpacket, address)
+    }
+
+    fn socket(&mut self, name: &str, kind: Kind, address: &str) -> Result<OwnedFd, Error> {
+        self.remember(|server| {
+            let addresses = Address::resolve(address)?;
+            server.listeners.socket(name, kind, &addresses, &SocketOptions::default())
+        })
+    }
+
+    /// Opens or inherits any file by name; `open` is called if none is inherited. Both processes
+    /// share its position and its flags while both are there (open(2)).
+    pub fn file(
+        &mut self,
+        name: &str,
+        open: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<OwnedFd, Error> {
+        self.remember(|server| server.listeners.file(name, open))
+    }
+
+    /// Has readability of a named socket or file reported to
+    /// [`Handler::watched`], edge-triggered, while this process accepts: never in two processes at
+    /// a time. A regular file cannot be watched.
+    pub fn watch(&mut self, name: &str) -> Result<(), Error> {
+        self.remember(|server| server.listeners.watch(name, &server.registry))
+    }
+
+    /// Keeps the error for the predecessor, in case it is what ends this process.
+    fn remember<T>(
+        &mut self,
+        set_up: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let result = set_up(self);
+        self.last_error = result.as_ref().err().map(Error::to_string).or(self.last_error.take());
+        result
+    }
+
+    /// The address of a named socket.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<&Address> {
+        self.listeners.address(name)
+    }
+
+    /// Whether a predecessor spawned this process.
+    #[must_use]
+    pub fn is_successor(&self) -> bool {
+        self.shared.generation > 0
+    }
+
+    /// 0 for the first process, and one more with each upgrade.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.shared.generation
+    }
+
+    /// The predecessor's process id, as long as it is there.
+    #[must_use]
+    pub fn predecessor(&self) -> Option<u32> {
+        self.predecessor.as_ref().map(|predecessor| predecessor.pid)
+    }
+
+    /// For another thread that wants to wait for the predecessor's end.
+    #[must_use]
+    pub fn predecessor_watch(&self) -> PredecessorWatch {
+        self.predecessor_watch.clone()
+    }
+
+    /// For another thread that wants to ask for an upgrade or an end.
+    #[must_use]
+    pub fn remote(&self) -> Remote {
+        self.remote.clone()
+    }
+
+    /// Where the process stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.shared.machine.state()
+    }
+
+    /// How many events came too late for what they were meant for. They are ordinary.
+    #[must_use]
+    pub fn stale_events(&self) -> u64 {
+        self.stale_events
+    }
+
+    /// The handler.
+    pub fn handler(&self) -> &H {
+        &self.handler
+    }
+
+    /// Serves until the process is told to stop or its successor has taken over. The first turn is
+    /// what says ready; see [`Server::turn`].
+    ///
+    /// An error means that this process could not do its work, a successor that was never
+    /// committed to included; exit with a non-zero status then.
+    pub fn run(mut self) -> Result<(), Error> {
+        while self.turn(None)? != State::Exited {}
+        Ok(())
+    }
+}
+
+/// The epoll instance (epoll(7)): readable when there is something for [`Server::turn`] to do
+/// besides timers. It belongs to the server.
+impl<H: Handler> AsRawFd for Server<H> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.poll.as_raw_fd()
+    }
+}
+
+/// Lets go: what was never taken over stays the predecessor's.
+impl<H: Handler> Drop for Server<H> {
+    fn drop(&mut self) {
+        if self.shared.machine.predecessor() == Rank::Owner {
+            if let Some(predecessor) = &self.predecessor {
+                let reason = self.failure.as_ref().map(Error::to_string);
+                let reason = reason.or_else(|| self.last_error.take());
+                let reason = reason.unwrap_or_else(|| "it ended before it took over".into());
+                predecessor.refuse(&reason);
+            }
+            self.listeners.unlink_made();
+        } else if !self.started {
+            self.listeners.unlink_made();
+        }
+        self.bury();
+    }
+}
+
+impl<H: Handler> fmt::Debug for Server<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("machine", &self.shared.machine)
+            .field("generation", &self.shared.generation)
+            .field("sessions", &self.sessions.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,304 @@
+//! What the machine says is done here, and nothing is decided.
+
+use std::time::Instant;
+
+use super::{Pending, Server, Sweep};
+use crate::error::Error;
+use crate::handler::{Context, Handler};
+use crate::limits;
+use crate::machine::{Action, Drain, Event, State, Verdict};
+use crate::report::{Cause, Failure, Report, Stage};
+use crate::signals;
+use crate::successor::{Plan, Successor};
+use crate::wire::Message;
+
+impl<H: Handler> Server<H> {
+    /// Steps the machine and performs its actions; then what came of them, until nothing is left.
+    pub(super) fn feed(&mut self, event: Event) {
+        self.pending.push_back(Pending { event, attempt: None });
+        self.step_pending();
+    }
+
+    /// The same for what the successor did or said.
+    pub(super) fn feed_of_successor(&mut self, events: Vec<Event>) {
+        let attempt = Some(self.attempts);
+        self.pending.extend(events.into_iter().map(|event| Pending { event, attempt }));
+        self.step_pending();
+    }
+
+    fn step_pending(&mut self) {
+        while let Some(Pending { event, attempt }) = self.pending.pop_front() {
+            if attempt.is_none_or(|attempt| attempt == self.attempts) {
+                self.step(event);
+            }
+        }
+    }
+
+    /// The one place where the state changes, and where it is logged.
+    fn step(&mut self, event: Event) {
+        let before = self.shared.machine.state();
+        let step = self.shared.machine.step(event);
+        let after = step.machine.state();
+        match step.verdict {
+            Verdict::Moves if before.name() != after.name() => {
+                log::info!("{} -> {}: {event}.", before.name(), after.name());
+            }
+            Verdict::Moves => log::debug!("{before} -> {after}: {event}."),
+            Verdict::Stays if event == Event::UpgradeRequested => {
+                log::info!("{event}, and carried out as soon as it can be.");
+            }
+            Verdict::Stays if step.actions.is_empty() => {}
+            Verdict::Stays => log::debug!("{before}: {event}."),
+            Verdict::Ignored => log::debug!("{before}: {event}, which is ignored."),
+            Verdict::Refused(refusal) => log::warn!("{event}, and refused: {refusal}."),
+        }
+        self.shared.machine = step.machine;
+        self.note_cause(event, before);
+        for action in step.actions {
+            self.perform(*action, event);
+        }
+        if event == Event::PredecessorGone {
+            self.part_from_predecessor();
+        }
+        if before != after && after == State::Exited {
+            self.finish(before, event);
+        }
+    }
+
+    /// What the event says of the successor, for the report.
+    fn note_cause(&mut self, event: Event, before: State) {
+        let Some(successor) = &mut self.successor else { return };
+        let upgrading = before == State::Upgrading;
+        match event {
+            Event::SuccessorSilent => successor.blame(Cause::NotReady(self.config.upgrade_timeout)),
+            Event::StatusTimedOut => successor.blame(Cause::HungUp),
+            Event::TakeoverTimedOut if before == State::Draining(Drain::Committed) => {
+                successor.blame(Cause::NotServing(self.config.takeover_timeout));
+            }
+            Event::ShutdownRequested | Event::ExitRequested if upgrading => {
+                successor.blame(Cause::ShuttingDown);
+            }
+            Event::TakeoverTimedOut
+            | Event::ShutdownRequested
+            | Event::ExitRequested
+            | Event::SetUpDone
+            | Event::UpgradeRequested
+            | Event::SuccessorReady
+            | Event::SuccessorServing
+            | Event::SuccessorHungUp
+            | Event::SuccessorLost
+            | Event::SuccessorStopped
+            | Event::Committed
+            | Event::PredecessorGone
+            | Event::SessionsGone
+            | Event::UpgradeTimedOut
+            | Event::ProbationOver
+            | Event::DrainTimedOut => {}
+        }
+    }
+
+    fn perform(&mut self, action: Action, event: Event) {
+        match action {
+            Action::SpawnSuccessor => self.spawn_successor(),
+            Action::LookOnce => self.look_once(),
+            Action::CommitUpgrade => self.tell_successor(&Message::Commit),
+            Action::PassOnUpgrade => self.tell_successor(&Message::Upgrade),
+            Action::KillSuccessor => self.kill_successor(),
+            Action::ReportUpgrade => self.report_upgrade(),
+            Action::DropWanted => {
+                log::warn!("an upgrade was requested and is not carried out: {event}.");
+            }
+            Action::CloseUnclaimed => self.listeners.close_unclaimed(),
+            Action::AnnounceReady => {
+                if let Some(predecessor) = &mut self.predecessor {
+                    predecessor.announce_ready();
+                }
+            }
+            Action::TellServing => self.tell_predecessor(&Message::Serving),
+            Action::TellStopping => self.tell_predecessor(&Message::Stopping),
+            Action::UnlinkUnclaimed => self.listeners.unlink_abandoned(),
+            Action::WritePidFile | Action::RestorePidFile => self.write_pid_file(),
+            Action::RemovePidFile => {
+                if let Some(pid_file) = &self.pid_file {
+                    pid_file.remove_own();
+                }
+            }
+            Action::ResumeAccepting => {
+                if let Err(error) = self.listeners.resume(&self.registry) {
+                    log::error!("poll the listeners: {error}");
+                }
+            }
+            Action::PauseAccepting => {
+                self.listeners.pause(&self.registry);
+                log::info!("quit the listening.");
+            }
+            Action::CloseListeners => {
+                self.listeners.close(&self.registry);
+                log::info!("stop listening.");
+            }
+            Action::RetireListeners => {
+                self.listeners.retire(&self.registry);
+                log::info!("stop listening.");
+            }
+            Action::DrainSessions => self.sweep = Some(Sweep { next: 0, closing: false }),
+            Action::CloseSessions => {
+                if self.sessions.len() > 0 {
+                    log::warn!("closing {} sessions: {event}.", self.sessions.len());
+                    self.sweep = Some(Sweep { next: 0, closing: true });
+                }
+            }
+            Action::Arm(timer) => {
+                self.timers.arm(timer, self.shared.now + self.config.duration(timer));
+            }
+            Action::Disarm(timer) => self.timers.disarm(timer),
+            Action::DisarmAll => self.timers.disarm_all(),
+        }
+    }
+
+    fn spawn_successor(&mut self) {
+        self.attempts = self.attempts.wrapping_add(1);
+        // From here the turn under way counts too.
+        self.longest_turn = std::time::Duration::ZERO;
+        let blocked = self.signals.to_block();
+        let generation = self.shared.generation + 1;
+        let started = Successor::start(Plan {
+            attempt: self.attempts,
+            generation,
+            command: &self.command,
+            blocked,
+            blocked_mask: signals::to_mask(&blocked),
+            manifest: self.listeners.manifest(),
+            registry: &self.registry,
+            waker: self.remote.waker(),
+            started: self.shared.now,
+        });
+        match started {
+            Ok(successor) => self.successor = Some(successor),
+            Err(cause) => {
+                self.obituary = Some(Report {
+                    from: std::process::id(),
+                    to: None,
+                    generation,
+                    outcome: Err(Failure { stage: Stage::Spawn, cause }),
+                });
+                let attempt = Some(self.attempts);
+                self.pending.push_back(Pending { event: Event::SuccessorLost, attempt });
+            }
+        }
+    }
+
+    /// A ready byte that came together with the deadline wins.
+    fn look_once(&mut self) {
+        let mut events = Vec::new();
+        if let Some(successor) = &mut self.successor {
+            successor.read_pipe(self.shared.now, &mut events);
+        }
+        if !events.contains(&Event::SuccessorReady) {
+            events.push(Event::SuccessorSilent);
+        }
+        let attempt = Some(self.attempts);
+        self.pending.extend(events.into_iter().map(|event| Pending { event, attempt }));
+    }
+
+    fn tell_successor(&self, message: &Message) {
+        if let Some(successor) = &self.successor {
+            successor.tell(message);
+        }
+    }
+
+    fn tell_predecessor(&self, message: &Message) {
+        if let Some(predecessor) = &self.predecessor {
+            predecessor.tell(message);
+        }
+    }
+
+    fn kill_successor(&mut self) {
+        let report = self.draw_up_report();
+        if let Some(successor) = self.successor.take() {
+            self.obituary = report;
+            let mut dying = successor.kill(&self.registry);
+            if let (Some(pid_file), Some(pid)) = (&self.pid_file, dying.pid()) {
+                pid_file.remove_temporary_of(pid);
+            }
+            if !dying.settle(&self.registry) {
+                self.dying.push(dying);
+            }
+        }
+    }
+
+    fn draw_up_report(&mut self) -> Option<Report> {
+        let now = Instant::now();
+        let this_turn = now.saturating_duration_since(self.shared.now);
+        let longest_turn = self.longest_turn.max(this_turn);
+        let successor = self.successor.as_mut()?;
+        Some(Report {
+            from: std::process::id(),
+            to: successor.pid(),
+            generation: successor.generation,
+            outcome: successor.outcome(now, longest_turn),
+        })
+    }
+
+    fn report_upgrade(&mut self) {
+        let report = self.obituary.take().or_else(|| self.draw_up_report());
+        let Some(report) = report else { return };
+        match &report.outcome {
+            Ok(_) => log::info!("{report}."),
+            Err(_) => log::error!("{report}."),
+        }
+        self.handler.upgraded(&mut Context { shared: &mut self.shared }, &report);
+    }
+
+    fn write_pid_file(&self) {
+        if let Some(Err(error)) = self.pid_file.as_ref().map(|pid_file| pid_file.publish()) {
+            // Nothing to fall back to: serving comes first.
+            log::error!("{error}");
+        }
+    }
+
+    fn part_from_predecessor(&mut self) {
+        if let Some(predecessor) = self.predecessor.take() {
+            predecessor.deregister(&self.registry);
+            self.predecessor_watch.announce();
+            self.handler.predecessor_gone(&mut Context { shared: &mut self.shared });
+        }
+    }
+
+    pub(super) fn upgrade_is_under_way(&self) -> bool {
+        matches!(self.state(), State::Upgrading | State::Draining(Drain::Committed))
+    }
+
+    /// `Exited`: the listeners' last copies go, and the log says what ended.
+    fn finish(&mut self, before: State, event: Event) {
+        if event == Event::TakeoverTimedOut {
+            self.failure = Some(Error::NotCommitted);
+        }
+        match before {
+            State::Draining(Drain::Committed | Drain::Probation | Drain::Proven) => {
+                self.listeners.close(&self.registry);
+                log::info!("stop listening.");
+                log::info!("finish the old process.");
+            }
+            State::Draining(Drain::Shutdown)
+            | State::Running
+            | State::Upgrading
+            | State::Exited => log::info!("finish the process."),
+        }
+    }
+
+    /// Waits for killed successors, so that no zombie is left to somebody else.
+    pub(super) fn bury(&mut self) {
+        self.kill_unserving_successor();
+        let deadline = Instant::now() + limits::REAP_WAIT;
+        for mut dying in std::mem::take(&mut self.dying) {
+            dying.settle_until(&self.registry, deadline);
+        }
+    }
+
+    /// A loop that ends with an error in the middle of an upgrade leaves no successor that waits.
+    fn kill_unserving_successor(&mut self) {
+        if self.shared.machine.state() == State::Upgrading {
+            self.kill_successor();
+        }
+    }
+}

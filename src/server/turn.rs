@@ -1,0 +1,325 @@
+//! A turn: poll → signals → readiness pipe → handoff socket → sessions → accepts → timers → free
+//! the slots.
+//!
+//! I/O comes before timers, so that a byte that came together with the deadline wins. Each stage
+//! has a budget; what is left over is carried to the next turn, which does not wait then.
+
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::Server;
+use crate::error::Error;
+use crate::handler::{Accepted, Context, Handler, Requests, Verdict};
+use crate::io_event::IoEvent;
+use crate::limits;
+use crate::machine::{Event, State};
+use crate::signals::{self, Request};
+use crate::token::{Kind, Token};
+
+/// What a poll found, beside sessions and listeners, which note it themselves.
+#[derive(Default)]
+struct Harvest {
+    woken: bool,
+    signals: bool,
+    pipe: bool,
+    successor: bool,
+    successor_died: bool,
+    dying: bool,
+    predecessor: bool,
+    predecessor_died: bool,
+    watched: Vec<(Rc<str>, IoEvent)>,
+}
+
+impl<H: Handler> Server<H> {
+    /// One turn of the loop: waits for events, at most `timeout` (for ever if `None`) and never
+    /// longer than to the next deadline, and dispatches them. Answers where the process stands;
+    /// after [`State::Exited`] there is nothing more to do.
+    ///
+    /// The first turn ends the set-up: the first process starts to accept, a successor closes what
+    /// it has not claimed and says ready.
+    ///
+    /// For a loop of one's own: poll the server's descriptor ([`std::os::fd::AsRawFd`]) and call this
+    /// with a zero timeout when it is readable, and at the latest at
+    /// [`Server::next_deadline`].
+    pub fn turn(&mut self, timeout: Option<Duration>) -> Result<State, Error> {
+        if !self.started {
+            self.started = true;
+            self.feed(Event::SetUpDone);
+        }
+        if self.state() != State::Exited {
+            let harvest = self.harvest(timeout)?;
+            self.hear_requests(&harvest);
+            self.hear_handoff(&harvest);
+            self.serve_sessions(&harvest);
+            self.accept();
+            self.sweep_sessions();
+            self.take_requests();
+            self.expire_timers();
+            self.free_slots();
+            if self.upgrade_is_under_way() {
+                self.longest_turn = self.longest_turn.max(self.shared.now.elapsed());
+            }
+        }
+        match (self.state(), self.failure.take()) {
+            (State::Exited, Some(error)) => {
+                // Said again to the predecessor when this server is dropped.
+                self.last_error = Some(error.to_string());
+                Err(error)
+            }
+            (state, _) => Ok(state),
+        }
+    }
+
+    /// When [`Server::turn`] has to be called at the latest, whether or not there are events.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let left_over = self.sessions.has_queued()
+            || self.sweep.is_some()
+            || self.handoff_left
+            || !self.started
+            || self.shared.machine.accepts() && self.listeners.has_ready();
+        if left_over {
+            return Some(self.shared.now);
+        }
+        let deadlines = [self.timers.next_deadline(), self.listeners.deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn harvest(&mut self, timeout: Option<Duration>) -> Result<Harvest, Error> {
+        let wait = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = match (timeout, wait) {
+            (Some(timeout), Some(wait)) => Some(timeout.min(wait)),
+            (timeout, wait) => timeout.or(wait),
+        };
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(Error::System { operation: "poll", source }),
+        }
+        self.shared.now = Instant::now();
+
+        let mut harvest = Harvest::default();
+        for event in &self.events {
+            let Some(token) = Token::unpack(event.token()) else {
+                self.stale_events += 1;
+                continue;
+            };
+            let ours = self.successor.as_ref().is_some_and(|successor| successor.owns(token));
+            let io_event = IoEvent::from_mio(event);
+            let lively = match token.kind {
+                Kind::Session => self.sessions.note(token, io_event),
+                Kind::Listener => match self.listeners.note(token) {
+                    Ok(Some(name)) => {
+                        harvest.watched.push((name, io_event));
+                        true
+                    }
+                    Ok(None) => true,
+                    Err(_) => false,
+                },
+                Kind::Signals => set(&mut harvest.signals),
+                Kind::Waker => set(&mut harvest.woken),
+                Kind::ReadinessPipe => ours && set(&mut harvest.pipe),
+                Kind::Successor => ours && set(&mut harvest.successor),
+                Kind::SuccessorProcess if ours => set(&mut harvest.successor_died),
+                Kind::SuccessorProcess => set(&mut harvest.dying),
+                Kind::Predecessor => self.predecessor.is_some() && set(&mut harvest.predecessor),
+                Kind::PredecessorProcess => {
+                    self.predecessor.is_some() && set(&mut harvest.predecessor_died)
+                }
+            };
+            self.stale_events += u64::from(!lively);
+        }
+        Ok(harvest)
+    }
+
+    /// Signals, and what other threads ask for.
+    fn hear_requests(&mut self, harvest: &Harvest) {
+        if harvest.signals {
+            self.hear_signals();
+        }
+        if harvest.woken {
+            let asked = self.remote.take();
+            self.request(asked);
+            self.hear_spawn();
+        }
+    }
+
+    pub(super) fn hear_signals(&mut self) {
+        for (request, signal) in self.signals.take() {
+            log::info!("got message {}.", signals::name(signal));
+            match request {
+                Request::Exit => self.feed(Event::ExitRequested),
+                Request::Shutdown => self.feed(Event::ShutdownRequested),
+                Request::Upgrade => self.feed(Event::UpgradeRequested),
+                Request::User => {
+                    self.handler.signal(&mut Context { shared: &mut self.shared }, signal);
+                }
+            }
+        }
+    }
+
+    /// What handlers asked for since the last look.
+    fn take_requests(&mut self) {
+        let asked = std::mem::take(&mut self.shared.requests);
+        self.request(asked);
+    }
+
+    fn request(&mut self, asked: Requests) {
+        let Requests { upgrade, shutdown, exit } = asked;
+        for (asked, event) in [
+            (exit, Event::ExitRequested),
+            (shutdown, Event::ShutdownRequested),
+            (upgrade, Event::UpgradeRequested),
+        ] {
+            if asked {
+                self.feed(event);
+            }
+        }
+    }
+
+    fn hear_spawn(&mut self) {
+        let mut events = Vec::new();
+        if let Some(successor) = &mut self.successor {
+            successor.hear_spawn(&self.registry, &mut events);
+        }
+        self.settle_dying();
+        self.feed_of_successor(events);
+    }
+
+    /// The readiness pipe first, then both handoff sockets, then who died: in the order in which
+    /// the other side has done it.
+    fn hear_handoff(&mut self, harvest: &Harvest) {
+        let carried = std::mem::take(&mut self.handoff_left);
+        let mut events = Vec::new();
+        if let Some(successor) = &mut self.successor {
+            if harvest.pipe {
+                successor.read_pipe(self.shared.now, &mut events);
+            }
+            if harvest.successor || carried {
+                self.handoff_left |= successor.read_socket(&mut events);
+            }
+            if harvest.successor_died {
+                successor.read_death(self.shared.now, &mut events);
+            }
+        }
+        self.feed_of_successor(events);
+
+        let mut events = Vec::new();
+        if let Some(predecessor) = &mut self.predecessor {
+            if harvest.predecessor || carried {
+                self.handoff_left |= predecessor.read(&mut events);
+            }
+            if harvest.predecessor_died {
+                // What it has said before it died is there, and comes first.
+                while predecessor.read(&mut events) {}
+                events.push(Event::PredecessorGone);
+            }
+        }
+        for event in events {
+            self.feed(event);
+        }
+        if harvest.dying {
+            self.settle_dying();
+        }
+    }
+
+    fn settle_dying(&mut self) {
+        let registry = &self.registry;
+        self.dying.retain_mut(|dying| !dying.settle(registry));
+    }
+
+    fn serve_sessions(&mut self, harvest: &Harvest) {
+        let mut cx = Context { shared: &mut self.shared };
+        for (name, event) in &harvest.watched {
+            self.handler.watched(&mut cx, name, *event);
+        }
+        for _ in 0..limits::SESSION_EVENTS_PER_TURN {
+            let Some((index, session, event)) = self.sessions.next_queued() else { break };
+            match self.handler.event(&mut cx, session, event) {
+                Verdict::Keep => {}
+                Verdict::Again => self.sessions.again(index, event),
+                Verdict::Close => self.sessions.end(index),
+            }
+        }
+        self.shared.sessions = self.sessions.len();
+    }
+
+    fn accept(&mut self) {
+        if !self.shared.machine.accepts() {
+            return;
+        }
+        for _ in 0..limits::ACCEPTS_PER_TURN {
+            if self.sessions.is_full() {
+                if self.listeners.has_ready() {
+                    self.listeners.pause_full(self.sessions.len());
+                }
+                return;
+            }
+            let Some((listener, mut stream, peer)) = self.listeners.accept(self.shared.now) else {
+                return;
+            };
+            let vacancy = self.sessions.vacancy();
+            if let Err(error) = stream.register(&self.registry, vacancy.token()) {
+                log::warn!("connection from [{peer}] closed: epoll_ctl: {error}");
+                continue;
+            }
+            let mut cx = Context { shared: &mut self.shared };
+            match self.handler.open(&mut cx, Accepted::new(listener, peer, stream)) {
+                Ok(session) => self.sessions.insert(vacancy, session),
+                Err(error) => log::warn!("connection refused by the handler: {error}"),
+            }
+            self.shared.sessions = self.sessions.len();
+        }
+    }
+
+    /// Tells sessions to drain, or closes them, as many as the budget allows.
+    fn sweep_sessions(&mut self) {
+        let Some(mut sweep) = self.sweep else { return };
+        for _ in 0..limits::DRAINS_PER_TURN {
+            let Some((index, session)) = self.sessions.next_from(sweep.next) else {
+                self.sweep = None;
+                self.shared.sessions = self.sessions.len();
+                return;
+            };
+            sweep.next = index + 1;
+            let mut cx = Context { shared: &mut self.shared };
+            let verdict = match sweep.closing {
+                true => Verdict::Close,
+                false => self.handler.drain(&mut cx, session),
+            };
+            match verdict {
+                Verdict::Keep => {}
+                Verdict::Again => self.sessions.again(index, IoEvent::default()),
+                Verdict::Close => self.sessions.end(index),
+            }
+        }
+        self.sweep = Some(sweep);
+        self.shared.sessions = self.sessions.len();
+    }
+
+    fn expire_timers(&mut self) {
+        // Mostly there is none, and then nothing else reads the clock.
+        while let Some(timer) = self.timers.expire(self.shared.now) {
+            self.feed(timer.event());
+        }
+    }
+
+    fn free_slots(&mut self) {
+        if self.sessions.free_ended() {
+            self.listeners.session_ended();
+        }
+        let draining = matches!(self.state(), State::Draining(_));
+        if draining && self.sessions.len() == 0 && self.sweep.is_none() {
+            // A signal that came to this process while it was on its way out is passed on (I4).
+            self.hear_signals();
+            self.feed(Event::SessionsGone);
+        }
+    }
+}
+
+/// Sets a flag, and is true.
+fn set(flag: &mut bool) -> bool {
+    *flag = true;
+    true
+}

@@ -1,0 +1,115 @@
+//! One accepted connection: a TCP or Unix stream that takes itself out of the loop before it is
+//! closed.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
+
+/// A connected TCP or Unix stream, non-blocking and close-on-exec.
+///
+/// Its readiness is edge-triggered (epoll(7)) and was registered for both directions when it was
+/// accepted: after an event, read or write until [`io::ErrorKind::WouldBlock`], or return
+/// [`Verdict::Again`](crate::Verdict::Again).
+///
+/// Dropping it closes the connection. A stream with unread bytes in the kernel is reset by that
+/// (tcp(7)): read to the end, or shut down first.
+#[derive(Debug)]
+pub struct Stream {
+    inner: Inner,
+    registry: Option<Rc<Registry>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Inner {
+    Tcp(mio::net::TcpStream),
+    Unix(mio::net::UnixStream),
+}
+
+impl Stream {
+    pub(crate) fn new(inner: Inner) -> Self {
+        Self { inner, registry: None }
+    }
+
+    /// Registers for both directions, once and for the stream's whole life.
+    pub(crate) fn register(&mut self, registry: &Rc<Registry>, token: Token) -> io::Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.source().register(registry, token, both)?;
+        self.registry = Some(Rc::clone(registry));
+        Ok(())
+    }
+
+    /// Ends one direction, or both, of the connection; see shutdown(2).
+    pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        match &self.inner {
+            Inner::Tcp(stream) => stream.shutdown(how),
+            Inner::Unix(stream) => stream.shutdown(how),
+        }
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match &mut self.inner {
+            Inner::Tcp(stream) => stream,
+            Inner::Unix(stream) => stream,
+        }
+    }
+}
+
+/// An epoll registration lives as long as the open file description, which another process may
+/// share (epoll(7)): deregister, then close.
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(registry) = self.registry.take() {
+            // It was registered and is open, so this does not fail; and nothing could be done.
+            let _ = self.source().deregister(&registry);
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.inner {
+            Inner::Tcp(stream) => stream.read(buffer),
+            Inner::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match &mut self.inner {
+            Inner::Tcp(stream) => stream.read_vectored(buffers),
+            Inner::Unix(stream) => stream.read_vectored(buffers),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.inner {
+            Inner::Tcp(stream) => stream.write(bytes),
+            Inner::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &mut self.inner {
+            Inner::Tcp(stream) => stream.write_vectored(buffers),
+            Inner::Unix(stream) => stream.write_vectored(buffers),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.inner {
+            Inner::Tcp(stream) => stream.as_fd(),
+            Inner::Unix(stream) => stream.as_fd(),
+        }
+    }
+}

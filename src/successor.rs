@@ -1,0 +1,482 @@
+//! What I do for the process after me: spawn it, hear it, commit to it, bury it.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::thread;
+use std::time::Instant;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Waker};
+use nix::fcntl::OFlag;
+use nix::sys::signal::SigSet;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{pipe2, read};
+
+use crate::limits;
+use crate::machine::Event;
+use crate::report::{Cause, Failure, Stage, Timings};
+use crate::sys::{self, Command, Spawned};
+use crate::token::{Kind, Token};
+use crate::wire::{Entry, Hello, Manifest, Message, PROTOCOL, Problem, READY, VARIABLE};
+
+/// What the spawning thread answers, and when it had the answer.
+type Answer = (io::Result<Spawned>, Instant);
+
+/// A successor, from the moment it is wanted.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    attempt: u32,
+    pub(crate) generation: u64,
+    stage: Stage,
+    started: Instant,
+    spawned: Instant,
+    ready: Instant,
+    process: Process,
+    executable: String,
+    pipe: OwnedFd,
+    socket: OwnedFd,
+    hello: Option<Hello>,
+    /// Why it is lost, once it is.
+    cause: Option<Cause>,
+}
+
+/// Everything that a successor is made from.
+pub(crate) struct Plan<'a> {
+    pub(crate) attempt: u32,
+    pub(crate) generation: u64,
+    pub(crate) command: &'a Arc<Command>,
+    pub(crate) blocked: SigSet,
+    pub(crate) blocked_mask: u64,
+    pub(crate) manifest: Vec<(Entry, BorrowedFd<'a>)>,
+    pub(crate) registry: &'a Registry,
+    pub(crate) waker: &'a Arc<Waker>,
+    pub(crate) started: Instant,
+}
+
+impl Successor {
+    /// Puts the manifest into the handoff socket and has a short-lived thread spawn the program.
+    /// Returns at once; the waker tells of the answer, which [`Successor::hear_spawn`] fetches.
+    pub(crate) fn start(plan: Plan<'_>) -> Result<Self, Cause> {
+        let failed = |operation: &'static str| {
+            move |source: io::Error| Cause::NotSpawned { operation: operation.into(), source }
+        };
+        let (pipe, their_pipe) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+            .map_err(|errno| failed("make the readiness pipe")(errno.into()))?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (socket, their_socket) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+                .map_err(|errno| failed("make the handoff socket")(errno.into()))?;
+        send_manifest(&socket, &plan).map_err(failed("put the manifest into the socket"))?;
+
+        let (pid, pipe_fd, socket_fd) =
+            (std::process::id(), their_pipe.as_raw_fd(), their_socket.as_raw_fd());
+        let variable = format!("{VARIABLE}=pipe={pipe_fd},socket={socket_fd},pid={pid}");
+        let variable =
+            CString::new(variable).map_err(|error| failed("name the descriptors")(error.into()))?;
+
+        for (fd, kind) in [(&pipe, Kind::ReadinessPipe), (&socket, Kind::Successor)] {
+            let token = Token::new(kind, plan.attempt, 0).pack();
+            plan.registry
+                .register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)
+                .map_err(failed("poll the handoff"))?;
+        }
+
+        let (sender, answer) = mpsc::channel();
+        let (command, waker) = (Arc::clone(plan.command), Arc::clone(plan.waker));
+        let blocked = plan.blocked;
+        thread::Builder::new()
+            .name("tablecloth-spawn".into())
+            .stack_size(limits::SPAWN_STACK_BYTES)
+            .spawn(move || {
+                let keep = [their_pipe.as_fd(), their_socket.as_fd()];
+                let result = sys::spawn(&command, &variable, &keep, blocked);
+                // The successor's ends are closed before the loop hears of it: from then on their
+                // end of file means the successor.
+                drop((their_pipe, their_socket));
+                // A loop that has ended hears nothing, and needs to hear nothing.
+                let _ = sender.send((result, Instant::now()));
+                let _ = waker.wake();
+            })
+            .map_err(failed("start the spawning thread"))?;
+
+        Ok(Self {
+            attempt: plan.attempt,
+            generation: plan.generation,
+            stage: Stage::Spawn,
+            started: plan.started,
+            spawned: plan.started,
+            ready: plan.started,
+            process: Process::Spawning(answer),
+            executable: plan.command.executable.to_string_lossy().into(),
+            pipe,
+            socket,
+            hello: None,
+            cause: None,
+        })
+    }
+
+    /// Whether a token is this attempt's.
+    pub(crate) fn owns(&self, token: Token) -> bool {
+        token.generation == Token::new(token.kind, self.attempt, 0).generation
+    }
+
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    /// Fetches the spawning thread's answer, if it is there.
+    pub(crate) fn hear_spawn(&mut self, registry: &Registry, events: &mut Vec<Event>) {
+        let Some((result, at)) = self.process.answer() else { return };
+        self.spawned = at;
+        let result = result.and_then(|spawned| self.process.watch(spawned, registry, self.attempt));
+        match result {
+            // A ready byte can be here before the answer is: then it is past this stage already.
+            Ok(()) if self.stage == Stage::Spawn => self.stage = Stage::SetUp,
+            Ok(()) => {}
+            Err(source) => {
+                let operation = format!("execute {}", self.executable);
+                self.lose(Cause::NotSpawned { operation, source }, Event::SuccessorLost, events);
+            }
+        }
+    }
+
+    /// Reads the readiness pipe.
+    pub(crate) fn read_pipe(&mut self, now: Instant, events: &mut Vec<Event>) {
+        let mut byte = [0; 1];
+        match read(&self.pipe, &mut byte) {
+            Ok(0) if self.stage == Stage::Takeover || self.stage == Stage::Draining => {}
+            Ok(0) => events.push(Event::SuccessorHungUp),
+            Ok(_) if byte != [READY] => {
+                let what = format!("byte {:#04x} on the readiness pipe", byte[0]);
+                self.lose(Cause::Nonsense(what), Event::SuccessorLost, events);
+            }
+            // It says ready once, and after HELLO, which lies in the socket by now.
+            Ok(_) => {
+                self.read_socket(events);
+                if self.hello.is_some() && self.cause.is_none() {
+                    self.ready = now;
+                    self.stage = Stage::Takeover;
+                    events.push(Event::SuccessorReady);
+                } else {
+                    let what = "ready without HELLO".into();
+                    self.lose(Cause::Nonsense(what), Event::SuccessorLost, events);
+                }
+            }
+            // EAGAIN, or EINTR after which the next turn comes.
+            Err(_) => {}
+        }
+    }
+
+    /// Reads the handoff socket. Answers whether there may be more.
+    pub(crate) fn read_socket(&mut self, events: &mut Vec<Event>) -> bool {
+        let mut packet = [0; limits::TEXT_BYTES + 64];
+        for _ in 0..limits::MESSAGES_PER_TURN {
+            match sys::receive(&self.socket, &mut packet) {
+                Ok(received) if received.length == 0 => {
+                    events.push(Event::SuccessorHungUp);
+                    return false;
+                }
+                Ok(received) => match Message::decode(&packet[..received.length]) {
+                    Ok(message) => self.hear(message, events),
+                    Err(error) => {
+                        let cause = match error.problem {
+                            Problem::Protocol(range) => Cause::Protocol(range),
+                            Problem::Truncated
+                            | Problem::TrailingBytes
+                            | Problem::TooLong
+                            | Problem::NotText
+                            | Problem::Unknown(_) => {
+                                Cause::Nonsense(format!("handoff message: {error}"))
+                            }
+                        };
+                        self.lose(cause, Event::SuccessorLost, events);
+                    }
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_oversized(&error) => {
+                    let cause = Cause::Nonsense("an oversized handoff message".into());
+                    self.lose(cause, Event::SuccessorLost, events);
+                }
+                // ECONNRESET: it died with something unread.
+                Err(_) => {
+                    events.push(Event::SuccessorHungUp);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn hear(&mut self, message: Message, events: &mut Vec<Event>) {
+        match message {
+            Message::Hello(hello) if self.hello.is_none() => {
+                log::debug!("the successor is {}, protocol {}", hello.build, hello.protocol);
+                self.hello = Some(hello);
+            }
+            // Its exit status follows; what it said is why.
+            Message::Refuse(reason) => {
+                self.lose(Cause::Refused(reason), Event::SuccessorHungUp, events);
+            }
+            Message::Serving => {
+                if self.stage == Stage::Takeover {
+                    self.stage = Stage::Draining;
+                } else {
+                    self.cause.get_or_insert(Cause::Nonsense("SERVING out of turn".into()));
+                }
+                events.push(Event::SuccessorServing);
+            }
+            Message::Stopping => events.push(Event::SuccessorStopped),
+            Message::Hello(_) | Message::Manifest(_) | Message::Commit | Message::Upgrade => {
+                let cause = Cause::Nonsense(format!("{} out of turn", message.name()));
+                self.lose(cause, Event::SuccessorLost, events);
+            }
+        }
+    }
+
+    /// It died, or something of it became readable. What it said before comes first: a packet
+    /// socket delivers what was queued before the end.
+    pub(crate) fn read_death(&mut self, now: Instant, events: &mut Vec<Event>) {
+        let Some(ending) = self.process.ending() else { return };
+        if self.stage == Stage::SetUp || self.stage == Stage::Spawn {
+            self.read_pipe(now, events);
+        }
+        while self.read_socket(events) {}
+        // The end of the pipe and of the socket is old news now.
+        events.retain(|event| *event != Event::SuccessorHungUp);
+        let event = match ending {
+            Ending::Exited(0) => Event::SuccessorStopped,
+            Ending::Exited(_) | Ending::Killed(_) | Ending::Unknown => Event::SuccessorLost,
+        };
+        let cause = match ending {
+            Ending::Exited(status) => Cause::Exited(status),
+            Ending::Killed(signal) => Cause::Killed(signal),
+            Ending::Unknown => Cause::Ended,
+        };
+        self.lose(cause, event, events);
+    }
+
+    /// The first cause is the one: what follows follows from it.
+    fn lose(&mut self, cause: Cause, event: Event, events: &mut Vec<Event>) {
+        self.cause.get_or_insert(cause);
+        events.push(event);
+    }
+
+    /// Notes a cause that lies on this side; an earlier one stands.
+    pub(crate) fn blame(&mut self, cause: Cause) {
+        self.cause.get_or_insert(cause);
+    }
+
+    /// Sends a message; one that cannot be sent is not needed any more, because the successor is
+    /// dead or hopelessly behind, and its death or the takeover timer says so.
+    pub(crate) fn tell(&self, message: &Message) {
+        if let Err(error) = sys::send(&self.socket, &message.encode(), &[]) {
+            log::debug!("{} to the successor: {error}", message.name());
+        }
+    }
+
+    /// How far it came, and how it ended if it did.
+    pub(crate) fn outcome(
+        &mut self,
+        now: Instant,
+        longest_turn: std::time::Duration,
+    ) -> Result<Timings, Failure> {
+        match self.cause.take() {
+            Some(cause) => Err(Failure { stage: self.stage, cause }),
+            None => Ok(Timings {
+                spawn: self.spawned.saturating_duration_since(self.started),
+                set_up: self.ready.saturating_duration_since(self.spawned),
+                takeover: now.saturating_duration_since(self.ready),
+                longest_turn,
+            }),
+        }
+    }
+
+    /// Kills it, wherever it is, and closes what belonged to it. What is left is a process to
+    /// reap, or a spawn to wait for.
+    pub(crate) fn kill(self, registry: &Registry) -> Dying {
+        for fd in [&self.pipe, &self.socket] {
+            // Both were registered when they were made, and are open.
+            let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
+        }
+        self.process.kill();
+        Dying { attempt: self.attempt, process: self.process }
+    }
+}
+
+/// A process that was killed and is not reaped yet. The loop does not wait for it.
+#[derive(Debug)]
+pub(crate) struct Dying {
+    attempt: u32,
+    process: Process,
+}
+
+impl Dying {
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.pid()
+    }
+
+    /// Reaps it if it can be reaped; answers whether it is over.
+    pub(crate) fn settle(&mut self, registry: &Registry) -> bool {
+        if let Some((result, _)) = self.process.answer() {
+            match result.and_then(|spawned| self.process.watch(spawned, registry, self.attempt)) {
+                Ok(()) => self.process.kill(),
+                Err(_) => return true,
+            }
+        }
+        match &self.process {
+            Process::Spawning(_) => false,
+            Process::Alive { fd, .. } => {
+                let over = self.process.ending().is_some();
+                if over {
+                    // It was registered by `watch` and is open.
+                    let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
+                }
+                over
+            }
+            Process::None => true,
+        }
+    }
+
+    /// Waits until it is over, and no longer than until `deadline`. For the end of the program.
+    pub(crate) fn settle_until(&mut self, registry: &Registry, deadline: Instant) {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        while !self.settle(registry) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            if left.is_zero() {
+                return;
+            }
+            match &self.process {
+                Process::Spawning(answer) => match answer.recv_timeout(left) {
+                    Ok(answer) => self.process = Process::answered(answer),
+                    Err(_) => return,
+                },
+                Process::Alive { fd, .. } => {
+                    // Whatever it answers, `settle` looks again.
+                    let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout);
+                }
+                Process::None => return,
+            }
+        }
+    }
+}
+
+/// The kernel's side of a successor: first a spawn, then a process.
+#[derive(Debug)]
+enum Process {
+    Spawning(Receiver<Answer>),
+    Alive {
+        pid: u32,
+        fd: OwnedFd,
+    },
+    /// It could not be spawned.
+    None,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    Exited(i32),
+    Killed(i32),
+    /// Somebody else reaped it.
+    Unknown,
+}
+
+impl Process {
+    fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Alive { pid, .. } => Some(*pid),
+            Self::Spawning(_) | Self::None => None,
+        }
+    }
+
+    /// The spawning thread's answer, once.
+    fn answer(&self) -> Option<Answer> {
+        match self {
+            Self::Spawning(answer) => match answer.try_recv() {
+                Ok(answer) => Some(answer),
+                Err(TryRecvError::Empty) => None,
+                // The thread panicked: the answer will not come.
+                Err(TryRecvError::Disconnected) => {
+                    let error = io::Error::other("the spawning thread ended without an answer");
+                    Some((Err(error), Instant::now()))
+                }
+            },
+            Self::Alive { .. } | Self::None => None,
+        }
+    }
+
+    /// Watches a process that was spawned for its death.
+    fn watch(&mut self, spawned: Spawned, registry: &Registry, attempt: u32) -> io::Result<()> {
+        let token = Token::new(Kind::SuccessorProcess, attempt, 0).pack();
+        let Spawned { pid, process: fd } = spawned;
+        let registered =
+            registry.register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE);
+        *self = Self::Alive { pid, fd };
+        registered
+    }
+
+    fn answered((result, _): Answer) -> Self {
+        match result {
+            Ok(Spawned { pid, process: fd }) => {
+                let process = Self::Alive { pid, fd };
+                process.kill();
+                process
+            }
+            Err(_) => Self::None,
+        }
+    }
+
+    fn kill(&self) {
+        if let Self::Alive { fd, .. } = self {
+            // ESRCH: it is dead already, which is what is wanted.
+            let _ = sys::kill(fd.as_fd());
+        }
+    }
+
+    /// Reaps the process if it has ended. Never blocks.
+    fn ending(&self) -> Option<Ending> {
+        let Self::Alive { fd, .. } = self else { return None };
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        match waitid(Id::PIDFd(fd.as_fd()), flags) {
+            Ok(WaitStatus::Exited(_, status)) => Some(Ending::Exited(status)),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Some(Ending::Killed(signal as i32)),
+            // Not yet, or stopped or continued, which is not asked for.
+            Ok(_) => None,
+            Err(nix::errno::Errno::EINTR) => None,
+            // ECHILD: somebody has reaped it, or SIGCHLD is ignored (waitpid(2)).
+            Err(_) => Some(Ending::Unknown),
+        }
+    }
+}
+
+fn send_manifest(socket: &OwnedFd, plan: &Plan<'_>) -> io::Result<()> {
+    let mut parts: Vec<_> = plan.manifest.chunks(limits::DESCRIPTORS_PER_PACKET).collect();
+    if parts.is_empty() {
+        parts.push(&[]);
+    }
+    let count = parts.len() as u8;
+    for (part, named) in (0..).zip(parts) {
+        let manifest = Message::Manifest(Manifest {
+            protocol: PROTOCOL,
+            generation: plan.generation,
+            predecessor: std::process::id(),
+            blocked: plan.blocked_mask,
+            part,
+            parts: count,
+            entries: named.iter().map(|(entry, _)| entry.clone()).collect(),
+        });
+        let fds: Vec<_> = named.iter().map(|(_, fd)| *fd).collect();
+        sys::send(socket, &manifest.encode(), &fds)?;
+    }
+    Ok(())
+}
+
+fn is_oversized(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::EMSGSIZE)
+}

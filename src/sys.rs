@@ -1,0 +1,258 @@
+//! The only `unsafe`: spawn a process, pass descriptors to it, adopt descriptors in it.
+//!
+//! Each block says who owns the descriptor, and why nobody else does.
+
+use std::ffi::{CStr, CString, OsString};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::ptr;
+use std::sync::Mutex;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc;
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+
+use crate::limits;
+
+/// What to execute: everything in the form that execve(2) takes it.
+#[derive(Debug)]
+pub(crate) struct Command {
+    pub(crate) executable: CString,
+    pub(crate) arguments: Vec<CString>,
+    pub(crate) environment: Vec<CString>,
+    pub(crate) directory: CString,
+}
+
+/// A process that was spawned: its id, and a descriptor that becomes readable when it dies.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub(crate) pid: u32,
+    pub(crate) process: OwnedFd,
+}
+
+/// Spawns a process without `fork`: glibc's posix_spawn(3) shares the memory until the exec, so
+/// that its time does not depend on how much memory there is. It blocks the calling thread until
+/// the exec is done, and no other.
+///
+/// Of this process's descriptors the new one gets those that are not close-on-exec, and `keep`,
+/// under the numbers that they have here. The signals in `blocked` are blocked in it.
+pub(crate) fn spawn(
+    command: &Command,
+    variable: &CStr,
+    keep: &[BorrowedFd<'_>],
+    blocked: SigSet,
+) -> io::Result<Spawned> {
+    // nul-terminated vectors of pointers, as execve(2) wants them; the strings outlive the call.
+    let pointers = |strings: &mut dyn Iterator<Item = &CStr>| -> Vec<*mut libc::c_char> {
+        strings.map(|s| s.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
+    };
+    let argv = pointers(&mut command.arguments.iter().map(CString::as_c_str));
+    let envp = pointers(&mut command.environment.iter().map(CString::as_c_str).chain([variable]));
+
+    let mut mask = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, None, Some(&mut mask))?;
+    mask.extend(blocked.iter());
+
+    let mut actions = FileActions::new()?;
+    let mut attributes = Attributes::new()?;
+    for fd in keep {
+        actions.keep(*fd)?;
+    }
+    actions.change_directory(&command.directory)?;
+    attributes.signal_mask(&mask)?;
+
+    let mut pid = 0;
+    // SAFETY: every pointer is to something that lives until the call returns, argv and envp end
+    // with a null pointer, and posix_spawn(3) changes none of the strings. No descriptor changes
+    // hands: `keep` is borrowed, the child has its own copies.
+    check(unsafe {
+        libc::posix_spawn(
+            &mut pid,
+            command.executable.as_ptr(),
+            &actions.0,
+            &attributes.0,
+            argv.as_ptr(),
+            envp.as_ptr(),
+        )
+    })?;
+    let pid = u32::try_from(pid).map_err(|_| Errno::ECHILD)?;
+    Ok(Spawned { pid, process: process_descriptor(pid)? })
+}
+
+struct FileActions(libc::posix_spawn_file_actions_t);
+
+impl FileActions {
+    fn new() -> io::Result<Self> {
+        let mut actions = MaybeUninit::uninit();
+        // SAFETY: the call initialises what the pointer points to, or fails.
+        check(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
+        // SAFETY: initialised by the call above.
+        Ok(Self(unsafe { actions.assume_init() }))
+    }
+
+    /// A descriptor that is duplicated onto itself loses its close-on-exec flag in the child, and
+    /// there only (posix_spawn(3), glibc 2.29). It cannot overwrite another one.
+    fn keep(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let fd = fd.as_raw_fd();
+        // SAFETY: the object was initialised in `new`; the number is only recorded.
+        check(unsafe { libc::posix_spawn_file_actions_adddup2(&mut self.0, fd, fd) })
+    }
+
+    fn change_directory(&mut self, directory: &CStr) -> io::Result<()> {
+        // SAFETY: the object was initialised in `new`; the path is copied.
+        check(unsafe {
+            libc::posix_spawn_file_actions_addchdir_np(&mut self.0, directory.as_ptr())
+        })
+    }
+}
+
+impl Drop for FileActions {
+    fn drop(&mut self) {
+        // SAFETY: initialised in `new`, destroyed once. It cannot fail for such an object.
+        unsafe { libc::posix_spawn_file_actions_destroy(&mut self.0) };
+    }
+}
+
+struct Attributes(libc::posix_spawnattr_t);
+
+impl Attributes {
+    fn new() -> io::Result<Self> {
+        let mut attributes = MaybeUninit::uninit();
+        // SAFETY: the call initialises what the pointer points to, or fails.
+        check(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
+        // SAFETY: initialised by the call above.
+        Ok(Self(unsafe { attributes.assume_init() }))
+    }
+
+    fn signal_mask(&mut self, mask: &SigSet) -> io::Result<()> {
+        let flags = libc::POSIX_SPAWN_SETSIGMASK as libc::c_short;
+        // SAFETY: the object was initialised in `new`; the mask is copied.
+        check(unsafe { libc::posix_spawnattr_setsigmask(&mut self.0, mask.as_ref()) })?;
+        // SAFETY: as above.
+        check(unsafe { libc::posix_spawnattr_setflags(&mut self.0, flags) })
+    }
+}
+
+impl Drop for Attributes {
+    fn drop(&mut self) {
+        // SAFETY: initialised in `new`, destroyed once. It cannot fail for such an object.
+        unsafe { libc::posix_spawnattr_destroy(&mut self.0) };
+    }
+}
+
+/// posix_spawn(3) and its kin return the error number.
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
+/// A descriptor for a process, which becomes readable when it dies (pidfd_open(2)). The caller
+/// knows that the id still means that process: it is its parent, or its child.
+pub(crate) fn process_descriptor(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointer is passed.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+    let fd = RawFd::try_from(Errno::result(fd)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor for us, close-on-exec, and nobody else
+    // knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Kills a process for sure, and never another one that got its id (pidfd_send_signal(2)).
+pub(crate) fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
+    let (signal, info) = (libc::SIGKILL, ptr::null::<libc::siginfo_t>());
+    // SAFETY: the descriptor is borrowed and stays open; a null siginfo is allowed.
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// Reads an environment variable and takes it out of the environment, so that no child of this
+/// process inherits it.
+///
+/// It stays where another thread could be reading the environment at the same time; what reads it
+/// has to expect it from an ancestor.
+pub(crate) fn take_variable(name: &str) -> Option<OsString> {
+    let value = std::env::var_os(name)?;
+    if single_threaded() {
+        // SAFETY: this is the only thread, so nobody reads or writes the environment meanwhile,
+        // and no other thread can come into being before this one goes on.
+        unsafe { std::env::remove_var(name) };
+    }
+    Some(value)
+}
+
+/// `/proc/self/task` has one directory for each thread; its links are those and two more (proc(5)).
+fn single_threaded() -> bool {
+    std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() == 3)
+}
+
+/// Adopts descriptors that the program was started with. Each number can be adopted once.
+pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+    static ADOPTED: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+    // A poisoned lock is as good as a whole one here: a push happens or it does not.
+    let mut adopted = ADOPTED.lock().unwrap_or_else(|poison| poison.into_inner());
+    // Standard input, output and error belong to the program; a number is adopted only once.
+    if number <= libc::STDERR_FILENO || adopted.contains(&number) {
+        return Err(Errno::EBADF.into());
+    }
+    // SAFETY: asks about a number, which may be closed; no ownership is involved.
+    let flags = Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+    // Whoever opened a descriptor in this program made it close-on-exec, as Rust's library does.
+    // One without the flag was inherited, so that nobody in this program owns it.
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Err(Errno::EBADF.into());
+    }
+    adopted.push(number);
+    // SAFETY: open, inherited, and adopted by nobody before, so this is its only owner.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(fd)
+}
+
+/// Sends one packet with descriptors on it. Never blocks, never raises SIGPIPE.
+pub(crate) fn send(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let control = if numbers.is_empty() { &[][..] } else { &rights[..] };
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    let socket = socket.as_fd().as_raw_fd();
+    sendmsg::<()>(socket, &[IoSlice::new(packet)], control, flags, None)?;
+    Ok(())
+}
+
+/// A packet: how long it is, and the descriptors that rode on it.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) length: usize,
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+/// Receives one packet; its descriptors are close-on-exec. Never blocks. Length 0 is the end of
+/// the stream. A packet longer than the buffer, or one whose descriptors did not all arrive
+/// because this process may not open more, is an error.
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut control = nix::cmsg_space!([RawFd; limits::DESCRIPTORS_PER_PACKET]);
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let mut slices = [IoSliceMut::new(buffer)];
+    let socket = socket.as_fd().as_raw_fd();
+    let message = recvmsg::<()>(socket, &mut slices, Some(&mut control), flags)?;
+    let mut descriptors = Vec::new();
+    // Fails where descriptors were cut off (MSG_CTRUNC, recvmsg(2)); whoever receives descriptors
+    // is a successor setting itself up, which ends with this error and everything it has.
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows
+            // their numbers.
+            descriptors
+                .extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
+        }
+    }
+    if message.flags.contains(MsgFlags::MSG_TRUNC) {
+        return Err(Errno::EMSGSIZE.into());
+    }
+    Ok(Received { length: message.bytes, descriptors })
+}

@@ -1,0 +1,117 @@
+//! What an event belongs to: kind, generation and index in one [`mio::Token`].
+//!
+//! The kernel may hand out an event for something that was closed a moment ago, and its slot may
+//! have a new tenant by then. The generation tells the two apart: a stale token is recognised,
+//! counted and ignored.
+
+/// What kind of source an event is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A named descriptor; the index is its place in the table.
+    Listener,
+    /// A session; the index is its slot.
+    Session,
+    /// Signals.
+    Signals,
+    /// Another thread woke the loop.
+    Waker,
+    /// The pipe on which the successor says ready; the generation is the attempt.
+    ReadinessPipe,
+    /// The handoff socket to the successor; the generation is the attempt.
+    Successor,
+    /// The successor's death (a pidfd); the generation is the attempt.
+    SuccessorProcess,
+    /// The handoff socket to the predecessor.
+    Predecessor,
+    /// The predecessor's death (a pidfd).
+    PredecessorProcess,
+}
+
+const KINDS: [Kind; 9] = [
+    Kind::Listener,
+    Kind::Session,
+    Kind::Signals,
+    Kind::Waker,
+    Kind::ReadinessPipe,
+    Kind::Successor,
+    Kind::SuccessorProcess,
+    Kind::Predecessor,
+    Kind::PredecessorProcess,
+];
+
+const KIND_SHIFT: u32 = 56;
+const GENERATION_SHIFT: u32 = 32;
+const GENERATION_MASK: u32 = 0x00ff_ffff;
+
+/// Kind, generation and index share the 64 bits that the kernel keeps for an epoll registration.
+const _: () = assert!(usize::BITS == 64, "tablecloth needs a 64-bit target");
+
+/// A token, taken apart. Generations count modulo 2^24: a slot has to be reused sixteen million
+/// times within one turn before a stale event could be mistaken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) kind: Kind,
+    pub(crate) generation: u32,
+    pub(crate) index: u32,
+}
+
+impl Token {
+    pub(crate) const fn new(kind: Kind, generation: u32, index: u32) -> Self {
+        Self { kind, generation: generation & GENERATION_MASK, index }
+    }
+
+    /// The token of a thing of which there is one.
+    pub(crate) const fn single(kind: Kind) -> Self {
+        Self::new(kind, 0, 0)
+    }
+
+    pub(crate) const fn pack(self) -> mio::Token {
+        mio::Token(
+            (self.kind as usize) << KIND_SHIFT
+                | (self.generation as usize) << GENERATION_SHIFT
+                | self.index as usize,
+        )
+    }
+
+    /// `None` for a token that nobody here made.
+    pub(crate) fn unpack(token: mio::Token) -> Option<Self> {
+        let kind = *KINDS.get(token.0 >> KIND_SHIFT)?;
+        let generation = (token.0 >> GENERATION_SHIFT) as u32 & GENERATION_MASK;
+        Some(Self { kind, generation, index: token.0 as u32 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_comes_apart_as_it_was_put_together() {
+        for (place, kind) in KINDS.into_iter().enumerate() {
+            assert_eq!(kind as usize, place, "the table is in the order of the enum");
+            for generation in [0, 1, GENERATION_MASK] {
+                for index in [0, 1, u32::MAX] {
+                    let token = Token::new(kind, generation, index);
+                    assert_eq!(Token::unpack(token.pack()), Some(token));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_used_again_has_another_token() {
+        let before = Token::new(Kind::Session, 7, 3);
+        let after = Token::new(Kind::Session, 8, 3);
+        assert_ne!(before.pack(), after.pack());
+    }
+
+    #[test]
+    fn a_foreign_token_is_recognised() {
+        assert_eq!(Token::unpack(mio::Token(usize::MAX)), None);
+    }
+
+    #[test]
+    fn generations_wrap() {
+        assert_eq!(Token::new(Kind::Session, GENERATION_MASK + 1, 0).generation, 0);
+    }
+}

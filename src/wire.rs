@@ -1,0 +1,423 @@
+//! The handoff messages: encoded and decoded, versioned, bounded, total.
+//!
+//! Each message is one packet on a `SOCK_SEQPACKET` socket (unix(7)), so there is no framing. A
+//! packet is `magic (4) · protocol (2) · kind (1) · body`, numbers little-endian, texts with their
+//! length in front. The header, the first two fields of a MANIFEST (the protocol range) and REFUSE
+//! never change, so that any two builds can at least say that they do not understand each other.
+//!
+//! | kind | from | says |
+//! | --- | --- | --- |
+//! | MANIFEST | predecessor | the protocol range, who is speaking, which descriptor is which |
+//! | HELLO | successor | the protocol chosen, the session schemas understood, the build |
+//! | REFUSE | successor | why it will not take over, in words |
+//! | COMMIT | predecessor | from here on the successor accepts |
+//! | SERVING | successor | it accepts, and the pid file names it |
+//! | UPGRADE | predecessor | an upgrade request that came to it is passed on |
+//! | STOPPING | successor | it was told to stop |
+//!
+//! Decoding never panics and never allocates more than the packet's own size in proportion:
+//! hostile, truncated and oversized input gives a [`WireError`] that names the field.
+
+use std::fmt;
+
+use crate::limits;
+
+/// The protocol versions that this build speaks.
+pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 1 };
+
+/// The session schemas that this build understands: none, sessions stay where they are.
+pub const NO_SCHEMAS: SchemaRange = SchemaRange { oldest: 0, newest: 0 };
+
+/// The environment variable that tells a successor where to find the handoff:
+/// `pipe=FD,socket=FD,pid=PID`, the descriptors as numbers in the successor, the process id the
+/// predecessor's.
+pub const VARIABLE: &str = "TABLECLOTH_HANDOFF";
+
+/// The one byte on the readiness pipe.
+pub const READY: u8 = b'R';
+
+const MAGIC: [u8; 4] = *b"tclo";
+
+/// An inclusive range of protocol versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProtocolRange {
+    /// The oldest version spoken.
+    pub oldest: u16,
+    /// The newest version spoken.
+    pub newest: u16,
+}
+
+impl ProtocolRange {
+    /// The newest version that both ranges have.
+    #[must_use]
+    pub fn agree(self, other: Self) -> Option<u16> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+
+    /// Whether a version is spoken.
+    #[must_use]
+    pub fn contains(self, version: u16) -> bool {
+        (self.oldest..=self.newest).contains(&version)
+    }
+}
+
+impl fmt::Display for ProtocolRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.oldest, self.newest)
+    }
+}
+
+/// An inclusive range of session schemas; 0 stands for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchemaRange {
+    /// The oldest schema understood.
+    pub oldest: u32,
+    /// The newest schema understood.
+    pub newest: u32,
+}
+
+/// A handoff message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Which passed descriptor is which; the descriptors ride on the same packet, in this order.
+    Manifest(Manifest),
+    /// The successor understood the manifest.
+    Hello(Hello),
+    /// The successor will not take over, and why.
+    Refuse(String),
+    /// From here on the successor accepts.
+    Commit,
+    /// The successor accepts.
+    Serving,
+    /// An upgrade was requested of the predecessor.
+    Upgrade,
+    /// The successor was told to stop.
+    Stopping,
+}
+
+/// One part of the manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// What the predecessor speaks.
+    pub protocol: ProtocolRange,
+    /// The successor's generation, if it is committed to.
+    pub generation: u64,
+    /// The predecessor's process id, in its own pid namespace.
+    pub predecessor: u32,
+    /// The signals blocked in the successor until it can handle them; bit n is signal n + 1.
+    pub blocked: u64,
+    /// Which part this is, from 0.
+    pub part: u8,
+    /// How many parts there are.
+    pub parts: u8,
+    /// What the descriptors on this packet are.
+    pub entries: Vec<Entry>,
+}
+
+/// One passed descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name under which the successor claims it.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a passed descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A listening TCP socket.
+    Tcp,
+    /// A listening Unix stream socket.
+    UnixStream,
+    /// A listening Unix seqpacket socket.
+    UnixSeqpacket,
+    /// A bound UDP socket.
+    Udp,
+    /// A bound Unix datagram socket.
+    UnixDatagram,
+    /// Any other descriptor.
+    File,
+}
+
+/// The successor's answer to the manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The protocol version that is spoken from here on.
+    pub protocol: u16,
+    /// The session schemas that the successor can rebuild.
+    pub schemas: SchemaRange,
+    /// The successor's build, for the log.
+    pub build: String,
+}
+
+/// A packet that is no message, and where it stops being one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireError {
+    /// The field that does not hold.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What is wrong with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The packet ends before the field does.
+    Truncated,
+    /// There are bytes behind the last field.
+    TrailingBytes,
+    /// More, or longer, than the limit allows.
+    TooLong,
+    /// Not UTF-8.
+    NotText,
+    /// A value that this field cannot have.
+    Unknown(u64),
+    /// A protocol version that this build does not speak.
+    Protocol(ProtocolRange),
+}
+
+impl Kind {
+    /// Every kind, in the order of their codes.
+    pub const ALL: [Self; 6] = [
+        Self::Tcp,
+        Self::UnixStream,
+        Self::UnixSeqpacket,
+        Self::Udp,
+        Self::UnixDatagram,
+        Self::File,
+    ];
+}
+
+impl Message {
+    /// The packet. Texts longer than the limit are cut; the caller keeps names and counts in
+    /// bounds.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(64);
+        out.extend(MAGIC);
+        out.extend(PROTOCOL.newest.to_le_bytes());
+        match self {
+            Self::Manifest(manifest) => {
+                out.push(1);
+                out.extend(manifest.protocol.oldest.to_le_bytes());
+                out.extend(manifest.protocol.newest.to_le_bytes());
+                out.extend(manifest.generation.to_le_bytes());
+                out.extend(manifest.predecessor.to_le_bytes());
+                out.extend(manifest.blocked.to_le_bytes());
+                out.extend([manifest.part, manifest.parts, manifest.entries.len() as u8]);
+                for entry in &manifest.entries {
+                    out.extend([entry.kind as u8, entry.name.len() as u8]);
+                    out.extend(entry.name.as_bytes());
+                }
+            }
+            Self::Hello(hello) => {
+                out.push(2);
+                out.extend(hello.protocol.to_le_bytes());
+                out.extend(hello.schemas.oldest.to_le_bytes());
+                out.extend(hello.schemas.newest.to_le_bytes());
+                put_text(&mut out, &hello.build);
+            }
+            Self::Refuse(reason) => {
+                out.push(3);
+                put_text(&mut out, reason);
+            }
+            Self::Commit => out.push(4),
+            Self::Serving => out.push(5),
+            Self::Upgrade => out.push(6),
+            Self::Stopping => out.push(7),
+        }
+        out
+    }
+
+    /// The message in a packet.
+    pub fn decode(packet: &[u8]) -> Result<Self, WireError> {
+        let mut fields = Fields { rest: packet };
+        if fields.take("magic", MAGIC.len())? != MAGIC {
+            return Err(WireError { field: "magic", problem: Problem::Unknown(0) });
+        }
+        let protocol = fields.u16("protocol")?;
+        let kind = fields.u8("kind")?;
+        // MANIFEST says a range, HELLO a choice, REFUSE never changes: those three are understood,
+        // or refused in words, whatever version wrote them.
+        if !matches!(kind, 1..=3) && !PROTOCOL.contains(protocol) {
+            let range = ProtocolRange { oldest: protocol, newest: protocol };
+            return Err(WireError { field: "protocol", problem: Problem::Protocol(range) });
+        }
+        let message = match kind {
+            1 => Self::Manifest(fields.manifest()?),
+            2 => Self::Hello(fields.hello()?),
+            3 => Self::Refuse(fields.text("reason")?),
+            4 => Self::Commit,
+            5 => Self::Serving,
+            6 => Self::Upgrade,
+            7 => Self::Stopping,
+            other => {
+                return Err(WireError { field: "kind", problem: Problem::Unknown(other.into()) });
+            }
+        };
+        match fields.rest {
+            [] => Ok(message),
+            [..] => Err(WireError { field: "end", problem: Problem::TrailingBytes }),
+        }
+    }
+
+    /// The message's name, as in the table above.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Manifest(_) => "MANIFEST",
+            Self::Hello(_) => "HELLO",
+            Self::Refuse(_) => "REFUSE",
+            Self::Commit => "COMMIT",
+            Self::Serving => "SERVING",
+            Self::Upgrade => "UPGRADE",
+            Self::Stopping => "STOPPING",
+        }
+    }
+}
+
+/// The fields of a packet that have not been read yet.
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, field: &'static str, count: usize) -> Result<&'a [u8], WireError> {
+        match self.rest.split_at_checked(count) {
+            Some((taken, rest)) => {
+                self.rest = rest;
+                Ok(taken)
+            }
+            None => Err(WireError { field, problem: Problem::Truncated }),
+        }
+    }
+
+    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(field, N)?);
+        Ok(array)
+    }
+
+    fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
+        Ok(u8::from_le_bytes(self.array(field)?))
+    }
+
+    fn u16(&mut self, field: &'static str) -> Result<u16, WireError> {
+        Ok(u16::from_le_bytes(self.array(field)?))
+    }
+
+    fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
+        Ok(u32::from_le_bytes(self.array(field)?))
+    }
+
+    fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
+        Ok(u64::from_le_bytes(self.array(field)?))
+    }
+
+    fn utf8(&mut self, field: &'static str, length: usize) -> Result<String, WireError> {
+        match std::str::from_utf8(self.take(field, length)?) {
+            Ok(text) => Ok(text.into()),
+            Err(_) => Err(WireError { field, problem: Problem::NotText }),
+        }
+    }
+
+    fn text(&mut self, field: &'static str) -> Result<String, WireError> {
+        let length = usize::from(self.u16(field)?);
+        if length > limits::TEXT_BYTES {
+            return Err(WireError { field, problem: Problem::TooLong });
+        }
+        self.utf8(field, length)
+    }
+
+    fn manifest(&mut self) -> Result<Manifest, WireError> {
+        let protocol = ProtocolRange {
+            oldest: self.u16("oldest protocol")?,
+            newest: self.u16("newest protocol")?,
+        };
+        // What follows is ours to read only if there is a version that both speak.
+        if PROTOCOL.agree(protocol).is_none() {
+            return Err(WireError { field: "protocol", problem: Problem::Protocol(protocol) });
+        }
+        let generation = self.u64("generation")?;
+        let predecessor = self.u32("predecessor")?;
+        let blocked = self.u64("blocked signals")?;
+        let (part, parts) = (self.u8("part")?, self.u8("parts")?);
+        if parts == 0 || usize::from(parts) > limits::NAMED / limits::DESCRIPTORS_PER_PACKET {
+            return Err(WireError { field: "parts", problem: Problem::Unknown(parts.into()) });
+        }
+        if part >= parts {
+            return Err(WireError { field: "part", problem: Problem::Unknown(part.into()) });
+        }
+        let count = usize::from(self.u8("count")?);
+        if count > limits::DESCRIPTORS_PER_PACKET {
+            return Err(WireError { field: "count", problem: Problem::TooLong });
+        }
+        let mut entries = Vec::with_capacity(count);
+        for _ in 0..count {
+            let code = self.u8("descriptor kind")?;
+            let Some(&kind) = Kind::ALL.get(usize::from(code)) else {
+                let problem = Problem::Unknown(code.into());
+                return Err(WireError { field: "descriptor kind", problem });
+            };
+            let length = usize::from(self.u8("name")?);
+            if length > limits::NAME_BYTES {
+                return Err(WireError { field: "name", problem: Problem::TooLong });
+            }
+            entries.push(Entry { name: self.utf8("name", length)?, kind });
+        }
+        Ok(Manifest { protocol, generation, predecessor, blocked, part, parts, entries })
+    }
+
+    fn hello(&mut self) -> Result<Hello, WireError> {
+        let protocol = self.u16("chosen protocol")?;
+        if !PROTOCOL.contains(protocol) {
+            let range = ProtocolRange { oldest: protocol, newest: protocol };
+            return Err(WireError { field: "chosen protocol", problem: Problem::Protocol(range) });
+        }
+        let schemas =
+            SchemaRange { oldest: self.u32("oldest schema")?, newest: self.u32("newest schema")? };
+        Ok(Hello { protocol, schemas, build: self.text("build")? })
+    }
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    let mut length = text.len().min(limits::TEXT_BYTES);
+    while !text.is_char_boundary(length) {
+        length -= 1;
+    }
+    out.extend((length as u16).to_le_bytes());
+    out.extend(&text.as_bytes()[..length]);
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "field \"{}\" ", self.field)?;
+        match self.problem {
+            Problem::Truncated => f.write_str("is cut off"),
+            Problem::TrailingBytes => f.write_str("has bytes behind it"),
+            Problem::TooLong => f.write_str("is longer than allowed"),
+            Problem::NotText => f.write_str("is not UTF-8"),
+            Problem::Unknown(value) => write!(f, "has the unknown value {value}"),
+            Problem::Protocol(range) => {
+                write!(f, "says protocol {range}, and this build speaks {PROTOCOL}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for WireError {}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP listener",
+            Self::UnixStream => "Unix stream listener",
+            Self::UnixSeqpacket => "Unix seqpacket listener",
+            Self::Udp => "UDP socket",
+            Self::UnixDatagram => "Unix datagram socket",
+            Self::File => "file",
+        })
+    }
+}
