@@ -1,0 +1,60 @@
+//! A bench's flags: numbers, each with a default.
+
+use std::process::ExitCode;
+
+use lexopt::{Arg, Parser, ValueExt};
+
+/// `--NAME N`, and what it is for.
+pub(crate) struct Flag<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) value: &'a mut u64,
+    pub(crate) help: &'static str,
+}
+
+/// How a bench ends.
+pub(crate) fn report(bench: &str, result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{bench}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Takes the flags from the command line. `false` if there is nothing to measure: help was asked
+/// for, or this is no `cargo bench`, which passes `--bench`, but a `cargo test`, which does not.
+pub(crate) fn parse(about: &str, flags: &mut [Flag<'_>]) -> Result<bool, String> {
+    let mut parser = Parser::from_env();
+    let mut benching = false;
+    while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
+        let name = match argument {
+            Arg::Long(name) => name.to_owned(),
+            // A filter for the names of benches, which is not for this one.
+            Arg::Value(_) => continue,
+            Arg::Short(_) => return Err(argument.unexpected().to_string()),
+        };
+        match (name.as_str(), flags.iter_mut().find(|flag| flag.name == name)) {
+            ("bench", _) => benching = true,
+            ("help", _) => {
+                print_help(about, flags);
+                return Ok(false);
+            }
+            (_, Some(flag)) => {
+                let value = parser.value().map_err(|_| format!("--{name}: a value is missing"))?;
+                *flag.value = value.parse().map_err(|error| format!("--{name}: {error}"))?;
+            }
+            // What test harnesses take: `--test`, `--list`.
+            (_, None) if !benching => {}
+            (_, None) => return Err(format!("unknown flag --{name}; --help names all flags")),
+        }
+    }
+    Ok(benching)
+}
+
+fn print_help(about: &str, flags: &[Flag<'_>]) {
+    println!("{about}\n\nusage: cargo bench --bench NAME -- [flags]\n");
+    for Flag { name, value, help } in flags {
+        println!("  {:<16} {help} [{value}]", format!("--{name} N"));
+    }
+}

@@ -1,0 +1,14 @@
+//! What the benches share: flags, programs to measure, processes seen from outside, and figures.
+//!
+//! A bench compares two things in one run, in turn, and prints medians, minima and ratios. It never
+//! fails on a time: the machine it runs on has other things to do.
+
+pub(crate) mod figures;
+pub(crate) mod flags;
+pub(crate) mod process;
+pub(crate) mod programs;
+
+/// An error in words, with what was being done.
+pub(crate) fn failed<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> String {
+    move |error| format!("{what}: {error}")
+}

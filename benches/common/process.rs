@@ -1,0 +1,111 @@
+//! Processes seen from outside: what they cost, where they listen, and their end.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Child;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+use super::failed;
+
+/// Longer than anything here takes on a machine that is alive.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a wait for something that is not measured sleeps between two looks.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Looks again and again until something is there.
+pub(crate) fn await_some<T>(
+    what: &str,
+    mut look: impl FnMut() -> Result<Option<T>, String>,
+) -> Result<T, String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("{what}: not within {PATIENCE:?}"));
+        }
+        sleep(PAUSE);
+    }
+}
+
+/// The process that a pid file names; `None` while there is no file.
+pub(crate) fn named_in(pid_file: &Path) -> Option<Pid> {
+    Pid::from_raw(fs::read_to_string(pid_file).ok()?.trim().parse().ok()?)
+}
+
+pub(crate) fn pid_of(child: &Child) -> Result<Pid, String> {
+    Ok(Pid::from_child(child))
+}
+
+/// Processor time of a process's main thread until now, or until it last went to sleep
+/// (`/proc/PID/schedstat`, nanoseconds on a processor first).
+pub(crate) fn processor_time(pid: Pid) -> Result<Duration, String> {
+    let path = format!("/proc/{}/schedstat", pid.as_raw_pid());
+    let text = fs::read_to_string(&path).map_err(failed(&path))?;
+    let nanoseconds = text.split(' ').next().and_then(|first| first.parse().ok());
+    nanoseconds.map(Duration::from_nanos).ok_or_else(|| format!("{path}: {text:?}"))
+}
+
+/// Where on 127.0.0.1 a process listens, once it does. It was asked for port 0 and need not say
+/// which one it got: its sockets are in /proc, and so are their addresses (proc(5)).
+pub(crate) fn listening(pid: Pid) -> Result<SocketAddr, String> {
+    await_some("a server that listens", || {
+        let own = sockets(pid)?;
+        let table = fs::read_to_string("/proc/net/tcp").map_err(failed("/proc/net/tcp"))?;
+        let port = table.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // sl local remote state queues timer retransmits uid timeout inode
+            let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
+            if *state != "0A" || !own.contains(*inode) {
+                return None;
+            }
+            u16::from_str_radix(local.rsplit(':').next()?, 16).ok()
+        });
+        Ok(port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+    })
+}
+
+/// The inode numbers of a process's sockets.
+fn sockets(pid: Pid) -> Result<HashSet<String>, String> {
+    let path = format!("/proc/{}/fd", pid.as_raw_pid());
+    let descriptors = fs::read_dir(&path).map_err(failed(&path))?;
+    let links = descriptors.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let inode = |link: &str| Some(link.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned());
+    Ok(links.filter_map(|link| inode(link.to_str()?)).collect())
+}
+
+/// Makes what a child of this process leaves behind this process's own child: a successor can be
+/// waited for by whoever started its predecessor (PR_SET_CHILD_SUBREAPER, prctl(2)).
+pub(crate) fn adopt_orphans() -> Result<(), String> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(failed("become a subreaper"))
+}
+
+/// Waits for a child's end and takes its status.
+pub(crate) fn reap(pid: Pid) -> Result<(), String> {
+    await_some("the end of a process", || {
+        waitpid(Some(pid), WaitOptions::NOHANG)
+            .map(|status| status.map(|_| ()))
+            .map_err(failed("wait for a process"))
+    })
+}
+
+/// A server that this bench started, or the successor of one. It ends with the bench.
+pub(crate) struct Started {
+    pub(crate) pid: Pid,
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // Not reaped yet, so the number still means this process.
+        if kill_process(self.pid, Signal::KILL).is_ok() {
+            let _ = waitpid(Some(self.pid), WaitOptions::empty());
+        }
+    }
+}
