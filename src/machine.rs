@@ -78,6 +78,8 @@ pub enum Event {
     Committed,
     /// The predecessor is dead.
     PredecessorGone,
+    /// The last look into the handoff socket found no COMMIT.
+    PredecessorSilent,
     /// A draining process has no session left.
     SessionsGone,
     /// The [`Upgrade`](Timer::Upgrade) timer ran out.
@@ -97,8 +99,8 @@ pub enum Event {
 pub enum Action {
     /// Make the pipe and the handoff socket, queue the MANIFEST, spawn the successor.
     SpawnSuccessor,
-    /// Look into the readiness pipe once more, and answer with [`Event::SuccessorReady`] or
-    /// [`Event::SuccessorSilent`].
+    /// Look once more for the word that a deadline waits for, and answer with what is there, or
+    /// else with [`Event::SuccessorSilent`] or [`Event::PredecessorSilent`].
     LookOnce,
     /// Send COMMIT: from here on the successor accepts.
     CommitUpgrade,
@@ -361,7 +363,12 @@ impl Machine {
                 ),
                 (Predecessor::Gone, _) => self.ignored(),
             },
-            Event::TakeoverTimedOut => match (self.predecessor, self.wanted) {
+            // COMMIT and the deadline may race: a COMMIT that is there wins.
+            Event::TakeoverTimedOut => match self.predecessor {
+                Predecessor::Owner => self.stays(&[LookOnce]),
+                Predecessor::Leaving | Predecessor::Gone => self.ignored(),
+            },
+            Event::PredecessorSilent => match (self.predecessor, self.wanted) {
                 // Ready, and never committed to: it gives way without having touched anything. The
                 // predecessor finds it dead and rolls back, whenever it comes to look.
                 (Predecessor::Owner, false) => self.moves(State::Exited, &[DisarmAll]),
@@ -387,8 +394,9 @@ impl Machine {
     const fn upgrading(self, event: Event) -> Step {
         use Action::*;
         match event {
-            // Several requests become one (I4): the next process is started after the last of them.
-            Event::UpgradeRequested => self.wanting().stays(&[]),
+            // Several requests become one (I4): the next process is started after the last of them,
+            // by this process or, should it come to serve, by the successor.
+            Event::UpgradeRequested => self.wanting().stays(&[PassOnUpgrade]),
             Event::ShutdownRequested => {
                 let (machine, state) = (self.satisfied(), State::Draining(Drain::Shutdown));
                 if self.wanted {
@@ -447,37 +455,19 @@ impl Machine {
                     )
                 }
             }
-            // This process stops polling before the successor is told to start (I3). A request
-            // that came meanwhile goes with the COMMIT, and is kept for a rollback (I4).
-            Event::SuccessorReady => {
-                let state = State::Draining(Drain::Committed);
-                if self.wanted {
-                    self.moves(
-                        state,
-                        &[
-                            DisarmAll,
-                            PauseAccepting,
-                            CommitUpgrade,
-                            PassOnUpgrade,
-                            DrainSessions,
-                            Arm(Timer::Takeover),
-                            Arm(Timer::Drain),
-                        ],
-                    )
-                } else {
-                    self.moves(
-                        state,
-                        &[
-                            DisarmAll,
-                            PauseAccepting,
-                            CommitUpgrade,
-                            DrainSessions,
-                            Arm(Timer::Takeover),
-                            Arm(Timer::Drain),
-                        ],
-                    )
-                }
-            }
+            // This process stops polling before the successor is told to start (I3). A wanted
+            // upgrade is the successor's now, and kept here for a rollback (I4).
+            Event::SuccessorReady => self.moves(
+                State::Draining(Drain::Committed),
+                &[
+                    DisarmAll,
+                    PauseAccepting,
+                    CommitUpgrade,
+                    DrainSessions,
+                    Arm(Timer::Takeover),
+                    Arm(Timer::Drain),
+                ],
+            ),
             // Died, refused, talked nonsense (to serve before COMMIT is nonsense), or found silent
             // by the last look: as if nothing had happened (I6), and on to the next if one is
             // wanted (I4).
@@ -505,6 +495,7 @@ impl Machine {
             Event::SetUpDone
             | Event::Committed
             | Event::PredecessorGone
+            | Event::PredecessorSilent
             | Event::SessionsGone
             | Event::TakeoverTimedOut
             | Event::ProbationOver
@@ -541,6 +532,7 @@ impl Machine {
             | Event::SuccessorSilent
             | Event::Committed
             | Event::PredecessorGone
+            | Event::PredecessorSilent
             | Event::UpgradeTimedOut
             | Event::ProbationOver => self.ignored(),
         }
@@ -589,6 +581,7 @@ impl Machine {
             | Event::SuccessorSilent
             | Event::Committed
             | Event::PredecessorGone
+            | Event::PredecessorSilent
             | Event::UpgradeTimedOut
             | Event::TakeoverTimedOut => self.ignored(),
         }
@@ -617,6 +610,7 @@ impl Machine {
             | Event::SuccessorStopped
             | Event::SuccessorSilent
             | Event::Committed
+            | Event::PredecessorSilent
             | Event::UpgradeTimedOut
             | Event::TakeoverTimedOut
             | Event::StatusTimedOut
@@ -638,6 +632,7 @@ impl Machine {
             | Event::SuccessorSilent
             | Event::Committed
             | Event::PredecessorGone
+            | Event::PredecessorSilent
             | Event::SessionsGone
             | Event::UpgradeTimedOut
             | Event::TakeoverTimedOut
@@ -731,7 +726,7 @@ impl Predecessor {
 
 impl Event {
     /// Every event, in the order of this page.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::SetUpDone,
         Self::UpgradeRequested,
         Self::ShutdownRequested,
@@ -744,6 +739,7 @@ impl Event {
         Self::SuccessorSilent,
         Self::Committed,
         Self::PredecessorGone,
+        Self::PredecessorSilent,
         Self::SessionsGone,
         Self::UpgradeTimedOut,
         Self::TakeoverTimedOut,
@@ -829,6 +825,7 @@ impl fmt::Display for Event {
             Self::SuccessorSilent => "successor not ready in time",
             Self::Committed => "committed to by the predecessor",
             Self::PredecessorGone => "predecessor gone",
+            Self::PredecessorSilent => "not committed to in time",
             Self::SessionsGone => "sessions gone",
             Self::UpgradeTimedOut => "upgrade timed out",
             Self::TakeoverTimedOut => "takeover timed out",

@@ -32,6 +32,8 @@ pub(crate) struct Predecessor {
     /// Becomes readable when it dies. `None` if its id means nothing here, as across pid
     /// namespaces, or if it is dead already; the end of the socket says it then.
     process: Option<OwnedFd>,
+    /// Whether its end of the socket is closed: it is dead, or dying.
+    hung_up: bool,
 }
 
 /// What a predecessor leaves to its successor.
@@ -81,6 +83,7 @@ impl Predecessor {
             pipe: Some(pipe.into()),
             socket,
             process,
+            hung_up: false,
         };
         // A dead predecessor does not hear it; this process has all it needs and goes on.
         predecessor.send(&hello);
@@ -129,11 +132,7 @@ impl Predecessor {
         for _ in 0..limits::MESSAGES_PER_TURN {
             match sys::receive(&self.socket, &mut packet) {
                 Ok(received) if received.length == 0 => {
-                    // It closes the socket by dying and not before. If its death itself is
-                    // watched, that comes in a moment: then it is dead and no longer dying.
-                    if self.process.is_none() {
-                        events.push(Event::PredecessorGone);
-                    }
+                    self.hang_up(events);
                     return false;
                 }
                 Ok(received) => match Message::decode(&packet[..received.length]) {
@@ -148,14 +147,25 @@ impl Predecessor {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // It was reset: the predecessor died with something unread.
                 Err(_) => {
-                    if self.process.is_none() {
-                        events.push(Event::PredecessorGone);
-                    }
+                    self.hang_up(events);
                     return false;
                 }
             }
         }
         true
+    }
+
+    /// It closes the socket by dying and not before. If its death itself is watched, that comes in
+    /// a moment: then it is dead and no longer dying (I2).
+    fn hang_up(&mut self, events: &mut Vec<Event>) {
+        if !std::mem::replace(&mut self.hung_up, true) && self.process.is_none() {
+            events.push(Event::PredecessorGone);
+        }
+    }
+
+    /// Whether it is dead, or dying: it will say no more.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        self.hung_up
     }
 
     fn send(&self, message: &Message) {

@@ -364,6 +364,11 @@ impl<H: Handler> Server<H> {
         &self.handler
     }
 
+    /// The handler, to be changed between two turns.
+    pub fn handler_mut(&mut self) -> &mut H {
+        &mut self.handler
+    }
+
     /// Serves until the process is told to stop or its successor has taken over. The first turn is
     /// what says ready; see [`Server::turn`].
     ///

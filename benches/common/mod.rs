@@ -9,6 +9,8 @@ pub(crate) mod process;
 pub(crate) mod programs;
 
 /// An error in words, with what was being done.
-pub(crate) fn failed<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> String {
+pub(crate) fn failed<E: std::fmt::Display>(
+    what: impl std::fmt::Display,
+) -> impl FnOnce(E) -> String {
     move |error| format!("{what}: {error}")
 }

@@ -39,10 +39,6 @@ pub(crate) fn named_in(pid_file: &Path) -> Option<Pid> {
     Pid::from_raw(fs::read_to_string(pid_file).ok()?.trim().parse().ok()?)
 }
 
-pub(crate) fn pid_of(child: &Child) -> Result<Pid, String> {
-    Ok(Pid::from_child(child))
-}
-
 /// Processor time of a process's main thread until now, or until it last went to sleep
 /// (`/proc/PID/schedstat`, nanoseconds on a processor first).
 pub(crate) fn processor_time(pid: Pid) -> Result<Duration, String> {
@@ -99,6 +95,12 @@ pub(crate) fn reap(pid: Pid) -> Result<(), String> {
 /// A server that this bench started, or the successor of one. It ends with the bench.
 pub(crate) struct Started {
     pub(crate) pid: Pid,
+}
+
+impl Started {
+    pub(crate) fn new(child: &Child) -> Self {
+        Self { pid: Pid::from_child(child) }
+    }
 }
 
 impl Drop for Started {

@@ -90,6 +90,7 @@ impl<H: Handler> Server<H> {
             | Event::SuccessorStopped
             | Event::Committed
             | Event::PredecessorGone
+            | Event::PredecessorSilent
             | Event::SessionsGone
             | Event::UpgradeTimedOut
             | Event::ProbationOver
@@ -187,16 +188,22 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// A ready byte that came together with the deadline wins.
+    /// What came together with the deadline wins.
     fn look_once(&mut self) {
-        let mut events = Vec::new();
+        let (mut events, mut attempt) = (Vec::new(), None);
         if let Some(successor) = &mut self.successor {
+            attempt = Some(self.attempts);
             successor.read_pipe(self.shared.now, &mut events);
+            if !events.contains(&Event::SuccessorReady) {
+                events.push(Event::SuccessorSilent);
+            }
+        } else if let Some(predecessor) = &mut self.predecessor {
+            predecessor.read(&mut events);
+            // Of a dying one the death is heard in a moment, and then this process is the owner.
+            if !events.contains(&Event::Committed) && !predecessor.has_hung_up() {
+                events.push(Event::PredecessorSilent);
+            }
         }
-        if !events.contains(&Event::SuccessorReady) {
-            events.push(Event::SuccessorSilent);
-        }
-        let attempt = Some(self.attempts);
         self.pending.extend(events.into_iter().map(|event| Pending { event, attempt }));
     }
 
@@ -270,7 +277,7 @@ impl<H: Handler> Server<H> {
 
     /// `Exited`: the listeners' last copies go, and the log says what ended.
     fn finish(&mut self, before: State, event: Event) {
-        if event == Event::TakeoverTimedOut {
+        if event == Event::PredecessorSilent {
             self.failure = Some(Error::NotCommitted);
         }
         match before {

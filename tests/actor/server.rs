@@ -1,0 +1,308 @@
+//! The server that the tests replace: it does what it is told, and misbehaves when it is told to.
+//!
+//! A successor is started with the same arguments, so that what it is to do is said by generation:
+//! `--at 1:exit:3` has the first successor exit with status 3 in its set-up.
+
+#[path = "../../examples/common/logging.rs"]
+#[allow(dead_code, reason = "the demo uses all of it")]
+mod logging;
+
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use nix::sys::socket::{MsgFlags, recv, send};
+use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL};
+use tablecloth::{
+    Accepted, Config, Context, Handler, IoEvent, Report, Server, SocketOptions, Stream, Verdict,
+};
+
+/// Echoes; but answers `who` with its process id and generation, and obeys a few more words.
+struct Actor {
+    /// Sockets that it reads itself.
+    udp: Option<mio::net::UdpSocket>,
+    ballast: Vec<u8>,
+}
+
+impl Handler for Actor {
+    type Session = Stream;
+
+    fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Stream> {
+        Ok(accepted.stream)
+    }
+
+    fn event(&mut self, cx: &mut Context<'_>, stream: &mut Stream, _: IoEvent) -> Verdict {
+        let mut buffer = [0; 4096];
+        match stream.read(&mut buffer) {
+            Ok(0) => Verdict::Close,
+            Ok(read) => match stream.write_all(&self.answer(cx, &buffer[..read])) {
+                Ok(()) => Verdict::Again,
+                Err(_) => Verdict::Close,
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Verdict::Keep,
+            Err(_) => Verdict::Close,
+        }
+    }
+
+    fn drain(&mut self, cx: &mut Context<'_>, _: &mut Stream) -> Verdict {
+        log::info!("drain, shutting down: {}", cx.shutting_down());
+        Verdict::Keep
+    }
+
+    fn signal(&mut self, _: &mut Context<'_>, signal: i32) {
+        log::info!("user signal {signal}");
+    }
+
+    fn watched(&mut self, cx: &mut Context<'_>, name: &str, _: IoEvent) {
+        let Some(udp) = &self.udp else { return };
+        let mut buffer = [0; 512];
+        while let Ok((read, peer)) = udp.recv_from(&mut buffer) {
+            log::info!("datagram on {name}: {}", logging::printable(&buffer[..read]));
+            let answer = format!("{} {}", std::process::id(), cx.generation());
+            let _ = udp.send_to(answer.as_bytes(), peer);
+        }
+    }
+
+    fn upgraded(&mut self, _: &mut Context<'_>, report: &Report) {
+        log::info!("report: {}", if report.outcome.is_ok() { "ok" } else { "failed" });
+    }
+
+    fn predecessor_gone(&mut self, _: &mut Context<'_>) {
+        log::info!("alone");
+    }
+}
+
+impl Actor {
+    fn answer(&self, cx: &mut Context<'_>, question: &[u8]) -> Vec<u8> {
+        match question {
+            b"who\n" => format!("{} {}\n", std::process::id(), cx.generation()).into_bytes(),
+            b"upgrade\n" => {
+                cx.request_upgrade();
+                b"yes\n".into()
+            }
+            b"shut down\n" => {
+                cx.request_shutdown();
+                b"yes\n".into()
+            }
+            // A child of any other program: what does it find of ours?
+            b"child\n" => {
+                let script = "echo $(ls /proc/self/fd | wc -l) ${TABLECLOTH_HANDOFF-none}";
+                let child = std::process::Command::new("sh").args(["-c", script]).output();
+                child.map(|child| child.stdout).unwrap_or_default()
+            }
+            b"ballast\n" => format!("{}\n", self.ballast.len()).into_bytes(),
+            other => other.into(),
+        }
+    }
+}
+
+/// What the arguments say.
+#[derive(Default)]
+struct Script {
+    config: Config,
+    listen: Vec<(String, String)>,
+    reuse_port: bool,
+    udp: Vec<(String, String)>,
+    datagram: Vec<(String, String)>,
+    seqpacket: Vec<(String, String)>,
+    files: Vec<(String, String)>,
+    /// What to do in which generation's set-up.
+    at: Vec<(u64, String)>,
+    ballast_mib: usize,
+}
+
+impl Script {
+    fn from_args() -> Result<Self, String> {
+        let mut script = Self::default();
+        let mut args = std::env::args().skip(1);
+        while let Some(flag) = args.next() {
+            let value = args.next().ok_or_else(|| format!("{flag} has no value"))?;
+            let pair = || {
+                let (name, rest) = value.split_once('=').unwrap_or((&value, ""));
+                (name.to_owned(), rest.to_owned())
+            };
+            let number = || value.parse::<u64>().map_err(|error| format!("{flag}: {error}"));
+            let time = || number().map(Duration::from_millis);
+            match flag.as_str() {
+                "--listen" => script.listen.push(pair()),
+                "--reuse-port" => script.reuse_port = value == "yes",
+                "--udp" => script.udp.push(pair()),
+                "--datagram" => script.datagram.push(pair()),
+                "--seqpacket" => script.seqpacket.push(pair()),
+                "--file" => script.files.push(pair()),
+                "--pid-file" => script.config.pid_file = Some(value.into()),
+                "--upgrade-ms" => script.config.upgrade_timeout = time()?,
+                "--takeover-ms" => script.config.takeover_timeout = time()?,
+                "--drain-ms" => script.config.drain_timeout = time()?,
+                "--probation-ms" => script.config.probation = time()?,
+                "--max-sessions" => script.config.max_sessions = number()? as usize,
+                "--user-signal" => script.config.user_signals.push(number()? as i32),
+                "--ballast-mib" => script.ballast_mib = number()? as usize,
+                "--at" => {
+                    let (generation, deed) = value.split_once(':').ok_or("--at GEN:DEED")?;
+                    let generation = generation.parse().map_err(|_| "--at GEN:DEED")?;
+                    script.at.push((generation, deed.to_owned()));
+                }
+                other => return Err(format!("unknown flag {other}")),
+            }
+        }
+        Ok(script)
+    }
+
+    fn deeds(&self, generation: u64) -> impl Iterator<Item = &str> {
+        self.at.iter().filter(move |(at, _)| *at == generation).map(|(_, deed)| deed.as_str())
+    }
+}
+
+/// What a process does that is no successor of ours: it has the descriptors, and talks nonsense.
+fn misbehave(deed: &str) -> Result<(), String> {
+    let variable = std::env::var(tablecloth::wire::VARIABLE).unwrap_or_default();
+    let number = |name: &str| {
+        let field = variable.split(',').find_map(|field| field.strip_prefix(name));
+        field.and_then(|number| number.parse::<i32>().ok()).ok_or("no handoff")
+    };
+    let (pipe, socket) = (number("pipe=")?, number("socket=")?);
+    let say = |packet: &[u8]| send(socket, packet, MsgFlags::empty()).map_err(|e| e.to_string());
+    let ready = |byte: u8| {
+        let pipe = std::fs::OpenOptions::new().write(true).open(format!("/proc/self/fd/{pipe}"));
+        pipe.and_then(|mut pipe| pipe.write_all(&[byte])).map_err(|error| error.to_string())
+    };
+    let hello = Message::Hello(Hello {
+        protocol: PROTOCOL.newest,
+        schemas: NO_SCHEMAS,
+        build: "a liar".into(),
+    });
+    let hang = || std::thread::sleep(Duration::from_secs(3600));
+    match deed {
+        "raw-exit" => std::process::exit(7),
+        "raw-hang" => hang(),
+        "raw-garbage-on-pipe" => {
+            ready(b'?')?;
+            hang();
+        }
+        "raw-garbage-on-socket" => {
+            say(b"GET / HTTP/1.1\r\n\r\n")?;
+            hang();
+        }
+        "raw-oversized" => {
+            say(&[b'x'; 20_000])?;
+            hang();
+        }
+        "raw-other-protocol" => {
+            let mut packet = hello.encode();
+            // The header's version, and the one chosen.
+            packet[4] = 99;
+            packet[7] = 99;
+            say(&packet)?;
+            hang();
+        }
+        "raw-ready-without-hello" => {
+            ready(b'R')?;
+            hang();
+        }
+        "raw-serving-before-commit" => {
+            say(&hello.encode())?;
+            say(&Message::Serving.encode())?;
+            hang();
+        }
+        // Says everything right, and never serves.
+        "raw-ready-and-hang" => {
+            say(&hello.encode())?;
+            ready(b'R')?;
+            hang();
+        }
+        "raw-ready-and-exit" => {
+            say(&hello.encode())?;
+            ready(b'R')?;
+            // Committed to, and gone.
+            let mut packet = [0; 512];
+            while recv(socket, &mut packet, MsgFlags::empty()).is_ok_and(|read| read != 7) {}
+            std::process::exit(0);
+        }
+        other => return Err(format!("unknown deed {other}")),
+    }
+    Ok(())
+}
+
+fn play(script: Script) -> Result<(), String> {
+    let error = |error: tablecloth::Error| error.to_string();
+    // Before there is a server, only the predecessor knows which generation this is.
+    if std::env::var_os(tablecloth::wire::VARIABLE).is_some() {
+        for deed in script.deeds(1).filter(|deed| deed.starts_with("raw-")) {
+            misbehave(deed)?;
+        }
+    }
+    let mut ballast = vec![0; script.ballast_mib * 1024 * 1024];
+    // Touched, so that it is resident.
+    ballast.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+
+    let actor = Actor { udp: None, ballast };
+    let mut server = Server::new(script.config.clone(), actor).map_err(error)?;
+    let generation = server.generation();
+    let mut elsewhere: Option<String> = None;
+    let mut skipped: Vec<String> = Vec::new();
+    for deed in script.deeds(generation).map(str::to_owned).collect::<Vec<_>>() {
+        let (deed, object) = deed.split_once(':').unwrap_or((&deed, ""));
+        match deed {
+            "exit" => std::process::exit(object.parse().unwrap_or(1)),
+            "abort" => std::process::abort(),
+            "panic" => panic!("as it was told"),
+            "hang" => std::thread::sleep(Duration::from_secs(3600)),
+            "slow" => std::thread::sleep(Duration::from_millis(object.parse().unwrap_or(0))),
+            "fail" => return Err(object.into()),
+            "elsewhere" => elsewhere = Some(object.into()),
+            "skip" => skipped.push(object.into()),
+            _ if deed.starts_with("raw-") => {}
+            other => return Err(format!("unknown deed {other}")),
+        }
+    }
+    let claimed = |(name, _): &&(String, String)| !skipped.contains(name);
+    for (name, address) in script.listen.iter().filter(claimed) {
+        let address = elsewhere.as_ref().unwrap_or(address);
+        let options = SocketOptions::default().reuse_port(script.reuse_port);
+        server.listen_with(name, address, &options).map_err(error)?;
+    }
+    let (mut sockets, mut datagrams) = (Vec::new(), Vec::new());
+    let mut udp = None;
+    for (name, address) in script.udp.iter().filter(claimed) {
+        udp = Some(server.udp(name, address).map_err(error)?);
+        server.watch(name).map_err(error)?;
+        log::info!(
+            "udp {name} on {}",
+            server.address(name).map(|a| a.to_string()).unwrap_or_default()
+        );
+    }
+    for (name, address) in script.datagram.iter().filter(claimed) {
+        datagrams.push(server.unix_datagram(name, address).map_err(error)?);
+    }
+    for (name, address) in script.seqpacket.iter().filter(claimed) {
+        sockets.push(server.unix_seqpacket(name, address).map_err(error)?);
+    }
+    for (name, path) in script.files.iter().filter(claimed) {
+        let open = || std::fs::File::open(path).map(OwnedFd::from);
+        let mut file = std::fs::File::from(server.file(name, open).map_err(error)?);
+        let mut byte = [0; 1];
+        file.read_exact(&mut byte).map_err(|error| error.to_string())?;
+        log::info!("file {name} says {}", char::from(byte[0]));
+    }
+    let mut line = String::new();
+    let _ = write!(line, "generation {generation}, successor: {}", server.is_successor());
+    log::info!("{line}");
+    server.handler_mut().udp = udp;
+    server.run().map_err(error)
+}
+
+fn main() -> std::process::ExitCode {
+    let played = Script::from_args().and_then(|script| {
+        logging::start(log::LevelFilter::Debug)?;
+        play(script)
+    });
+    match played {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("actor: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Ring three's tools: a real server process, its log as events, and what the kernel says of it.
+//!
+//! Nothing here waits for a time to pass: it waits for a line of the log, for an answer, for a
+//! process to end. The one time limit is the patience after which a test has failed.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long anything may take before the test has failed. Long, because machines stall.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The example of that name; cargo builds the examples with the tests.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test is a file");
+    let target = test.parent().and_then(Path::parent).expect("target/PROFILE/deps/TEST");
+    let path = target.join("examples").join(name);
+    assert!(path.exists(), "{} is not built: cargo build --examples", path.display());
+    path
+}
+
+/// A server and all the processes that come after it.
+pub(crate) struct Actor {
+    child: Child,
+    lines: Receiver<String>,
+    /// Every line so far; a wait begins where the last one ended.
+    pub(crate) log: Vec<String>,
+    seen: usize,
+    pub(crate) place: tempfile::TempDir,
+}
+
+/// How an actor is started.
+pub(crate) struct Start {
+    program: PathBuf,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    place: tempfile::TempDir,
+}
+
+impl Start {
+    /// The actor, listening on `main` at any port.
+    pub(crate) fn actor() -> Self {
+        Self::program("actor").args(&["--listen", "main=127.0.0.1:0"])
+    }
+
+    pub(crate) fn program(name: &str) -> Self {
+        Self::path(example(name))
+    }
+
+    pub(crate) fn path(program: PathBuf) -> Self {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        Self { program, args: Vec::new(), env: Vec::new(), place }
+    }
+
+    pub(crate) fn args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    /// What generation `generation` does in its set-up.
+    pub(crate) fn at(self, generation: u64, deed: &str) -> Self {
+        self.args(&["--at", &format!("{generation}:{deed}")])
+    }
+
+    pub(crate) fn pid_file(self) -> Self {
+        let path = self.path_of("pid");
+        self.args(&["--pid-file", &path])
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// A file in the test's own directory.
+    pub(crate) fn path_of(&self, name: &str) -> String {
+        self.place.path().join(name).to_str().expect("text").into()
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).envs(self.env.iter().cloned());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts it, and does not wait for anything.
+    pub(crate) fn spawn(self) -> Actor {
+        let mut child = self.command().spawn().expect("the actor starts");
+        let stderr = child.stderr.take().expect("piped");
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Actor { child, lines, log: Vec::new(), seen: 0, place: self.place }
+    }
+
+    /// Starts it and waits until it serves.
+    pub(crate) fn serve(self) -> Actor {
+        let mut actor = self.spawn();
+        actor.wait_for("generation 0, successor: false");
+        actor
+    }
+
+    /// Runs it to its end: exit status, and everything on standard error.
+    pub(crate) fn run(self) -> (ExitStatus, String) {
+        let output = self.command().output().expect("it starts");
+        (output.status, String::from_utf8_lossy(&output.stderr).into())
+    }
+}
+
+impl Actor {
+    /// The first process's id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that contains a text, from where the last wait ended.
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+        self.wait_for_any(&[text])
+    }
+
+    pub(crate) fn wait_for_any(&mut self, texts: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            while self.seen < self.log.len() {
+                self.seen += 1;
+                let line = &self.log[self.seen - 1];
+                if texts.iter().any(|text| line.contains(text)) {
+                    return line.clone();
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => self.log.push(line),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    panic!("no line with {texts:?} in\n{}", self.log.join("\n"))
+                }
+            }
+        }
+    }
+
+    /// How many lines so far contain a text.
+    pub(crate) fn count(&mut self, text: &str) -> usize {
+        self.log.extend(self.lines.try_iter());
+        self.log.iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// Whether a line with that text has come; lines that were waited for are looked at too.
+    pub(crate) fn has(&mut self, text: &str) -> bool {
+        self.count(text) > 0
+    }
+
+    /// The address of the listener whose line came first.
+    pub(crate) fn address(&mut self) -> String {
+        let line = self.log.iter().find(|line| line.contains("listening on")).expect("listens");
+        line.rsplit(' ').next().expect("an address").to_owned()
+    }
+
+    pub(crate) fn connect(&mut self) -> Client {
+        Client::connect(&self.address())
+    }
+
+    /// Asks who serves: process id and generation.
+    pub(crate) fn who(&mut self) -> (u32, u64) {
+        self.connect().who()
+    }
+
+    pub(crate) fn signal(&self, pid: u32, signal: Signal) {
+        kill(Pid::from_raw(pid as i32), signal).expect("the process is there");
+    }
+
+    /// One upgrade, from the request to the predecessor's end; answers the new process's id.
+    pub(crate) fn upgrade(&mut self) -> u32 {
+        let (pid, generation) = self.who();
+        self.signal(pid, Signal::SIGHUP);
+        self.wait_for("alone");
+        let (new, next) = self.who();
+        assert_eq!(next, generation + 1);
+        assert_ne!(new, pid);
+        new
+    }
+
+    /// Waits for the first process's end.
+    pub(crate) fn first_exits(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end:\n{}", self.log.join("\n"));
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Every process that has logged a line.
+    pub(crate) fn pids(&mut self) -> BTreeSet<u32> {
+        self.log.extend(self.lines.try_iter());
+        let pid = |line: &String| line.strip_prefix('[')?.split_once(']')?.0.parse().ok();
+        self.log.iter().filter_map(pid).chain([self.child.id()]).collect()
+    }
+
+    /// Those of them that are there and no zombies.
+    pub(crate) fn alive(&mut self) -> Vec<u32> {
+        self.pids().into_iter().filter(|pid| is_alive(*pid)).collect()
+    }
+}
+
+/// Ends every process that the test has started.
+impl Drop for Actor {
+    fn drop(&mut self) {
+        for pid in self.alive() {
+            let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            self.log.extend(self.lines.try_iter());
+            eprintln!("the log:\n{}", self.log.join("\n"));
+        }
+    }
+}
+
+/// A client of the actor.
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
+}
+
+impl Client {
+    pub(crate) fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        Self { stream }
+    }
+
+    /// One question, one answer.
+    pub(crate) fn ask(&mut self, question: &str) -> String {
+        self.stream.write_all(question.as_bytes()).expect("sent");
+        let mut answer = String::new();
+        let mut byte = [0; 1];
+        while !answer.ends_with('\n') {
+            self.stream.read_exact(&mut byte).expect("an answer");
+            answer.push(char::from(byte[0]));
+        }
+        answer.trim_end().to_owned()
+    }
+
+    pub(crate) fn who(&mut self) -> (u32, u64) {
+        let answer = self.ask("who\n");
+        let (pid, generation) = answer.split_once(' ').expect("two numbers");
+        (pid.parse().expect("a process id"), generation.parse().expect("a generation"))
+    }
+
+    /// Whether the other side has closed the connection in order.
+    pub(crate) fn is_at_end(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0; 1]), Ok(0))
+    }
+}
+
+/// Asks the actor's UDP socket who serves.
+pub(crate) fn who_by_udp(address: &str) -> String {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    socket.send_to(b"who", address).expect("sent");
+    let mut buffer = [0; 64];
+    let read = socket.recv(&mut buffer).expect("an answer");
+    String::from_utf8_lossy(&buffer[..read]).into()
+}
+
+/// A process's state, as in the third field of /proc/PID/stat (proc(5)); `None` if there is none.
+fn state_of(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+pub(crate) fn is_alive(pid: u32) -> bool {
+    state_of(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// The children of a process, and their states.
+pub(crate) fn children_of(pid: u32) -> Vec<(u32, char)> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc").expect("proc").flatten() {
+        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(format!("/proc/{child}/stat")) else { continue };
+        let Some((_, fields)) = stat.rsplit_once(") ") else { continue };
+        let mut fields = fields.split(' ');
+        let (state, parent) = (fields.next(), fields.next());
+        if parent == Some(&pid.to_string()) {
+            children.push((child, state.and_then(|s| s.chars().next()).unwrap_or('?')));
+        }
+    }
+    children
+}
+
+/// What a process's descriptors are, without those of standard input, output and error.
+pub(crate) fn descriptors_of(pid: u32) -> Vec<String> {
+    let mut found: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("the process is there")
+        .flatten()
+        .filter(|entry| {
+            entry.file_name().to_str().and_then(|name| name.parse().ok()).unwrap_or(0) > 2
+        })
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .map(|target| target.to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    found
+}
+
+/// The kinds of a process's descriptors: `socket`, `pipe`, `anon_inode:[eventpoll]` and so on.
+pub(crate) fn kinds_of_descriptors(pid: u32) -> Vec<String> {
+    let kind = |name: &String| match name.split_once(":[") {
+        Some((kind, _)) if kind == "socket" || kind == "pipe" => kind.to_owned(),
+        Some(_) | None => name.clone(),
+    };
+    descriptors_of(pid).iter().map(kind).collect()
+}
+
+/// Anonymous resident memory, in KiB (proc(5)).
+pub(crate) fn memory_of(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("RssAnon");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+/// Waits until something is true that no event tells of: the kernel's own bookkeeping.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
