@@ -165,8 +165,9 @@ fn print(seen: &[Seen], ran: &[Duration], log: &str) {
 /// `... done; spawn A ms, set-up B ms, takeover C ms, longest turn D ms.`
 fn steps(line: &str) -> Option<[f64; 4]> {
     let (_, told) = line.split_once(": done; ")?;
-    let mut figures = told.split(", ").zip(STEPS).map(|(step, name)| {
-        step.strip_prefix(name)?.trim().split(' ').next()?.parse().ok()
-    });
+    let mut figures = told
+        .split(", ")
+        .zip(STEPS)
+        .map(|(step, name)| step.strip_prefix(name)?.trim().split(' ').next()?.parse().ok());
     Some([figures.next()??, figures.next()??, figures.next()??, figures.next()??])
 }

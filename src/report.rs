@@ -82,7 +82,12 @@ pub enum Cause {
     /// It closed the handoff and lived on, and was killed.
     HungUp,
     /// It said why it would not take over.
-    Refused(String),
+    Refused {
+        /// What it said.
+        reason: String,
+        /// The status with which it exited then, if it did in time.
+        status: Option<i32>,
+    },
     /// It sent what is no handoff message, or one out of turn, and was killed.
     Nonsense(String),
     /// It speaks another version of the handoff protocol, and was killed.
@@ -136,7 +141,12 @@ impl fmt::Display for Cause {
             Self::NotReady(time) => write!(f, "the successor was not ready within {time:?}"),
             Self::NotServing(time) => write!(f, "the successor did not serve within {time:?}"),
             Self::HungUp => f.write_str("the successor closed the handoff and lived on"),
-            Self::Refused(reason) => write!(f, "the successor refused: {reason}"),
+            Self::Refused { reason, status: None } => {
+                write!(f, "the successor refused: {reason}")
+            }
+            Self::Refused { reason, status: Some(status) } => {
+                write!(f, "the successor refused and exited with status {status}: {reason}")
+            }
             Self::Nonsense(what) => write!(f, "the successor talked nonsense: {what}"),
             Self::Protocol(range) => write!(
                 f,

@@ -395,7 +395,8 @@ impl<H: Handler> Drop for Server<H> {
             if let Some(predecessor) = &self.predecessor {
                 let reason = self.failure.as_ref().map(Error::to_string);
                 let reason = reason.or_else(|| self.last_error.take());
-                let reason = reason.unwrap_or_else(|| "it ended before it took over".into());
+                let ended = if std::thread::panicking() { "it panicked" } else { "it ended" };
+                let reason = reason.unwrap_or_else(|| format!("{ended} before it took over"));
                 predecessor.refuse(&reason);
             }
             self.listeners.unlink_made();

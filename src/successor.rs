@@ -220,7 +220,8 @@ impl Successor {
             }
             // Its exit status follows; what it said is why.
             Message::Refuse(reason) => {
-                self.lose(Cause::Refused(reason), Event::SuccessorHungUp, events);
+                let cause = Cause::Refused { reason, status: None };
+                self.lose(cause, Event::SuccessorHungUp, events);
             }
             Message::Serving => {
                 if self.stage == Stage::Takeover {
@@ -252,6 +253,11 @@ impl Successor {
             Ending::Exited(0) => Event::SuccessorStopped,
             Ending::Exited(_) | Ending::Killed(_) | Ending::Unknown => Event::SuccessorLost,
         };
+        if let (Some(Cause::Refused { status, .. }), Ending::Exited(exited)) =
+            (&mut self.cause, ending)
+        {
+            *status = Some(exited);
+        }
         let cause = match ending {
             Ending::Exited(status) => Cause::Exited(status),
             Ending::Killed(signal) => Cause::Killed(signal),

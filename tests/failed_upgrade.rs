@@ -1,0 +1,272 @@
+//! Ring three: a successor that fails, in each of the ways there are, leaves the predecessor
+//! serving as if nothing had happened (I6), and one error line that says which way it was.
+
+mod harness;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use harness::{
+    Actor, Start, children_of, descriptors_of, example, is_alive, kinds_of_descriptors, until,
+};
+use nix::sys::signal::Signal;
+
+/// Asks for an upgrade that must fail, and holds the world afterwards against the world before.
+fn fails(mut actor: Actor, expected: &str) -> Actor {
+    let mut session = actor.connect();
+    let (pid, generation) = session.who();
+    let before = descriptors_of(pid);
+    let pid_file = actor.place.path().join("pid");
+    let said = fs::read_to_string(&pid_file).ok();
+
+    actor.signal(pid, Signal::SIGHUP);
+    let line = actor.wait_for("failed in");
+    assert!(line.contains(expected), "expected {expected:?}:\n{line}");
+    actor.wait_for("report: failed");
+    // One line, and not two, for one failure.
+    assert_eq!(actor.count("failed in"), 1);
+
+    assert_eq!(session.who(), (pid, generation), "the session never noticed");
+    assert_eq!(actor.who(), (pid, generation), "and new ones are served");
+    until("the successor is reaped", || children_of(pid).is_empty());
+    until("no descriptor is left", || descriptors_of(pid) == before);
+    assert_eq!(fs::read_to_string(&pid_file).ok(), said, "the pid file is as it was");
+    let litter = fs::read_dir(actor.place.path()).expect("a directory").flatten();
+    assert_eq!(litter.filter(|entry| entry.file_name() != "pid").count(), 0, "no litter");
+    actor
+}
+
+#[test]
+fn a_failed_upgrade_leaves_no_trace() {
+    let actor = fails(Start::actor().pid_file().at(1, "exit:3").serve(), "exited with status 3");
+    assert_eq!(descriptors_of(actor.pid()).len(), kinds_of_descriptors(actor.pid()).len());
+}
+
+#[test]
+fn a_successor_that_exits_with_status_0_before_it_is_ready_has_failed_too() {
+    fails(
+        Start::actor().at(1, "exit:0").serve(),
+        "failed in set-up: the successor exited with status 0",
+    );
+}
+
+#[test]
+fn a_successor_that_crashes_is_told_by_its_signal() {
+    fails(
+        Start::actor().at(1, "abort").serve(),
+        "failed in set-up: the successor was killed by SIGABRT",
+    );
+}
+
+#[test]
+fn a_successor_that_panics_is_told_by_its_status() {
+    fails(
+        Start::actor().at(1, "panic").serve(),
+        "exited with status 101: it panicked before it took over",
+    );
+}
+
+#[test]
+fn a_successor_that_hangs_is_killed_at_the_upgrade_timeout() {
+    let actor = Start::actor().args(&["--upgrade-ms", "300"]).at(1, "hang").serve();
+    fails(actor, "failed in set-up: the successor was not ready within 300ms");
+}
+
+#[test]
+fn a_successor_that_hangs_before_it_says_hello_is_killed_too() {
+    let actor = Start::actor().args(&["--upgrade-ms", "300"]).at(1, "raw-hang").serve();
+    fails(actor, "was not ready within 300ms");
+}
+
+#[test]
+fn a_successor_that_fails_in_words_is_reported_in_its_words() {
+    let actor = Start::actor().at(1, "elsewhere:127.0.0.1:notaport").serve();
+    fails(actor, "the successor refused and exited with status 1: address \"127.0.0.1:notaport\"");
+}
+
+#[test]
+fn a_successor_that_gives_up_without_an_error_says_that_it_ended() {
+    fails(
+        Start::actor().at(1, "fail:no").serve(),
+        "refused and exited with status 1: it ended before it took over",
+    );
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_named() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let binary = place.path().join("server");
+    fs::copy(example("actor"), &binary).expect("copied");
+    let listen = ["--listen", "main=127.0.0.1:0"];
+    let actor = Start::path(binary.clone()).args(&listen).serve();
+
+    fs::remove_file(&binary).expect("removed");
+    let line = format!("failed in spawn: execute {}: No such file", binary.display());
+    let mut actor = fails(actor, &line);
+
+    fs::copy(example("actor"), &binary).expect("copied");
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o644)).expect("changed");
+    let (pid, _) = actor.who();
+    actor.signal(pid, Signal::SIGHUP);
+    actor.wait_for("Permission denied");
+
+    // And once it is there again, it is upgraded to.
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("changed");
+    actor.upgrade();
+}
+
+#[test]
+fn a_program_that_is_no_successor_at_all_has_failed() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let binary = place.path().join("server");
+    fs::copy(example("actor"), &binary).expect("copied");
+    let actor = Start::path(binary.clone()).args(&["--listen", "main=127.0.0.1:0"]).serve();
+    fs::remove_file(&binary).expect("removed");
+    fs::copy("/bin/true", &binary).expect("copied");
+    fails(actor, "exited with status 0");
+}
+
+#[test]
+fn a_successor_of_another_protocol_version_is_told_by_it() {
+    let actor = Start::actor().at(1, "raw-other-protocol").serve();
+    fails(actor, "the successor speaks handoff protocol 99 to 99, and this process 1 to 1");
+}
+
+#[test]
+fn garbage_is_told_by_what_it_is() {
+    for (deed, expected) in [
+        ("raw-garbage-on-pipe", "talked nonsense: byte 0x3f on the readiness pipe"),
+        ("raw-garbage-on-socket", "talked nonsense: handoff message: field \"magic\""),
+        ("raw-oversized", "talked nonsense: an oversized handoff message"),
+        ("raw-ready-without-hello", "talked nonsense: ready without HELLO"),
+        ("raw-serving-before-commit", "talked nonsense: SERVING out of turn"),
+    ] {
+        fails(Start::actor().pid_file().at(1, deed).serve(), expected);
+    }
+}
+
+#[test]
+fn a_successor_that_says_ready_and_never_serves_is_rolled_back_at_the_takeover_timeout() {
+    let actor = Start::actor()
+        .pid_file()
+        .args(&["--takeover-ms", "300"])
+        .at(1, "raw-ready-and-hang")
+        .serve();
+    let mut actor = fails(actor, "failed in takeover: the successor did not serve within 300ms");
+    assert!(actor.has("Draining -> Running"));
+}
+
+#[test]
+fn a_successor_that_says_ready_and_exits_with_status_0_never_served() {
+    let actor = Start::actor().pid_file().at(1, "raw-ready-and-exit").serve();
+    let mut actor = fails(actor, "failed in takeover: the successor exited with status 0");
+    assert!(actor.has("Draining -> Running"));
+}
+
+#[test]
+fn a_successor_that_dies_while_its_predecessor_drains_is_rolled_back() {
+    let mut actor = Start::actor().pid_file().serve();
+    let mut session = actor.connect();
+    let (first, _) = session.who();
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("done; spawn");
+    let (second, _) = actor.who();
+    actor.signal(second, Signal::SIGKILL);
+    let line = actor.wait_for("failed in");
+    assert!(line.contains("failed in draining: the successor was killed by SIGKILL"), "{line}");
+    assert_eq!(actor.who(), (first, 0));
+    assert_eq!(session.who(), (first, 0));
+    let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
+    assert_eq!(pid_file, format!("{first}\n"));
+    // And the next one is as good as any.
+    drop(session);
+    assert_ne!(actor.upgrade(), second);
+}
+
+#[test]
+fn a_successor_that_is_told_to_stop_ends_the_service() {
+    let start = Start::actor();
+    let path = start.path_of("echo.sock");
+    let mut actor = start.pid_file().args(&["--listen", &format!("path=unix:{path}")]).serve();
+    let mut session = actor.connect();
+    let (first, _) = session.who();
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("done; spawn");
+    let (second, _) = actor.who();
+    actor.signal(second, Signal::SIGQUIT);
+    actor.wait_for("drain, shutting down: true");
+    // No rollback: the predecessor ends what it has, and then itself.
+    assert_eq!(session.who(), (first, 0));
+    until("the successor is gone", || !is_alive(second));
+    drop(session);
+    assert!(actor.first_exits().success());
+    assert!(!actor.has("Draining -> Running"));
+    assert!(!Path::new(&path).exists());
+    assert!(!actor.place.path().join("pid").exists());
+}
+
+#[test]
+fn a_predecessor_that_dies_before_the_commit_leaves_the_listeners_to_the_successor() {
+    let mut actor = Start::actor().pid_file().at(1, "slow:400").serve();
+    let first = actor.pid();
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("Running -> Upgrading");
+    let mut successor = None;
+    until("the successor is born", || {
+        successor = children_of(first).first().map(|(pid, _)| *pid);
+        successor.is_some()
+    });
+    // Its main function runs once its environment is its own; it has adopted the handoff when it
+    // has closed the gap between both, which its log tells.
+    actor.wait_for("the successor is");
+    actor.signal(first, Signal::SIGKILL);
+    actor.wait_for("alone");
+    let (second, generation) = actor.who();
+    assert_eq!((Some(second), generation), (successor, 1));
+    let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
+    assert_eq!(pid_file, format!("{second}\n"));
+    actor.upgrade();
+}
+
+#[test]
+fn a_successor_that_is_never_committed_to_gives_way() {
+    let mut actor =
+        Start::actor().pid_file().args(&["--takeover-ms", "300", "--upgrade-ms", "20000"]).serve();
+    let first = actor.pid();
+    // The predecessor stands still from the moment at which it has spawned.
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("Running -> Upgrading");
+    let mut successor = None;
+    until("the successor is born", || {
+        successor = children_of(first).first().map(|(pid, _)| *pid);
+        successor.is_some()
+    });
+    actor.signal(first, Signal::SIGSTOP);
+    // Either it was committed to in this instant, or it gives way.
+    let line = actor.wait_for_any(&["did not commit to this process", "Upgrading -> Draining"]);
+    actor.signal(first, Signal::SIGCONT);
+    if line.contains("did not commit") {
+        let line = actor.wait_for("failed in");
+        assert!(line.contains("did not commit to this process in time"), "{line}");
+        assert_eq!(actor.who(), (first, 0));
+    }
+    until("one process is left", || actor.alive().len() == 1);
+    let (pid, _) = actor.who();
+    let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
+    assert_eq!(pid_file, format!("{pid}\n"));
+}
+
+#[test]
+fn a_shutdown_while_upgrading_kills_the_successor_first() {
+    let mut actor = Start::actor().pid_file().at(1, "hang").serve();
+    let first = actor.pid();
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("the successor is");
+    actor.signal(first, Signal::SIGTERM);
+    let line = actor.wait_for("failed in");
+    assert!(line.contains("this process was told to stop"), "{line}");
+    assert!(actor.first_exits().success());
+    assert_eq!(actor.alive(), []);
+    assert!(!actor.place.path().join("pid").exists());
+}
