@@ -29,10 +29,11 @@ use tablecloth::{Accepted, Config, Context, Handler, IoEvent, Report, Server, St
 const GOAL_MS: f64 = 0.3;
 /// This program is the server if this is its first argument.
 const SERVE: &str = "serve";
-/// The rows of the table, and what the server calls them in the file.
+/// What the servers leave in the file: figures in milliseconds, and who is about to serve.
 const TURN: &str = "turn";
 const SPAWN: &str = "posix_spawn";
 const FORK: &str = "fork";
+const PID: &str = "pid";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -145,13 +146,18 @@ impl Figures {
     /// The process that was the n-th to serve.
     fn await_serving(&self, count: usize) -> Result<Pid, String> {
         process::await_some("a server", || {
-            let pid = self.of("pid")?.get(count - 1).copied();
+            let pid = self.of(PID)?.get(count - 1).copied();
             Ok(pid.and_then(|pid| Pid::from_raw(pid as i32)))
         })
     }
 }
 
-/// The server's side: one write for each line, so that those of two processes never mix.
+/// One write for each line, so that those of two processes never mix.
+fn note(mut figures: &File, name: &str, figure: f64) -> Result<(), String> {
+    figures.write_all(format!("{name} {figure}\n").as_bytes()).map_err(failed("leave a figure"))
+}
+
+/// The server's side.
 struct Measured {
     figures: File,
     empty: PathBuf,
@@ -167,30 +173,25 @@ fn serve(mib: &str, figures: PathBuf, empty: PathBuf) -> Result<(), String> {
     let mut config = Config::default();
     config.user_signals = vec![SIGUSR1];
     let words = |error: tablecloth::Error| error.to_string();
-    let mut measured = Measured { figures, empty };
-    measured.note("pid", f64::from(std::process::id()))?;
-    let mut server = Server::new(config, measured).map_err(words)?;
+    let own_figures = figures.try_clone().map_err(failed("duplicate a descriptor"))?;
+    let mut server = Server::new(config, Measured { figures, empty }).map_err(words)?;
     server.listen("any", "127.0.0.1:0").map_err(words)?;
     // Every byte of it is written, so that every page is there.
     let ballast = std::hint::black_box(vec![1_u8; mib << 20]);
+    note(&own_figures, PID, f64::from(std::process::id()))?;
     let result = server.run().map_err(words);
     drop(ballast);
     result
 }
 
 impl Measured {
-    fn note(&mut self, name: &str, figure: f64) -> Result<(), String> {
-        let line = format!("{name} {figure}\n");
-        self.figures.write_all(line.as_bytes()).map_err(failed("leave a figure"))
-    }
-
     /// How long starting the empty program holds this thread; what comes after is not counted.
-    fn time_start(&mut self, name: &str, command: &mut Command) -> Result<(), String> {
+    fn time_start(&self, name: &str, command: &mut Command) -> Result<(), String> {
         let began = Instant::now();
         let mut child = command.spawn().map_err(failed(name))?;
         let held = began.elapsed();
         child.wait().map_err(failed(name))?;
-        self.note(name, milliseconds(&held))
+        note(&self.figures, name, milliseconds(&held))
     }
 }
 
@@ -212,9 +213,8 @@ impl Handler for Measured {
         // posix_spawn(3) cannot change the user: the standard library forks then, even if the
         // user stays the same.
         forked.uid(rustix::process::getuid().as_raw());
-        let result = self
-            .time_start(SPAWN, &mut spawned)
-            .and_then(|()| self.time_start(FORK, &mut forked));
+        let result =
+            self.time_start(SPAWN, &mut spawned).and_then(|()| self.time_start(FORK, &mut forked));
         if let Err(error) = result {
             eprintln!("stall: {error}");
         }
@@ -222,7 +222,7 @@ impl Handler for Measured {
 
     fn upgraded(&mut self, _: &mut Context<'_>, report: &Report) {
         let result = match &report.outcome {
-            Ok(timings) => self.note(TURN, milliseconds(&timings.longest_turn)),
+            Ok(timings) => note(&self.figures, TURN, milliseconds(&timings.longest_turn)),
             Err(_) => Err(format!("{report}")),
         };
         if let Err(error) = result {

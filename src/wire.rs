@@ -234,8 +234,10 @@ impl Message {
     /// The message in a packet.
     pub fn decode(packet: &[u8]) -> Result<Self, WireError> {
         let mut fields = Fields { rest: packet };
-        if fields.take("magic", MAGIC.len())? != MAGIC {
-            return Err(WireError { field: "magic", problem: Problem::Unknown(0) });
+        let magic: [u8; 4] = fields.array("magic")?;
+        if magic != MAGIC {
+            let problem = Problem::Unknown(u32::from_be_bytes(magic).into());
+            return Err(WireError { field: "magic", problem });
         }
         let protocol = fields.u16("protocol")?;
         let kind = fields.u8("kind")?;

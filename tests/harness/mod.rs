@@ -325,6 +325,23 @@ pub(crate) fn descriptors_of(pid: u32) -> Vec<String> {
     found
 }
 
+/// What any child of this test inherits from whoever started the test.
+pub(crate) fn inherited_by_any_child() -> Vec<String> {
+    let mut cat = Command::new("cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("cat starts");
+    // What it answers, it answers once its libraries are loaded and their files closed.
+    let (stdin, stdout) = (cat.stdin.as_mut().expect("piped"), cat.stdout.as_mut().expect("piped"));
+    stdin.write_all(b"?").expect("sent");
+    stdout.read_exact(&mut [0]).expect("an answer");
+    let kinds = kinds_of_descriptors(cat.id());
+    drop(cat.stdin.take());
+    cat.wait().expect("it is our child");
+    kinds
+}
+
 /// The kinds of a process's descriptors: `socket`, `pipe`, `anon_inode:[eventpoll]` and so on.
 pub(crate) fn kinds_of_descriptors(pid: u32) -> Vec<String> {
     let kind = |name: &String| match name.split_once(":[") {

@@ -1,0 +1,175 @@
+//! Ring three: each bad input ends with one line that names the thing, a non-zero status, and
+//! nothing half done.
+
+mod harness;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+
+use harness::{Start, example};
+
+/// Runs the demo to its bad end.
+fn refused(args: &[&str], status: i32, expected: &str) {
+    let (ended, error) = Start::program("demo").args(args).run();
+    assert_eq!(ended.code(), Some(status), "{args:?}: {error}");
+    let error = error.trim_end();
+    // What it logged before is not an error.
+    let lines: Vec<_> = error.lines().filter(|line| !line.starts_with('[')).collect();
+    assert_eq!(lines.len(), 1, "{args:?}: one line\n{error}");
+    assert!(lines[0].starts_with("demo: ") && lines[0].contains(expected), "{args:?}: {error}");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = taken.local_addr().expect("bound").to_string();
+    refused(&["--listen", &address], 1, &format!("\"echo\" on {address}: bind: Address already"));
+}
+
+#[test]
+fn an_address_that_is_none_is_named() {
+    for address in ["", "here", "127.0.0.1", "127.0.0.1:http", "unix:", "[::1]"] {
+        refused(&["--listen", address], 1, &format!("address {address:?}: "));
+    }
+    refused(&["--listen", "192.0.2.1:0"], 1, "\"echo\" on 192.0.2.1:0: bind: Cannot assign");
+    refused(&["--listen", "unix:/no/such/place"], 1, "unix:/no/such/place: bind: No such file");
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written_is_named_and_nothing_is_bound() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| place.path().join(name).to_str().expect("text").to_owned();
+    let listen = format!("unix:{}", path("echo.sock"));
+    for pid_file in [path("no/such/directory/pid"), path(".")] {
+        refused(&["--pid-file", &pid_file, "--listen", &listen], 1, "pid file ");
+    }
+    assert_eq!(fs::read_dir(place.path()).expect("a directory").count(), 0);
+}
+
+#[test]
+fn what_was_made_before_the_error_is_unmade() {
+    let start = Start::program("actor");
+    let path = start.path_of("echo.sock");
+    let args = ["--listen", &format!("path=unix:{path}"), "--listen", "bad=127.0.0.1:bad"];
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let pid_file = place.path().join("pid");
+    let (status, error) =
+        start.args(&args).args(&["--pid-file", pid_file.to_str().expect("text")]).run();
+    assert_eq!(status.code(), Some(1));
+    assert!(error.contains("address \"127.0.0.1:bad\""), "{error}");
+    assert!(!std::path::Path::new(&path).exists(), "the path is unlinked");
+    assert_eq!(fs::read_dir(place.path()).expect("a directory").count(), 0, "no pid file");
+}
+
+#[test]
+fn two_listeners_of_one_name_are_an_error_at_once() {
+    let (status, error) = Start::actor().args(&["--listen", "main=127.0.0.1:0"]).run();
+    assert_eq!(status.code(), Some(1));
+    assert!(error.contains("name \"main\": is used twice"), "{error}");
+}
+
+#[test]
+fn a_regular_file_cannot_be_watched_and_a_signal_that_cannot_be_handled_is_refused() {
+    let (status, error) = Start::actor().args(&["--user-signal", "9"]).run();
+    assert_eq!(status.code(), Some(1));
+    assert!(error.contains("signal 9: cannot be handled"), "{error}");
+}
+
+#[test]
+fn flags_that_are_unknown_or_say_nothing_are_named() {
+    refused(&["--lisen", "x"], 2, "unknown flag --lisen");
+    refused(&["-x"], 2, "-x");
+    refused(&["8080"], 2, "8080");
+    refused(&["--listen"], 2, "--listen: a value is missing");
+    refused(&["--log-level", "loud"], 2, "--log-level \"loud\": expected off, error");
+    for seconds in ["soon", "-1", "NaN", "1e99"] {
+        refused(&["--drain-timeout", seconds], 2, &format!("--drain-timeout {seconds:?}"));
+    }
+}
+
+#[test]
+fn help_goes_to_standard_output_with_status_0() {
+    let output = Command::new(example("demo")).arg("--help").output().expect("it starts");
+    assert!(output.status.success());
+    let help = String::from_utf8(output.stdout).expect("text");
+    for flag in ["listen", "pid-file", "upgrade-timeout", "drain-timeout", "log-level", "help"] {
+        assert!(help.contains(&format!("--{flag}")), "{help}");
+    }
+}
+
+/// Somebody who is no predecessor sets the variable: every lie is found out before anything is
+/// bound.
+#[test]
+fn a_forged_or_broken_environment_is_an_error() {
+    let variable = tablecloth::wire::VARIABLE;
+    let pid = std::process::id();
+    for text in ["", "yes", "pipe=3", "pipe=a,socket=b,pid=c", "pipe=-1,socket=4,pid=1", "\u{e9}"] {
+        let (status, error) = Start::program("demo").env(variable, text).run();
+        assert_eq!(status.code(), Some(1), "{text:?}: {error}");
+        let expected = format!("demo: environment variable {variable}: expected pipe=FD");
+        assert!(error.starts_with(&expected) && error.lines().count() == 1, "{error}");
+    }
+    // Closed ones, and those that belong to the program itself.
+    for numbers in ["pipe=100,socket=101", "pipe=0,socket=1", "pipe=2,socket=2"] {
+        let text = format!("{numbers},pid={pid}");
+        let (status, error) = Start::program("demo").env(variable, &text).run();
+        assert_eq!(status.code(), Some(1), "{text}: {error}");
+        assert!(error.contains("was not passed to this process"), "{error}");
+    }
+    // A regular file in the place of both, then a real pipe and a file: by way of the shell, which
+    // passes on any number.
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let file = file.path().to_str().expect("text");
+    for (redirections, expected) in [
+        (
+            format!("7<{file} 8<{file}"),
+            "descriptor 7 should be the readiness pipe, but is something",
+        ),
+        (format!("7>&1 8<{file}"), "descriptor 8 should be the handoff socket, but is something"),
+    ] {
+        let demo = example("demo");
+        let script = format!(
+            "{variable}=pipe=7,socket=8,pid=$$ exec {} --listen 127.0.0.1:0 {redirections} | cat",
+            demo.display()
+        );
+        // The pipe's first half is a child of the shell, so that pid=$$ names its parent.
+        let output = Command::new("sh").args(["-c", &script]).output().expect("a shell");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+    }
+}
+
+/// A handoff socket with nothing in it, or with the wrong thing in it.
+#[test]
+fn a_handoff_socket_without_a_manifest_is_an_error() {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
+    use std::os::fd::AsRawFd;
+    for (packet, expected) in [
+        (&b""[..], "receive MANIFEST: "),
+        (&b"hello"[..], "MANIFEST: field \"magic\" has the unknown value"),
+        (&b"tclo\x01\x00\x04"[..], "COMMIT instead of MANIFEST"),
+        (&b"tclo\x01\x00\x01\x07\x00\x09\x00"[..], "says protocol 7 to 9, and this build speaks 1"),
+        (&b"tclo\x01\x00\x01\x01\x00\x01\x00"[..], "field \"generation\" is cut off"),
+    ] {
+        // Not close-on-exec: the demo inherits both by their numbers.
+        let (near, far) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty())
+                .expect("a pair");
+        let (_reader, writer): (OwnedFd, OwnedFd) = nix::unistd::pipe().expect("a pipe");
+        if !packet.is_empty() {
+            send(near.as_raw_fd(), packet, MsgFlags::empty()).expect("sent");
+        }
+        let (pipe, socket, pid) = (writer.as_raw_fd(), far.as_raw_fd(), std::process::id());
+        let output = Command::new(example("demo"))
+            .env(tablecloth::wire::VARIABLE, format!("pipe={pipe},socket={socket},pid={pid}"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("it starts");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("demo: handoff from the predecessor: "), "{error}");
+        assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+    }
+}
