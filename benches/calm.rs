@@ -68,7 +68,7 @@ fn run() -> Result<(), String> {
     ];
     let pinned = pin(&servers);
     println!(
-        "calm: {rounds} pairs of rounds of {round_ms} ms, {connections} connections, 32 bytes; {}",
+        "calm: {rounds} pairs of rounds of {round_ms} ms, connections: {connections}, 32 bytes; {}",
         if pinned { "servers and client on one processor each" } else { "not pinned" },
     );
     println!();

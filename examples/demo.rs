@@ -12,10 +12,12 @@ mod common;
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use common::logging;
 use common::options::{self, Common};
 use lexopt::Parser;
+use tablecloth::limits::DRAIN_INTERVAL;
 use tablecloth::{Accepted, Address, Context, Handler, IoEvent, Server, Stream, Verdict};
 
 /// Bytes that one session may echo before the others have their turn.
@@ -36,20 +38,29 @@ struct EchoSession {
     unsent: Vec<u8>,
     /// The client will send no more.
     ended: bool,
-    /// The process is to stop: the session ends when everything received has been sent back.
+    /// When something was read last.
+    active: Instant,
+    /// The process is to stop, and the client has paused: the session ends when everything that it
+    /// has sent has been sent back.
     stopping: bool,
 }
 
 impl Handler for Echo {
     type Session = EchoSession;
 
-    fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<EchoSession> {
+    fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<EchoSession> {
         let Accepted { stream, peer, .. } = accepted;
-        Ok(EchoSession { stream, peer, unsent: Vec::new(), ended: false, stopping: false })
+        let (unsent, active) = (Vec::new(), cx.now());
+        Ok(EchoSession { stream, peer, unsent, ended: false, active, stopping: false })
     }
 
-    fn event(&mut self, _: &mut Context<'_>, session: &mut EchoSession, event: IoEvent) -> Verdict {
-        match session.echo(&mut self.buffer, event) {
+    fn event(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut EchoSession,
+        event: IoEvent,
+    ) -> Verdict {
+        match session.echo(&mut self.buffer, event, cx.now()) {
             Ok(verdict) => verdict,
             // Nothing between two messages, and nothing to be done about it.
             Err(error) => {
@@ -64,14 +75,15 @@ impl Handler for Echo {
         if !cx.shutting_down() {
             return Verdict::Keep;
         }
-        // What the client has sent by now is still echoed.
-        session.stopping = true;
-        Verdict::Again
+        // A message may be on its way in pieces, so that an empty socket says little: the boundary
+        // is where the client pauses. What it has sent by then is still echoed.
+        session.stopping = cx.now().saturating_duration_since(session.active) >= DRAIN_INTERVAL;
+        if session.stopping { Verdict::Again } else { Verdict::Keep }
     }
 }
 
 impl EchoSession {
-    fn echo(&mut self, buffer: &mut [u8], event: IoEvent) -> io::Result<Verdict> {
+    fn echo(&mut self, buffer: &mut [u8], event: IoEvent, now: Instant) -> io::Result<Verdict> {
         let mut budget = BYTES_PER_TURN;
         loop {
             if !self.flush()? {
@@ -93,12 +105,14 @@ impl EchoSession {
                 self.ended = true;
                 continue;
             }
+            // It has not paused after all.
+            (self.active, self.stopping) = (now, false);
             log::info!("receive message from [{}]:[{}]", self.peer, logging::printable(message));
             let sent = self.send(message)?;
             self.unsent.extend_from_slice(&message[sent..]);
             // A read that did not fill the buffer has emptied the socket (epoll(7)), unless the
             // end of the stream came with it.
-            let emptied = read < buffer.len() && !event.is_read_closed() && !self.stopping;
+            let emptied = read < buffer.len() && !event.is_read_closed();
             if emptied && self.unsent.is_empty() {
                 return Ok(Verdict::Keep);
             }

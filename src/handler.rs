@@ -33,8 +33,9 @@ pub trait Handler {
     ) -> Verdict;
 
     /// The process drains; [`Context::shutting_down`] tells whether for good or for a successor.
-    /// Called once for each session when draining starts, and once more if an upgrade's draining
-    /// becomes a shutdown. A session that is kept goes on getting events until it closes itself or
+    /// Called for each session when draining starts, and again every
+    /// [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL) as long as it lasts. A session that is kept
+    /// goes on getting events until it closes itself or
     /// [`Config::drain_timeout`](crate::Config::drain_timeout) is over.
     fn drain(&mut self, cx: &mut Context<'_>, session: &mut Self::Session) -> Verdict {
         let _ = (cx, session);

@@ -17,6 +17,11 @@ pub const ACCEPTS_PER_TURN: usize = 64;
 /// Sessions told to drain, or closed, in one turn.
 pub const DRAINS_PER_TURN: usize = 256;
 
+/// How often a draining process asks its sessions whether they have come to their end. A session
+/// cannot know that its client has paused but by looking again; this is short beside any drain
+/// timeout and long beside a round trip.
+pub const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Handoff messages read in one turn.
 pub const MESSAGES_PER_TURN: usize = 64;
 

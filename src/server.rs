@@ -92,6 +92,8 @@ pub struct Server<H: Handler> {
     /// Events that wait to be stepped: a step's actions are all performed before the next step.
     pending: VecDeque<Pending>,
     sweep: Option<Sweep>,
+    /// When a draining process asks its sessions again.
+    next_sweep: Option<Instant>,
     /// Whether the handoff had more to say than a turn's budget.
     handoff_left: bool,
     /// The longest turn since the upgrade was requested.
@@ -199,6 +201,7 @@ impl<H: Handler> Server<H> {
             obituary: None,
             pending: VecDeque::new(),
             sweep: None,
+            next_sweep: None,
             handoff_left: false,
             longest_turn: Duration::ZERO,
             stale_events: 0,

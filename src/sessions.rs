@@ -63,9 +63,9 @@ impl<S> Sessions<S> {
         self.slots.len() >= self.limit
     }
 
-    /// Whether a session waits for its event to be dispatched.
-    pub(crate) fn has_queued(&self) -> bool {
-        !self.queue.is_empty()
+    /// How many sessions wait for their event to be dispatched, at most.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
     }
 
     /// Where the next session goes. The token is known before the session is.
@@ -205,7 +205,7 @@ mod tests {
         assert!(sessions.next_queued().is_none());
 
         sessions.again(index, event);
-        assert!(sessions.has_queued());
+        assert_eq!(sessions.queued(), 1);
     }
 
     #[test]

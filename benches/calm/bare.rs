@@ -55,8 +55,11 @@ pub(crate) fn serve() -> io::Result<()> {
                 Ok(false) | Err(_) => drop(sessions.remove(event.token().0)),
             }
         }
+        if !readable {
+            continue;
+        }
         // After the sessions, so that no event meets a stranger in its slot.
-        while readable {
+        loop {
             let mut stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

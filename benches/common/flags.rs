@@ -26,7 +26,7 @@ pub(crate) fn report(bench: &str, result: Result<(), String>) -> ExitCode {
 /// for, or this is no `cargo bench`, which passes `--bench`, but a `cargo test`, which does not.
 pub(crate) fn parse(about: &str, flags: &mut [Flag<'_>]) -> Result<bool, String> {
     let mut parser = Parser::from_env();
-    let mut benching = false;
+    let (mut benching, mut unknown) = (false, None);
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
         let name = match argument {
             Arg::Long(name) => name.to_owned(),
@@ -44,12 +44,14 @@ pub(crate) fn parse(about: &str, flags: &mut [Flag<'_>]) -> Result<bool, String>
                 let value = parser.value().map_err(|_| format!("--{name}: a value is missing"))?;
                 *flag.value = value.parse().map_err(|error| format!("--{name}: {error}"))?;
             }
-            // What test harnesses take: `--test`, `--list`.
-            (_, None) if !benching => {}
-            (_, None) => return Err(format!("unknown flag --{name}; --help names all flags")),
+            // Perhaps one for a test harness, as `--list`; `--bench` comes last.
+            (_, None) => unknown = Some(name),
         }
     }
-    Ok(benching)
+    match unknown {
+        Some(name) if benching => Err(format!("unknown flag --{name}; --help names all flags")),
+        Some(_) | None => Ok(benching),
+    }
 }
 
 fn print_help(about: &str, flags: &[Flag<'_>]) {

@@ -3,6 +3,8 @@
 //! A bench compares two things in one run, in turn, and prints medians, minima and ratios. It never
 //! fails on a time: the machine it runs on has other things to do.
 
+#![allow(dead_code, reason = "each bench uses its part of it")]
+
 pub(crate) mod figures;
 pub(crate) mod flags;
 pub(crate) mod process;

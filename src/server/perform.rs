@@ -125,6 +125,8 @@ impl<H: Handler> Server<H> {
                 }
             }
             Action::ResumeAccepting => {
+                // Whoever accepts does not drain.
+                (self.sweep, self.next_sweep) = (None, None);
                 if let Err(error) = self.listeners.resume(&self.registry) {
                     log::error!("poll the listeners: {error}");
                 }

@@ -8,7 +8,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::Server;
+use super::{Server, Sweep};
 use crate::error::Error;
 use crate::handler::{Accepted, Context, Handler, Requests, Verdict};
 use crate::io_event::IoEvent;
@@ -74,7 +74,7 @@ impl<H: Handler> Server<H> {
     /// When [`Server::turn`] has to be called at the latest, whether or not there are events.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let left_over = self.sessions.has_queued()
+        let left_over = self.sessions.queued() > 0
             || self.sweep.is_some()
             || self.handoff_left
             || !self.started
@@ -82,7 +82,7 @@ impl<H: Handler> Server<H> {
         if left_over {
             return Some(self.shared.now);
         }
-        let deadlines = [self.timers.next_deadline(), self.listeners.deadline()];
+        let deadlines = [self.timers.next_deadline(), self.listeners.deadline(), self.next_sweep];
         deadlines.into_iter().flatten().min()
     }
 
@@ -234,7 +234,8 @@ impl<H: Handler> Server<H> {
         for (name, event) in &harvest.watched {
             self.handler.watched(&mut cx, name, *event);
         }
-        for _ in 0..limits::SESSION_EVENTS_PER_TURN {
+        // Who has more to do goes to the end of the queue, and has its turn in the next one.
+        for _ in 0..self.sessions.queued().min(limits::SESSION_EVENTS_PER_TURN) {
             let Some((index, session, event)) = self.sessions.next_queued() else { break };
             match self.handler.event(&mut cx, session, event) {
                 Verdict::Keep => {}
@@ -275,10 +276,15 @@ impl<H: Handler> Server<H> {
 
     /// Tells sessions to drain, or closes them, as many as the budget allows.
     fn sweep_sessions(&mut self) {
+        if self.next_sweep.is_some_and(|at| at <= self.shared.now) {
+            self.next_sweep = None;
+            self.sweep.get_or_insert(Sweep { next: 0, closing: false });
+        }
         let Some(mut sweep) = self.sweep else { return };
         for _ in 0..limits::DRAINS_PER_TURN {
             let Some((index, session)) = self.sessions.next_from(sweep.next) else {
                 self.sweep = None;
+                self.next_sweep = Some(self.shared.now + limits::DRAIN_INTERVAL);
                 self.shared.sessions = self.sessions.len();
                 return;
             };

@@ -1,0 +1,315 @@
+//! The reactor by itself: a server in the test's own process, turn by turn; and one that runs out
+//! of what it needs.
+
+mod harness;
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use harness::{PATIENCE, Start, until};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use tablecloth::machine::State;
+use tablecloth::{
+    Accepted, Address, Config, Context, Handler, IoEvent, Server, SocketOptions, Stream, Verdict,
+};
+
+/// Answers each byte, but for the greedy, who always have more to do.
+#[derive(Default)]
+struct Echo {
+    greedy_calls: u64,
+    opened: u64,
+}
+
+impl Handler for Echo {
+    type Session = (Stream, bool);
+
+    fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Self::Session> {
+        self.opened += 1;
+        Ok((accepted.stream, false))
+    }
+
+    fn event(
+        &mut self,
+        _: &mut Context<'_>,
+        (stream, greedy): &mut Self::Session,
+        _: IoEvent,
+    ) -> Verdict {
+        let mut byte = [0; 1];
+        loop {
+            match stream.read(&mut byte) {
+                Ok(0) => return Verdict::Close,
+                Ok(_) if byte == *b"G" => *greedy = true,
+                Ok(_) => match stream.write(&byte) {
+                    Ok(1) => {}
+                    Ok(_) | Err(_) => return Verdict::Close,
+                },
+                Err(_) if *greedy => {
+                    self.greedy_calls += 1;
+                    return Verdict::Again;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Verdict::Keep,
+                Err(_) => return Verdict::Close,
+            }
+        }
+    }
+}
+
+fn server(config: Config) -> (Server<Echo>, String) {
+    let mut server = Server::new(config, Echo::default()).expect("a server");
+    let address = server.listen("echo", "127.0.0.1:0").expect("listens");
+    (server, address.to_string())
+}
+
+/// A client that is answered while somebody turns.
+struct Client(TcpStream);
+
+impl Client {
+    fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).expect("a connection");
+        stream.set_nonblocking(true).expect("non-blocking");
+        Self(stream)
+    }
+
+    fn send(&mut self, byte: &[u8; 1]) {
+        self.0.write_all(byte).expect("sent");
+    }
+
+    fn answered(&mut self) -> bool {
+        self.0.read(&mut [0; 1]).is_ok_and(|read| read == 1)
+    }
+}
+
+fn turn(server: &mut Server<Echo>) {
+    assert_eq!(server.turn(Some(Duration::from_millis(1))).expect("a turn"), State::Running);
+}
+
+#[test]
+fn a_session_that_never_has_enough_starves_neither_the_others_nor_new_ones() {
+    let (mut server, address) = server(Config::default());
+    let mut greedy = Client::connect(&address);
+    greedy.send(b"G");
+    until("it is greedy", || {
+        turn(&mut server);
+        server.handler().greedy_calls > 0
+    });
+    // From here every turn has something left over, and none waits.
+    let (mut old, mut new) = (Client::connect(&address), None);
+    old.send(b"x");
+    until("another session is served", || {
+        turn(&mut server);
+        old.answered()
+    });
+    until("a new one is accepted and served", || {
+        let client = new.get_or_insert_with(|| {
+            let mut client = Client::connect(&address);
+            client.send(b"y");
+            client
+        });
+        turn(&mut server);
+        client.answered()
+    });
+    let calls = server.handler().greedy_calls;
+    turn(&mut server);
+    assert_eq!(server.handler().greedy_calls, calls + 1, "once a turn");
+}
+
+#[test]
+fn a_flood_of_connections_is_accepted_in_portions() {
+    let (mut server, address) = server(Config::default());
+    turn(&mut server);
+    let clients: Vec<_> = (0..150).map(|_| Client::connect(&address)).collect();
+    let mut portions = Vec::new();
+    until("all are accepted", || {
+        let before = server.handler().opened;
+        turn(&mut server);
+        portions.push(server.handler().opened - before);
+        server.handler().opened == clients.len() as u64
+    });
+    assert!(portions.iter().all(|portion| *portion <= tablecloth::limits::ACCEPTS_PER_TURN as u64));
+}
+
+#[test]
+fn accepting_pauses_at_the_limit_of_sessions_and_resumes_when_one_ends() {
+    let mut config = Config::default();
+    config.max_sessions = 2;
+    let (mut server, address) = server(config);
+    let mut clients: Vec<_> = (0..3).map(|_| Client::connect(&address)).collect();
+    clients.iter_mut().for_each(|client| client.send(b"x"));
+    until("two are served", || {
+        turn(&mut server);
+        clients.iter_mut().filter_map(|client| client.answered().then_some(())).count() > 0
+            || server.handler().opened == 2
+    });
+    for _ in 0..20 {
+        turn(&mut server);
+    }
+    assert_eq!(server.handler().opened, 2, "the third waits in the kernel's queue");
+    clients.remove(0);
+    until("the third is served", || {
+        turn(&mut server);
+        server.handler().opened == 3
+    });
+}
+
+#[test]
+fn the_loop_can_be_embedded_by_its_descriptor() {
+    let (mut server, address) = server(Config::default());
+    turn(&mut server);
+    let mut client = Client::connect(&address);
+    client.send(b"x");
+    until("the answer is there", || {
+        if poll_readable(&server) {
+            server.turn(Some(Duration::ZERO)).expect("a turn");
+        }
+        client.answered()
+    });
+}
+
+/// Polls the server's epoll descriptor as an outer loop would: in an outer mio loop.
+fn poll_readable(server: &Server<Echo>) -> bool {
+    let mut outer = mio::Poll::new().expect("a poll");
+    let fd = server.as_raw_fd();
+    outer
+        .registry()
+        .register(&mut mio::unix::SourceFd(&fd), mio::Token(0), mio::Interest::READABLE)
+        .expect("registered");
+    let mut events = mio::Events::with_capacity(4);
+    outer.poll(&mut events, Some(Duration::from_millis(1))).expect("polled");
+    !events.is_empty()
+}
+
+#[test]
+fn another_thread_can_ask_for_a_shutdown_and_wait_for_the_predecessor() {
+    let (mut server, _) = server(Config::default());
+    let (remote, watch) = (server.remote(), server.predecessor_watch());
+    assert!(!server.is_successor());
+    assert_eq!((server.generation(), server.predecessor()), (0, None));
+    let asker = std::thread::spawn(move || {
+        assert!(watch.is_gone() && watch.wait(PATIENCE), "there never was one");
+        remote.request_shutdown();
+    });
+    while server.turn(None).expect("a turn") != State::Exited {}
+    asker.join().expect("it asked");
+}
+
+#[test]
+fn an_event_for_a_session_that_is_gone_is_counted_and_ignored() {
+    let (mut server, address) = server(Config::default());
+    // Each of these ends with its first event; whatever comes for it later finds nobody.
+    for _ in 0..50 {
+        let mut client = Client::connect(&address);
+        client.send(b"x");
+        drop(client);
+        turn(&mut server);
+    }
+    for _ in 0..20 {
+        turn(&mut server);
+    }
+    // Nothing to assert on how many there were: that is the kernel's affair.
+    let _ = server.stale_events();
+    let mut client = Client::connect(&address);
+    client.send(b"x");
+    until("the next one is served", || {
+        turn(&mut server);
+        client.answered()
+    });
+}
+
+#[test]
+fn a_listener_has_the_options_that_it_was_made_with() {
+    let (mut server, _) = server(Config::default());
+    let options = SocketOptions::default().reuse_port(true).only_v6(true).backlog(7);
+    let address = server.listen_with("six", "[::1]:0", &options).expect("listens");
+    assert_eq!(server.address("six"), Some(&address));
+    // SO_REUSEPORT lets a second one in, which without it is an error.
+    let again = server.listen_with("six again", &address.to_string(), &options);
+    assert_eq!(again.expect("shared"), address);
+    let alone = SocketOptions::default().only_v6(true);
+    let error = server.listen_with("alone", &address.to_string(), &alone).expect_err("in use");
+    assert!(error.to_string().contains("bind: Address already in use"), "{error}");
+}
+
+#[test]
+fn a_socket_made_by_the_caller_is_taken_if_it_is_what_it_should_be() {
+    let (mut server, _) = server(Config::default());
+    let make = |at: &Address| {
+        let Address::Internet(at) = at else { return Err(io::ErrorKind::Unsupported.into()) };
+        let listener = TcpListener::bind(at)?;
+        setsockopt(&listener, sockopt::KeepAlive, &true)?;
+        Ok(OwnedFd::from(listener))
+    };
+    let address = server.listen_on("made", "127.0.0.1:0", make).expect("listens").to_string();
+    let mut client = Client::connect(&address);
+    client.send(b"x");
+    until("it is served", || {
+        turn(&mut server);
+        client.answered()
+    });
+
+    let file = |_: &Address| Ok(tempfile::tempfile()?.into());
+    let error = server.listen_on("file", "127.0.0.1:0", file).expect_err("a file").to_string();
+    assert!(error.contains("\"file\" on 127.0.0.1:0"), "{error}");
+    let elsewhere = |_: &Address| Ok(TcpListener::bind("127.0.0.2:0")?.into());
+    let error = server.listen_on("other", "127.0.0.1:0", elsewhere).expect_err("elsewhere");
+    assert!(error.to_string().contains("expected a TCP listener on 127.0.0.1:0"), "{error}");
+    let udp = |_: &Address| Ok(std::net::UdpSocket::bind("127.0.0.1:0")?.into());
+    assert!(server.listen_on("udp", "127.0.0.1:0", udp).is_err());
+}
+
+#[test]
+fn every_socket_that_is_made_is_close_on_exec_and_non_blocking() {
+    use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+    let check = |fd: BorrowedFd<'_>| {
+        let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).expect("flags"));
+        let close = FdFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFD).expect("flags"));
+        assert!(flags.contains(OFlag::O_NONBLOCK) && close.contains(FdFlag::FD_CLOEXEC));
+    };
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| format!("unix:{}", place.path().join(name).display());
+    let (mut server, _) = server(Config::default());
+    let udp = server.udp("udp", "127.0.0.1:0").expect("bound");
+    check(udp.as_fd());
+    check(server.unix_datagram("datagram", &path("datagram")).expect("bound").as_fd());
+    let seqpacket = server.unix_seqpacket("seqpacket", &path("seqpacket")).expect("listens");
+    check(seqpacket.as_fd());
+    assert_eq!(getsockopt(&seqpacket, sockopt::AcceptConn), Ok(true));
+
+    server.watch("udp").expect("it can be watched");
+    server.file("file", || Ok(tempfile::tempfile()?.into())).expect("opened");
+    let error = server.watch("file").expect_err("a regular file").to_string();
+    assert!(error.contains("\"file\" on file: epoll_ctl: Operation not permitted"), "{error}");
+    assert!(server.watch("nothing").is_err());
+}
+
+/// EMFILE: the process may not open another descriptor; the connection waits, and so does the log.
+#[test]
+fn a_server_without_descriptors_pauses_accepting_and_resumes_by_itself() {
+    let mut actor = Start::actor().serve();
+    let mut session = actor.connect();
+    let (pid, _) = session.who();
+    let limit = |most: u64| {
+        let limit = Rlimit { current: Some(most), maximum: Some(20_000) };
+        prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).expect("allowed")
+    };
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("there").count() as u64;
+    let highest = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("there")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok())
+        .max()
+        .expect("some");
+    // No number is free below the limit: fill the gaps, then there is no room.
+    let before = limit(open.min(highest + 1));
+    let mut waiting: Vec<_> = (0..20).map(|_| actor.connect()).collect();
+    actor.wait_for("accepting pauses, and resumes by itself: accept on \"main\": Too many open");
+    assert_eq!(session.who().0, pid, "the sessions that are there are served");
+    limit(before.current.unwrap_or(1024));
+    for client in &mut waiting {
+        assert_eq!(client.who().0, pid, "those that waited are served");
+    }
+    assert_eq!(actor.count("accepting pauses"), 1, "one line");
+    drop((waiting, session));
+    actor.upgrade();
+}
