@@ -1,4 +1,43 @@
 //! Pull the process out from under its connections.
+//!
+//! A single-threaded [mio](https://docs.rs/mio) reactor whose process can be replaced while it
+//! serves. Listeners, client sockets, signals and the readiness pipe between the old process and
+//! the new one are registered tokens, and one explicit state machine, `Running → Upgrading →
+//! Draining → Exited`, decides what happens.
+//!
+//! - [`Server`] is what you make and run; [`Handler`] is what you write; [`Config`] has a default
+//!   for everything.
+//! - [`state_machine`] is the contract: every state, event and action, the timers, the signals and
+//!   the invariants I1 to I7. [`machine`] is the code that it is held against.
+//! - [`Report`] is how an upgrade ended, in numbers or in words.
+//!
+//! # An example
+//!
+//! Its program is the first process and every successor: [`Server::listen`] binds in the one and
+//! inherits in the other.
+//!
+//! ```no_run
+#![doc = include_str!("../examples/minimal.rs")]
+//! ```
+//!
+//! # The house
+//!
+//! ```text
+//!  loop        server (turn, perform)  handler  config  remote     polls, steps, performs
+//!  adapters    listeners sessions successor predecessor signals pid_file   never each other
+//!  kernel      sys  program  socket  stream  io_event  token        the only unsafe is in sys
+//!  pure        limits  timers  machine  wire  address  error  report    no descriptor, no clock
+//! ```
+//!
+//! Imports point down only. Adapters never import each other; the server is the one place where
+//! they meet. The machine decides, the server performs.
+//!
+//! # What a process must not do
+//!
+//! - Reap children that it does not know (`waitpid(-1)`), or ignore SIGCHLD: the exit status of a
+//!   successor is then lost to it, though not the fact of its death (waitpid(2)).
+//! - Start threads before [`Server::new`], if its children are to inherit a clean environment.
+//! - Block in a [`Handler`]: while one of its methods runs, nobody else is served.
 
 mod address;
 mod config;
@@ -38,3 +77,8 @@ pub use stream::Stream;
 
 #[doc = include_str!("../state-machine.md")]
 pub mod state_machine {}
+
+/// The README's code is compiled like any other documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,6 +1,8 @@
 //! Ring three: each bad input ends with one line that names the thing, a non-zero status, and
 //! nothing half done.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
 mod harness;
 
 use std::fs;

@@ -1,6 +1,8 @@
 //! Ring three: a successor that fails, in each of the ways there are, leaves the predecessor
 //! serving as if nothing had happened (I6), and one error line that says which way it was.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
 mod harness;
 
 use std::fs;

@@ -5,6 +5,8 @@
 //! step the invariants hold; when all is quiet, the promises are kept. A failure names its seed;
 //! `SEED=n cargo test --test fake_world` plays that one again.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! Ring three: what a process has, and what it leaves: descriptors, memory, children, environment.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
 mod harness;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,8 @@
 //! The reactor by itself: a server in the test's own process, turn by turn; and one that runs out
 //! of what it needs.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
 mod harness;
 
 use std::io::{self, Read, Write};

@@ -1,5 +1,7 @@
 //! Ring three: the orderly end, the end at once, and the deadlines of both.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
 mod harness;
 
 use std::fs;

@@ -3,6 +3,8 @@
 //! `UPDATE_DOC=1 cargo test --test state_machine` rewrites the parts of the document that are
 //! generated; what they say is then to be read by somebody.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fmt::Write as _;
 use std::fs;

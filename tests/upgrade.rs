@@ -1,5 +1,7 @@
 //! Ring three: real processes replace each other, and nothing is lost.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
 mod harness;
 
 use std::fs;

@@ -3,6 +3,8 @@
 //! A successor is started with the same arguments, so that what it is to do is said by generation:
 //! `--at 1:exit:3` has the first successor exit with status 3 in its set-up.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
 #[path = "../../examples/common/logging.rs"]
 #[allow(dead_code, reason = "the demo uses all of it")]
 mod logging;

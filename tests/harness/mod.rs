@@ -3,6 +3,7 @@
 //! Nothing here waits for a time to pass: it waits for a line of the log, for an answer, for a
 //! process to end. The one time limit is the patience after which a test has failed.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeSet;
