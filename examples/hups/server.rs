@@ -252,7 +252,8 @@ impl Server {
         };
         let token = self.next_token;
         self.next_token += 1;
-        let mut source = SourceFd(&pidfd.as_raw_fd());
+        let number = pidfd.as_raw_fd();
+        let mut source = SourceFd(&number);
         if self.registry.register(&mut source, Token(token), Interest::READABLE).is_ok() {
             self.watched.push(Watched { pid, pidfd, token, signalled: None });
         }
