@@ -37,7 +37,8 @@ pub(crate) struct Successor {
     ready: Instant,
     process: Process,
     executable: String,
-    pipe: OwnedFd,
+    /// Closed once it has said ready.
+    pipe: Option<OwnedFd>,
     socket: OwnedFd,
     hello: Option<Hello>,
     /// Why it is lost, once it is.
@@ -112,7 +113,7 @@ impl Successor {
             ready: plan.started,
             process: Process::Spawning(answer),
             executable: plan.command.executable.to_string_lossy().into(),
-            pipe,
+            pipe: Some(pipe),
             socket,
             hello: None,
             cause: None,
@@ -144,11 +145,11 @@ impl Successor {
         }
     }
 
-    /// Reads the readiness pipe.
-    pub(crate) fn read_pipe(&mut self, now: Instant, events: &mut Vec<Event>) {
+    /// Reads the readiness pipe: one byte, or its end.
+    pub(crate) fn read_pipe(&mut self, registry: &Registry, now: Instant, events: &mut Vec<Event>) {
+        let Some(pipe) = &self.pipe else { return };
         let mut byte = [0; 1];
-        match read(&self.pipe, &mut byte) {
-            Ok(0) if self.stage == Stage::Takeover || self.stage == Stage::Draining => {}
+        match read(pipe, &mut byte) {
             Ok(0) => events.push(Event::SuccessorHungUp),
             Ok(_) if byte != [READY] => {
                 let what = format!("byte {:#04x} on the readiness pipe", byte[0]);
@@ -156,6 +157,7 @@ impl Successor {
             }
             // It says ready once, and after HELLO, which lies in the socket by now.
             Ok(_) => {
+                self.close_pipe(registry);
                 self.read_socket(events);
                 if self.hello.is_some() && self.cause.is_none() {
                     self.ready = now;
@@ -168,6 +170,13 @@ impl Successor {
             }
             // EAGAIN, or EINTR after which the next turn comes.
             Err(_) => {}
+        }
+    }
+
+    fn close_pipe(&mut self, registry: &Registry) {
+        if let Some(pipe) = self.pipe.take() {
+            // It was registered when it was made, and is open.
+            let _ = registry.deregister(&mut SourceFd(&pipe.as_raw_fd()));
         }
     }
 
@@ -241,11 +250,14 @@ impl Successor {
 
     /// It died, or something of it became readable. What it said before comes first: a packet
     /// socket delivers what was queued before the end.
-    pub(crate) fn read_death(&mut self, now: Instant, events: &mut Vec<Event>) {
+    pub(crate) fn read_death(
+        &mut self,
+        registry: &Registry,
+        now: Instant,
+        events: &mut Vec<Event>,
+    ) {
         let Some(ending) = self.process.ending() else { return };
-        if self.stage == Stage::SetUp || self.stage == Stage::Spawn {
-            self.read_pipe(now, events);
-        }
+        self.read_pipe(registry, now, events);
         while self.read_socket(events) {}
         // The end of the pipe and of the socket is old news now.
         events.retain(|event| *event != Event::SuccessorHungUp);
@@ -304,11 +316,10 @@ impl Successor {
 
     /// Kills it, wherever it is, and closes what belonged to it. What is left is a process to
     /// reap, or a spawn to wait for.
-    pub(crate) fn kill(self, registry: &Registry) -> Dying {
-        for fd in [&self.pipe, &self.socket] {
-            // Both were registered when they were made, and are open.
-            let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
-        }
+    pub(crate) fn kill(mut self, registry: &Registry) -> Dying {
+        self.close_pipe(registry);
+        // It was registered when it was made, and is open.
+        let _ = registry.deregister(&mut SourceFd(&self.socket.as_raw_fd()));
         self.process.kill();
         Dying { attempt: self.attempt, process: self.process }
     }

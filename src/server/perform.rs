@@ -195,7 +195,7 @@ impl<H: Handler> Server<H> {
         let (mut events, mut attempt) = (Vec::new(), None);
         if let Some(successor) = &mut self.successor {
             attempt = Some(self.attempts);
-            successor.read_pipe(self.shared.now, &mut events);
+            successor.read_pipe(&self.registry, self.shared.now, &mut events);
             if !events.contains(&Event::SuccessorReady) {
                 events.push(Event::SuccessorSilent);
             }

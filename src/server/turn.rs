@@ -194,13 +194,13 @@ impl<H: Handler> Server<H> {
         let mut events = Vec::new();
         if let Some(successor) = &mut self.successor {
             if harvest.pipe {
-                successor.read_pipe(self.shared.now, &mut events);
+                successor.read_pipe(&self.registry, self.shared.now, &mut events);
             }
             if harvest.successor || carried {
                 self.handoff_left |= successor.read_socket(&mut events);
             }
             if harvest.successor_died {
-                successor.read_death(self.shared.now, &mut events);
+                successor.read_death(&self.registry, self.shared.now, &mut events);
             }
         }
         self.feed_of_successor(events);
