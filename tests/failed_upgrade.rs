@@ -169,10 +169,7 @@ fn a_successor_that_says_ready_and_exits_with_status_0_never_served() {
 #[test]
 fn a_successor_that_dies_while_its_predecessor_drains_is_rolled_back() {
     let mut actor = Start::actor().pid_file().serve();
-    let mut session = actor.connect();
-    let (first, _) = session.who();
-    actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("done; spawn");
+    let (mut session, first) = actor.upgrade_around_a_session();
     let (second, _) = actor.who();
     actor.signal(second, Signal::SIGKILL);
     let line = actor.wait_for("failed in");
@@ -191,10 +188,7 @@ fn a_successor_that_is_told_to_stop_ends_the_service() {
     let start = Start::actor();
     let path = start.path_of("echo.sock");
     let mut actor = start.pid_file().args(&["--listen", &format!("path=unix:{path}")]).serve();
-    let mut session = actor.connect();
-    let (first, _) = session.who();
-    actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("done; spawn");
+    let (mut session, first) = actor.upgrade_around_a_session();
     let (second, _) = actor.who();
     actor.signal(second, Signal::SIGQUIT);
     actor.wait_for("drain, shutting down: true");
@@ -212,20 +206,14 @@ fn a_successor_that_is_told_to_stop_ends_the_service() {
 fn a_predecessor_that_dies_before_the_commit_leaves_the_listeners_to_the_successor() {
     let mut actor = Start::actor().pid_file().at(1, "slow:400").serve();
     let first = actor.pid();
-    actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("Running -> Upgrading");
-    let mut successor = None;
-    until("the successor is born", || {
-        successor = children_of(first).first().map(|(pid, _)| *pid);
-        successor.is_some()
-    });
+    let successor = actor.give_birth(first);
     // Its main function runs once its environment is its own; it has adopted the handoff when it
     // has closed the gap between both, which its log tells.
     actor.wait_for("the successor is");
     actor.signal(first, Signal::SIGKILL);
     actor.wait_for("alone");
     let (second, generation) = actor.who();
-    assert_eq!((Some(second), generation), (successor, 1));
+    assert_eq!((second, generation), (successor, 1));
     let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
     assert_eq!(pid_file, format!("{second}\n"));
     actor.upgrade();
@@ -237,13 +225,7 @@ fn a_successor_that_is_never_committed_to_gives_way() {
         Start::actor().pid_file().args(&["--takeover-ms", "300", "--upgrade-ms", "20000"]).serve();
     let first = actor.pid();
     // The predecessor stands still from the moment at which it has spawned.
-    actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("Running -> Upgrading");
-    let mut successor = None;
-    until("the successor is born", || {
-        successor = children_of(first).first().map(|(pid, _)| *pid);
-        successor.is_some()
-    });
+    actor.give_birth(first);
     actor.signal(first, Signal::SIGSTOP);
     // Either it was committed to in this instant, or it gives way.
     let line = actor.wait_for_any(&["did not commit to this process", "Upgrading -> Draining"]);

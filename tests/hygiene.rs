@@ -131,10 +131,7 @@ fn nothing_of_ours_leaks_into_other_children() {
 #[test]
 fn a_drained_predecessor_does_not_spin() {
     let mut actor = Start::actor().serve();
-    let mut session = actor.connect();
-    let (first, _) = session.who();
-    actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("done; spawn");
+    let (_session, first) = actor.upgrade_around_a_session();
     let ticks = |pid: u32| -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("there");
         stat.split(' ').next().and_then(|ns| ns.parse().ok()).expect("a number")

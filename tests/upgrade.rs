@@ -52,10 +52,7 @@ fn port_zero_is_the_same_port_in_every_generation() {
 #[test]
 fn a_session_stays_with_its_process_and_every_byte_comes_back() {
     let mut actor = Start::actor().serve();
-    let mut client = actor.connect();
-    let (first, _) = client.who();
-    actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("done; spawn");
+    let (mut client, first) = actor.upgrade_around_a_session();
     // New clients reach the successor, the old one still has the old process.
     let (second, generation) = actor.who();
     assert_eq!(generation, 1);
@@ -86,10 +83,7 @@ fn a_hup_while_upgrading_is_carried_out_later() {
 #[test]
 fn a_hup_while_the_predecessor_is_still_there_is_carried_out_when_it_is_gone() {
     let mut actor = Start::actor().serve();
-    let mut client = actor.connect();
-    let (first, _) = client.who();
-    actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("done; spawn");
+    let (client, _) = actor.upgrade_around_a_session();
     let (second, _) = actor.who();
     actor.signal(second, Signal::SIGHUP);
     actor.wait_for("carried out as soon as it can be");
@@ -103,10 +97,7 @@ fn a_hup_while_the_predecessor_is_still_there_is_carried_out_when_it_is_gone() {
 #[test]
 fn a_hup_to_the_draining_predecessor_reaches_the_successor() {
     let mut actor = Start::actor().serve();
-    let mut client = actor.connect();
-    let (first, _) = client.who();
-    actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("done; spawn");
+    let (client, first) = actor.upgrade_around_a_session();
     actor.signal(first, Signal::SIGHUP);
     // Said by the one, and then by the other.
     actor.wait_for(&format!("[{first}]"));
@@ -236,14 +227,7 @@ fn what_runs_next_is_the_file_at_the_path_even_if_it_was_replaced() {
 fn signals_that_come_while_the_successor_is_born_are_late_and_not_lost() {
     let mut actor = Start::actor().args(&["--user-signal", "10"]).at(1, "slow:200").serve();
     let (first, _) = actor.who();
-    actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("Running -> Upgrading");
-    let mut successor = None;
-    until("the successor is born", || {
-        successor = children_of(first).first().map(|(pid, _)| *pid);
-        successor.is_some()
-    });
-    let successor = successor.expect("born");
+    let successor = actor.give_birth(first);
     // It may be anywhere between its birth and its main function.
     actor.signal(successor, Signal::SIGUSR1);
     actor.signal(successor, Signal::SIGHUP);

@@ -197,6 +197,28 @@ impl Actor {
         new
     }
 
+    /// An upgrade under way with a session that stays on the predecessor: the session, and the
+    /// predecessor's id.
+    pub(crate) fn upgrade_around_a_session(&mut self) -> (Client, u32) {
+        let mut session = self.connect();
+        let (pid, _) = session.who();
+        self.signal(pid, Signal::SIGHUP);
+        self.wait_for("done; spawn");
+        (session, pid)
+    }
+
+    /// Asks for an upgrade and waits until the successor is born; answers its id.
+    pub(crate) fn give_birth(&mut self, pid: u32) -> u32 {
+        self.signal(pid, Signal::SIGHUP);
+        self.wait_for("Running -> Upgrading");
+        let mut born = None;
+        until("the successor is born", || {
+            born = children_of(pid).first().map(|(child, _)| *child);
+            born.is_some()
+        });
+        born.expect("born")
+    }
+
     /// Waits for the first process's end.
     pub(crate) fn first_exits(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
