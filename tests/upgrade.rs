@@ -9,7 +9,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use harness::{Client, Start, children_of, descriptors_of, example, is_alive, until, who_by_udp};
+use harness::{
+    Client, Start, children_of, copy_program, descriptors_of, example, is_alive, until, who_by_udp,
+};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -68,12 +70,13 @@ fn a_session_stays_with_its_process_and_every_byte_comes_back() {
 
 #[test]
 fn a_hup_while_upgrading_is_carried_out_later() {
-    let mut actor = Start::actor().at(1, "slow:300").serve();
+    let mut actor = Start::actor().gate(1).serve();
     let (first, _) = actor.who();
     actor.signal(first, Signal::SIGHUP);
     actor.wait_for("Running -> Upgrading");
     actor.signal(first, Signal::SIGHUP);
     actor.wait_for("carried out as soon as it can be");
+    actor.open_gate();
     // Twice alone: the first successor, and then the one that was asked for meanwhile.
     actor.wait_for("alone");
     actor.wait_for("alone");
@@ -212,11 +215,11 @@ fn a_listener_whose_address_changed_is_bound_anew() {
 fn what_runs_next_is_the_file_at_the_path_even_if_it_was_replaced() {
     let place = tempfile::tempdir().expect("a temporary directory");
     let binary = place.path().join("server");
-    fs::copy(example("actor"), &binary).expect("copied");
+    copy_program(&example("actor"), &binary);
     let mut actor = Start::path(binary.clone()).args(&["--listen", "main=127.0.0.1:0"]).serve();
     // A new release: another file under the same name.
     let release = place.path().join("release");
-    fs::copy(example("actor"), &release).expect("copied");
+    copy_program(&example("actor"), &release);
     fs::rename(&release, &binary).expect("replaced");
     let pid = actor.upgrade();
     let runs = fs::read_link(format!("/proc/{pid}/exe")).expect("a program");
@@ -225,12 +228,13 @@ fn what_runs_next_is_the_file_at_the_path_even_if_it_was_replaced() {
 
 #[test]
 fn signals_that_come_while_the_successor_is_born_are_late_and_not_lost() {
-    let mut actor = Start::actor().args(&["--user-signal", "10"]).at(1, "slow:200").serve();
+    let mut actor = Start::actor().args(&["--user-signal", "10"]).gate(1).serve();
     let (first, _) = actor.who();
     let successor = actor.give_birth(first);
     // It may be anywhere between its birth and its main function.
     actor.signal(successor, Signal::SIGUSR1);
     actor.signal(successor, Signal::SIGHUP);
+    actor.open_gate();
     actor.wait_for("user signal 10");
     actor.wait_for("alone");
     actor.wait_for("alone");

@@ -251,7 +251,12 @@ fn play(script: Script) -> Result<(), String> {
             "abort" => std::process::abort(),
             "panic" => panic!("as it was told"),
             "hang" => std::thread::sleep(Duration::from_secs(3600)),
-            "slow" => std::thread::sleep(Duration::from_millis(object.parse().unwrap_or(0))),
+            // Until the test opens it.
+            "gate" => {
+                while !std::path::Path::new(object).exists() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
             "fail" => return Err(object.into()),
             "elsewhere" => elsewhere = Some(object.into()),
             "skip" => skipped.push(object.into()),

@@ -31,6 +31,13 @@ pub(crate) fn example(name: &str) -> PathBuf {
     path
 }
 
+/// Copies a program by a process of its own: this one starts others all the time, and they would
+/// inherit the copy while it is open for writing, which makes it "busy" (execve(2), ETXTBSY).
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    let copied = Command::new("cp").args([from, to]).status().expect("cp starts");
+    assert!(copied.success(), "{} to {}", from.display(), to.display());
+}
+
 /// A server and all the processes that come after it.
 pub(crate) struct Actor {
     child: Child,
@@ -72,6 +79,12 @@ impl Start {
     /// What generation `generation` does in its set-up.
     pub(crate) fn at(self, generation: u64, deed: &str) -> Self {
         self.args(&["--at", &format!("{generation}:{deed}")])
+    }
+
+    /// The set-up of that generation waits for [`Actor::open_gate`].
+    pub(crate) fn gate(self, generation: u64) -> Self {
+        let gate = self.path_of("gate");
+        self.at(generation, &format!("gate:{gate}"))
     }
 
     pub(crate) fn pid_file(self) -> Self {
@@ -217,6 +230,10 @@ impl Actor {
             born.is_some()
         });
         born.expect("born")
+    }
+
+    pub(crate) fn open_gate(&self) {
+        fs::write(self.place.path().join("gate"), "").expect("a file");
     }
 
     /// Waits for the first process's end.
