@@ -72,7 +72,7 @@ pub enum Event {
     SuccessorLost,
     /// The successor was told to stop, and said so or exited with status 0.
     SuccessorStopped,
-    /// The last look into the readiness pipe found no ready byte.
+    /// The last look found neither the ready byte nor, once it was committed to, SERVING.
     SuccessorSilent,
     /// The predecessor committed to this process.
     Committed,
@@ -522,14 +522,15 @@ impl Machine {
             Event::SuccessorLost
             | Event::SuccessorStopped
             | Event::StatusTimedOut
-            | Event::TakeoverTimedOut => self.rolls_back(),
+            | Event::SuccessorSilent => self.rolls_back(),
+            // SERVING and the deadline may race: a SERVING that is there wins.
+            Event::TakeoverTimedOut => self.stays(&[LookOnce]),
             Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
             // The sessions' time is over, but nobody is known to serve yet: this process stays.
             Event::DrainTimedOut => self.stays(&[CloseSessions]),
             Event::SessionsGone => self.stays(&[]),
             Event::SetUpDone
             | Event::SuccessorReady
-            | Event::SuccessorSilent
             | Event::Committed
             | Event::PredecessorGone
             | Event::PredecessorSilent

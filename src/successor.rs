@@ -173,6 +173,23 @@ impl Successor {
         }
     }
 
+    /// Looks once more for the word that is awaited: ready, or once it was committed to, SERVING.
+    /// Answers whether it has come.
+    pub(crate) fn look(
+        &mut self,
+        registry: &Registry,
+        now: Instant,
+        events: &mut Vec<Event>,
+    ) -> bool {
+        if self.pipe.is_some() {
+            self.read_pipe(registry, now, events);
+            events.contains(&Event::SuccessorReady)
+        } else {
+            self.read_socket(events);
+            events.contains(&Event::SuccessorServing)
+        }
+    }
+
     fn close_pipe(&mut self, registry: &Registry) {
         if let Some(pipe) = self.pipe.take() {
             // It was registered when it was made, and is open.

@@ -419,6 +419,25 @@ impl World {
                     }
                     return;
                 }
+                if process.machine.state() == State::Draining(Drain::Committed) {
+                    let words: Vec<_> = process.from_successor.drain(..).collect();
+                    for packet in &words {
+                        match Message::decode(packet) {
+                            Ok(Message::Serving) => {
+                                process.pending.push_back(Event::SuccessorServing);
+                            }
+                            Ok(Message::Stopping) => {
+                                process.pending.push_back(Event::SuccessorStopped);
+                            }
+                            // HELLO; there is no other here.
+                            Ok(_) | Err(_) => {}
+                        }
+                    }
+                    if !words.contains(&Message::Serving.encode()) {
+                        process.pending.push_back(Event::SuccessorSilent);
+                    }
+                    return;
+                }
                 let event = match process.pipe.pop_front() {
                     Some(_) => {
                         self.seen.insert("last look found the byte");

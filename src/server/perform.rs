@@ -70,11 +70,13 @@ impl<H: Handler> Server<H> {
         let Some(successor) = &mut self.successor else { return };
         let upgrading = before == State::Upgrading;
         match event {
-            Event::SuccessorSilent => successor.blame(Cause::NotReady(self.config.upgrade_timeout)),
-            Event::StatusTimedOut => successor.blame(Cause::HungUp),
-            Event::TakeoverTimedOut if before == State::Draining(Drain::Committed) => {
+            Event::SuccessorSilent if upgrading => {
+                successor.blame(Cause::NotReady(self.config.upgrade_timeout));
+            }
+            Event::SuccessorSilent => {
                 successor.blame(Cause::NotServing(self.config.takeover_timeout));
             }
+            Event::StatusTimedOut => successor.blame(Cause::HungUp),
             Event::ShutdownRequested | Event::ExitRequested if upgrading => {
                 successor.blame(Cause::ShuttingDown);
             }
@@ -195,8 +197,7 @@ impl<H: Handler> Server<H> {
         let (mut events, mut attempt) = (Vec::new(), None);
         if let Some(successor) = &mut self.successor {
             attempt = Some(self.attempts);
-            successor.read_pipe(&self.registry, self.shared.now, &mut events);
-            if !events.contains(&Event::SuccessorReady) {
+            if !successor.look(&self.registry, self.shared.now, &mut events) {
                 events.push(Event::SuccessorSilent);
             }
         } else if let Some(predecessor) = &mut self.predecessor {

@@ -1,0 +1,150 @@
+//! Ring one: two roles, a kernel and bad luck in a model checker, every order of everything.
+//!
+//! The machine in it is the real one, not a copy. `cargo test --release --test model -- --ignored`
+//! explores the larger worlds, and `explore_by_hand` serves the model to a browser.
+
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
+#[path = "model/world.rs"]
+mod world;
+
+use stateright::{Checker, Model, Property};
+use tablecloth::machine::{Event, Machine, Predecessor, State, Step};
+use world::{Budget, Deed, StepFn, World};
+
+/// A world, and the machine that lives in it.
+#[derive(Clone)]
+struct Upgrades {
+    budget: Budget,
+    step: StepFn,
+}
+
+fn real(machine: Machine, event: Event) -> Step {
+    machine.step(event)
+}
+
+impl Model for Upgrades {
+    type State = World;
+    type Action = Deed;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(self.budget)]
+    }
+
+    fn actions(&self, world: &World, deeds: &mut Vec<Deed>) {
+        world.deeds(deeds);
+    }
+
+    fn next_state(&self, world: &World, deed: Deed) -> Option<World> {
+        let next = world.clone().after(deed, self.step);
+        // What changes nothing is no step: then a world in which nothing more can happen is one
+        // without a next one.
+        (next != *world).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("I1: somebody accepts, or will", |model, world: &World| {
+                !is_settled(model, world) || world.stop_asked || world.alive().count() == 0 || {
+                    world.alive().all(|process| process.polls)
+                }
+            }),
+            Property::always(
+                "I1: nobody is left only if somebody was killed",
+                |model: &Upgrades, world: &World| {
+                    let spared = world.budget.kills == model.budget.kills;
+                    let unasked = world.budget.stops == model.budget.stops;
+                    world.alive().count() > 0 || !(spared && unasked)
+                },
+            ),
+            Property::always("I2: at most two processes, one not ready", |_, world: &World| {
+                let unready =
+                    world.alive().filter(|p| p.machine.predecessor() == Predecessor::Owner);
+                world.alive().count() <= 2 && unready.count() <= 1
+            }),
+            Property::always("I3: a listener is polled by one process", |_, world: &World| {
+                world.alive().filter(|process| process.polls).count() <= 1
+            }),
+            Property::always(
+                "I4: a request is carried out or reported",
+                |model: &Upgrades, world: &World| {
+                    !is_settled(model, world) || world.alive().count() == 0 || !world.owed
+                },
+            ),
+            Property::always("I6: a failed upgrade leaves nothing", |_, world: &World| {
+                !world.broken.left_over
+            }),
+            Property::always("I7: exited is final", |_, world: &World| !world.broken.undead),
+            Property::always("a ready byte that is there wins", |_, world: &World| {
+                !world.broken.ready_wasted
+            }),
+            Property::always("who was told to stop does not come back", |_, world: &World| {
+                !world.broken.resurrected
+            }),
+            Property::always(
+                "nothing of the machine's is left over",
+                |model: &Upgrades, world: &World| {
+                    !is_settled(model, world) || world.alive().all(|process| !process.has_timers())
+                },
+            ),
+            Property::always("the pid file names who serves", |model: &Upgrades, world: &World| {
+                !is_settled(model, world) || {
+                    let mut serving = world.processes.iter().enumerate();
+                    let serving = serving.find(|(_, process)| process.polls).map(|(id, _)| id);
+                    serving.is_none() || world.pid_file == serving
+                }
+            }),
+            Property::eventually("one process or none is left", |_, world: &World| {
+                world.alive().count() <= 1
+            }),
+            Property::always(
+                "a shutdown ends with no process",
+                |model: &Upgrades, world: &World| {
+                    !is_settled(model, world) || !world.stop_asked || {
+                        // Unless it was asked of one that another one had taken over from, or takes
+                        // over from again.
+                        world.alive().all(|process| process.machine.state() == State::Running)
+                    }
+                },
+            ),
+            Property::sometimes("an upgrade commits", |_, world: &World| world.seen.commit),
+            Property::sometimes("an upgrade fails", |_, world: &World| world.seen.failed),
+            Property::sometimes("an upgrade is rolled back", |_, world: &World| {
+                world.seen.rollback
+            }),
+            Property::sometimes("a request is remembered", |_, world: &World| {
+                world.seen.remembered
+            }),
+            Property::sometimes("a successor becomes the sole owner", |_, world: &World| {
+                world.seen.sole_owner
+            }),
+            Property::sometimes("the last look finds the ready byte", |_, world: &World| {
+                world.seen.last_look
+            }),
+            Property::sometimes("the service is shut down", |_, world: &World| {
+                world.alive().count() == 0 && world.stop_asked
+            }),
+            Property::sometimes("the third generation serves", |_, world: &World| {
+                world.processes.get(3).is_some_and(|process| process.polls)
+            }),
+        ]
+    }
+}
+
+/// Whether nothing more happens without somebody from outside.
+fn is_settled(model: &Upgrades, world: &World) -> bool {
+    let mut deeds = Vec::new();
+    world.deeds(&mut deeds);
+    let outside =
+        |deed: &Deed| matches!(deed, Deed::SendHup(_) | Deed::SendQuit(_) | Deed::Kill(_));
+    deeds.retain(|deed| !outside(deed));
+    deeds.into_iter().all(|deed| model.next_state(world, deed).is_none())
+}
+
+#[test]
+fn every_order_of_everything_keeps_the_promises() {
+    let budget = Budget { hups: 3, stops: 1, kills: 2, failures: 1 };
+    let checker = Upgrades { budget, step: real }.checker().threads(2).spawn_bfs().join();
+    println!("{} states, {} deep", checker.unique_state_count(), checker.max_depth());
+    checker.assert_properties();
+}

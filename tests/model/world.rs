@@ -1,0 +1,514 @@
+//! The modelled world: real machines, and a kernel made of flags and queues.
+//!
+//! What is modelled: both roles of up to four processes; the readiness pipe; the handoff socket,
+//! which delivers what was sent before it ends; signals, which coalesce and come in any order;
+//! timers, which may fire at any time once armed; a spawn that fails; a set-up that fails or exits
+//! with status 0; the death of any process at any step; one session in each process that accepts.
+//!
+//! What is assumed: a write to the pipe or the socket is there before its writer's death is heard
+//! of; a killed process does nothing any more; nobody else reaps, signals or writes.
+
+use tablecloth::machine::{
+    Action, Drain, Event, Machine, Predecessor, State, Step, Timer, Verdict,
+};
+
+/// At most this many processes in one history: the first and three generations more.
+const PROCESSES: usize = 4;
+
+/// The function under test, so that a wrong one can be put in its place.
+pub(crate) type StepFn = fn(Machine, Event) -> Step;
+
+/// Everything there is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    pub(crate) processes: Vec<Process>,
+    pub(crate) pid_file: Option<usize>,
+    /// What may still go wrong, or be asked for.
+    pub(crate) budget: Budget,
+    /// An upgrade request was taken, and since then no process was started and no failure reported.
+    pub(crate) owed: bool,
+    /// Somebody asked the service to stop.
+    pub(crate) stop_asked: bool,
+    pub(crate) seen: Seen,
+    pub(crate) broken: Broken,
+}
+
+/// How often each thing may still happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Budget {
+    pub(crate) hups: u8,
+    pub(crate) stops: u8,
+    pub(crate) kills: u8,
+    pub(crate) failures: u8,
+}
+
+/// What has happened on the way here: not part of what the processes know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Seen {
+    pub(crate) commit: bool,
+    pub(crate) rollback: bool,
+    pub(crate) remembered: bool,
+    pub(crate) sole_owner: bool,
+    pub(crate) failed: bool,
+    pub(crate) last_look: bool,
+}
+
+/// What must never happen, noted when it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Broken {
+    /// A ready byte that was there at the deadline was thrown away.
+    pub(crate) ready_wasted: bool,
+    /// A process accepted again although the service was told to stop.
+    pub(crate) resurrected: bool,
+    /// A descriptor or a timer of a failed upgrade was left.
+    pub(crate) left_over: bool,
+    /// Something happened to a process that had exited.
+    pub(crate) undead: bool,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Process {
+    pub(crate) machine: Machine,
+    pub(crate) life: Life,
+    pub(crate) polls: bool,
+    pub(crate) has_listeners: bool,
+    pub(crate) session: bool,
+    set_up: bool,
+    armed: Vec<Timer>,
+    hup_pending: bool,
+    quit_pending: bool,
+    predecessor: Option<usize>,
+    pub(crate) successor: Option<usize>,
+    /// The ready byte of the process after it.
+    pipe: bool,
+    from_successor: Vec<Word>,
+    from_predecessor: Vec<Word>,
+}
+
+/// Whether a process lives, and how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Life {
+    Alive,
+    Killed,
+    Exited(u8),
+    /// Dead, and everybody who had to know knows.
+    Buried,
+}
+
+/// What is said on the handoff socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Word {
+    Commit,
+    Upgrade,
+    Serving,
+    Stopping,
+}
+
+/// What happens next, and to which process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Deed {
+    SendHup(usize),
+    SendQuit(usize),
+    Kill(usize),
+    HearHup(usize),
+    HearQuit(usize),
+    SetUp(usize),
+    FailSetUp(usize),
+    ExitInSetUp(usize),
+    ReadPipe(usize),
+    ReadSuccessor(usize),
+    ReadPredecessor(usize),
+    HearSuccessorsDeath(usize),
+    HearPredecessorsDeath(usize),
+    Fire(usize, Timer),
+    EndSession(usize),
+    NoticeSessionsGone(usize),
+}
+
+impl Process {
+    fn new(machine: Machine, predecessor: Option<usize>) -> Self {
+        Self {
+            machine,
+            life: Life::Alive,
+            polls: false,
+            has_listeners: true,
+            session: false,
+            set_up: false,
+            armed: Vec::new(),
+            hup_pending: false,
+            quit_pending: false,
+            predecessor,
+            successor: None,
+            pipe: false,
+            from_successor: Vec::new(),
+            from_predecessor: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.life == Life::Alive
+    }
+
+    pub(crate) fn has_timers(&self) -> bool {
+        !self.armed.is_empty()
+    }
+}
+
+impl World {
+    pub(crate) fn new(budget: Budget) -> Self {
+        Self {
+            processes: vec![Process::new(Machine::first(), None)],
+            pid_file: None,
+            budget,
+            owed: false,
+            stop_asked: false,
+            seen: Seen::default(),
+            broken: Broken::default(),
+        }
+    }
+
+    pub(crate) fn alive(&self) -> impl Iterator<Item = &Process> {
+        self.processes.iter().filter(|process| process.is_alive())
+    }
+
+    /// Everything that can happen now.
+    pub(crate) fn deeds(&self, deeds: &mut Vec<Deed>) {
+        for (id, process) in self.processes.iter().enumerate().filter(|(_, p)| p.is_alive()) {
+            let Budget { hups, stops, kills, failures } = self.budget;
+            let mut may = |possible: bool, deed: Deed| {
+                if possible {
+                    deeds.push(deed);
+                }
+            };
+            may(hups > 0 && !process.hup_pending, Deed::SendHup(id));
+            may(stops > 0 && !process.quit_pending, Deed::SendQuit(id));
+            may(kills > 0, Deed::Kill(id));
+            may(!process.set_up, Deed::SetUp(id));
+            may(!process.set_up && id > 0 && failures > 0, Deed::FailSetUp(id));
+            may(!process.set_up && id > 0 && failures > 0, Deed::ExitInSetUp(id));
+            // Before its set-up is done a process has no loop: what comes for it waits.
+            if !process.set_up {
+                continue;
+            }
+            may(process.hup_pending, Deed::HearHup(id));
+            may(process.quit_pending, Deed::HearQuit(id));
+            may(process.pipe, Deed::ReadPipe(id));
+            may(!process.from_successor.is_empty(), Deed::ReadSuccessor(id));
+            may(!process.from_predecessor.is_empty(), Deed::ReadPredecessor(id));
+            let is_dead =
+                |other: Option<usize>| other.is_some_and(|other| !self.processes[other].is_alive());
+            may(is_dead(process.successor), Deed::HearSuccessorsDeath(id));
+            may(is_dead(process.predecessor), Deed::HearPredecessorsDeath(id));
+            process.armed.iter().for_each(|timer| may(true, Deed::Fire(id, *timer)));
+            may(process.session, Deed::EndSession(id));
+            let draining = matches!(process.machine.state(), State::Draining(_));
+            may(draining && !process.session, Deed::NoticeSessionsGone(id));
+        }
+    }
+
+    /// The world after a deed.
+    pub(crate) fn after(mut self, deed: Deed, step: StepFn) -> Self {
+        match deed {
+            Deed::SendHup(id) => {
+                self.budget.hups -= 1;
+                self.processes[id].hup_pending = true;
+            }
+            Deed::SendQuit(id) => {
+                self.budget.stops -= 1;
+                self.processes[id].quit_pending = true;
+            }
+            Deed::Kill(id) => {
+                self.budget.kills -= 1;
+                self.die(id, Life::Killed);
+            }
+            Deed::HearHup(id) => {
+                self.processes[id].hup_pending = false;
+                self.feed(id, Event::UpgradeRequested, step);
+            }
+            Deed::HearQuit(id) => {
+                self.processes[id].quit_pending = false;
+                // Asked of the service by asking whoever serves: one that is leaving leaves, and one
+                // that never began does not begin.
+                self.stop_asked |= self.processes[id].polls;
+                self.feed(id, Event::ShutdownRequested, step);
+            }
+            Deed::SetUp(id) => {
+                self.processes[id].set_up = true;
+                self.feed(id, Event::SetUpDone, step);
+            }
+            Deed::FailSetUp(id) => {
+                self.budget.failures -= 1;
+                self.die(id, Life::Exited(1));
+            }
+            Deed::ExitInSetUp(id) => {
+                self.budget.failures -= 1;
+                self.die(id, Life::Exited(0));
+            }
+            Deed::ReadPipe(id) => self.read_pipe(id, step),
+            Deed::ReadSuccessor(id) => self.read_successor(id, step),
+            Deed::ReadPredecessor(id) => self.read_predecessor(id, step),
+            Deed::HearSuccessorsDeath(id) => self.hear_successors_death(id, step),
+            Deed::HearPredecessorsDeath(id) => self.hear_predecessors_death(id, step),
+            Deed::Fire(id, timer) => {
+                self.processes[id].armed.retain(|armed| *armed != timer);
+                self.feed(id, timer.event(), step);
+            }
+            Deed::EndSession(id) => self.processes[id].session = false,
+            Deed::NoticeSessionsGone(id) => {
+                // The server's last look for signals on its way out.
+                if std::mem::take(&mut self.processes[id].hup_pending) {
+                    self.feed(id, Event::UpgradeRequested, step);
+                }
+                if self.processes[id].is_alive() {
+                    self.feed(id, Event::SessionsGone, step);
+                }
+            }
+        }
+        self.bury();
+        self
+    }
+
+    fn read_pipe(&mut self, id: usize, step: StepFn) {
+        if std::mem::take(&mut self.processes[id].pipe) {
+            self.feed(id, Event::SuccessorReady, step);
+        }
+    }
+
+    fn read_successor(&mut self, id: usize, step: StepFn) {
+        let event = match self.processes[id].from_successor.remove(0) {
+            Word::Serving => Event::SuccessorServing,
+            Word::Stopping => Event::SuccessorStopped,
+            word @ (Word::Commit | Word::Upgrade) => unreachable!("{word:?} from a successor"),
+        };
+        self.feed(id, event, step);
+    }
+
+    fn read_predecessor(&mut self, id: usize, step: StepFn) {
+        let event = match self.processes[id].from_predecessor.remove(0) {
+            Word::Commit => Event::Committed,
+            Word::Upgrade => Event::UpgradeRequested,
+            word @ (Word::Serving | Word::Stopping) => unreachable!("{word:?} from a predecessor"),
+        };
+        self.feed(id, event, step);
+    }
+
+    /// What was said before the end comes first; then the end, with its status.
+    fn hear_successors_death(&mut self, id: usize, step: StepFn) {
+        let Some(successor) = self.processes[id].successor else { return };
+        self.read_pipe(id, step);
+        while !self.processes[id].from_successor.is_empty() {
+            self.read_successor(id, step);
+        }
+        // Its last words may have been enough to give it up, or there is another one by now.
+        if self.processes[id].successor != Some(successor) || !self.processes[id].is_alive() {
+            return;
+        }
+        let event = match self.processes[successor].life {
+            Life::Exited(0) => Event::SuccessorStopped,
+            Life::Exited(_) | Life::Killed | Life::Buried | Life::Alive => Event::SuccessorLost,
+        };
+        self.feed(id, event, step);
+        // Reaped, whatever the machine made of it.
+        if self.processes[id].successor == Some(successor) {
+            self.processes[id].successor = None;
+        }
+    }
+
+    fn hear_predecessors_death(&mut self, id: usize, step: StepFn) {
+        while !self.processes[id].from_predecessor.is_empty() {
+            self.read_predecessor(id, step);
+        }
+        if !self.processes[id].is_alive() {
+            return;
+        }
+        self.processes[id].predecessor = None;
+        self.seen.sole_owner |= self.processes[id].machine.predecessor() == Predecessor::Owner;
+        self.feed(id, Event::PredecessorGone, step);
+    }
+
+    fn die(&mut self, id: usize, life: Life) {
+        let process = &mut self.processes[id];
+        process.life = life;
+        process.polls = false;
+        process.session = false;
+    }
+
+    /// A dead process of which nobody has to hear any more looks like any other.
+    fn bury(&mut self) {
+        for id in 0..self.processes.len() {
+            let awaited = self
+                .alive()
+                .any(|other| other.successor == Some(id) || other.predecessor == Some(id));
+            if !self.processes[id].is_alive() && !awaited {
+                let mut grave = Process::new(Machine::first(), None);
+                (grave.life, grave.has_listeners) = (Life::Buried, false);
+                self.processes[id] = grave;
+            }
+        }
+    }
+
+    fn feed(&mut self, id: usize, event: Event, step: StepFn) {
+        let mut pending = vec![event];
+        while !pending.is_empty() {
+            let event = pending.remove(0);
+            if !self.processes[id].is_alive() {
+                return;
+            }
+            let before = self.processes[id].machine;
+            let answer = step(before, event);
+            self.processes[id].machine = answer.machine;
+            self.note(before, event, answer);
+            for action in answer.actions {
+                self.perform(id, event, *action, &mut pending);
+            }
+            let after = answer.machine.state();
+            if after == State::Exited {
+                let status = u8::from(event == Event::PredecessorSilent);
+                self.die(id, Life::Exited(status));
+            }
+            // I6: back where it was, nothing of the attempt is there.
+            if after == State::Running && before.state() != State::Running {
+                let process = &self.processes[id];
+                self.broken.left_over |= process.successor.is_some()
+                    || process.pipe
+                    || process.has_timers()
+                    || self.pid_file != Some(id);
+            }
+        }
+    }
+
+    fn note(&mut self, before: Machine, event: Event, answer: Step) {
+        let after = answer.machine;
+        if event == Event::UpgradeRequested && !matches!(answer.verdict, Verdict::Refused(_)) {
+            self.owed = true;
+            self.seen.remembered |= after.wanted();
+        }
+        self.broken.undead |= before.state() == State::Exited;
+        let drained = matches!(
+            before.state(),
+            State::Draining(Drain::Committed | Drain::Probation | Drain::Proven)
+        );
+        let serves = matches!(after.state(), State::Running | State::Upgrading);
+        self.seen.rollback |= drained && serves;
+        self.seen.failed |= before.state() == State::Upgrading && after.state() == State::Running;
+    }
+
+    fn perform(&mut self, id: usize, event: Event, action: Action, pending: &mut Vec<Event>) {
+        match action {
+            Action::SpawnSuccessor => {
+                self.owed = false;
+                let fails = self.processes.len() >= PROCESSES;
+                if fails {
+                    pending.push(Event::SuccessorLost);
+                } else {
+                    let successor = Process::new(Machine::successor(), Some(id));
+                    self.processes.push(successor);
+                    self.processes[id].successor = Some(self.processes.len() - 1);
+                }
+            }
+            Action::LookOnce => {
+                let committed = State::Draining(Drain::Committed);
+                if self.processes[id].machine.state() == committed {
+                    let words = std::mem::take(&mut self.processes[id].from_successor);
+                    pending.extend(words.iter().map(|word| match word {
+                        Word::Serving => Event::SuccessorServing,
+                        Word::Stopping | Word::Commit | Word::Upgrade => Event::SuccessorStopped,
+                    }));
+                    if !words.contains(&Word::Serving) {
+                        pending.push(Event::SuccessorSilent);
+                    }
+                } else if self.processes[id].successor.is_some() {
+                    let found = std::mem::take(&mut self.processes[id].pipe);
+                    self.seen.last_look |= found;
+                    let silent = Event::SuccessorSilent;
+                    pending.push(if found { Event::SuccessorReady } else { silent });
+                } else {
+                    let words = std::mem::take(&mut self.processes[id].from_predecessor);
+                    let committed = words.contains(&Word::Commit);
+                    pending.extend(words.iter().map(|word| match word {
+                        Word::Commit => Event::Committed,
+                        Word::Upgrade | Word::Serving | Word::Stopping => Event::UpgradeRequested,
+                    }));
+                    // A dead one is heard of in a moment.
+                    let dead = self.processes[id]
+                        .predecessor
+                        .is_none_or(|predecessor| !self.processes[predecessor].is_alive());
+                    if !committed && !dead {
+                        pending.push(Event::PredecessorSilent);
+                    }
+                }
+            }
+            Action::CommitUpgrade => {
+                self.seen.commit = true;
+                self.tell_successor(id, Word::Commit);
+            }
+            Action::PassOnUpgrade => self.tell_successor(id, Word::Upgrade),
+            Action::KillSuccessor => {
+                let timed_out = matches!(event, Event::UpgradeTimedOut | Event::SuccessorSilent);
+                self.broken.ready_wasted |= timed_out && self.processes[id].pipe;
+                if let Some(successor) = self.processes[id].successor.take() {
+                    if self.processes[successor].is_alive() {
+                        self.die(successor, Life::Killed);
+                    }
+                }
+                self.processes[id].pipe = false;
+                self.processes[id].from_successor.clear();
+            }
+            Action::ReportUpgrade => {
+                // The report of a success answers for no request that came after the spawn.
+                if event != Event::SuccessorServing {
+                    self.owed = false;
+                }
+            }
+            Action::DropWanted => self.owed = false,
+            Action::AnnounceReady => {
+                if let Some(predecessor) = self.processes[id].predecessor {
+                    self.processes[predecessor].pipe |= self.processes[predecessor].is_alive();
+                }
+            }
+            Action::TellServing => self.tell_predecessor(id, Word::Serving),
+            Action::TellStopping => self.tell_predecessor(id, Word::Stopping),
+            Action::WritePidFile | Action::RestorePidFile => self.pid_file = Some(id),
+            Action::RemovePidFile => self.pid_file = self.pid_file.filter(|named| *named != id),
+            Action::ResumeAccepting => {
+                self.broken.resurrected |= self.stop_asked;
+                let process = &mut self.processes[id];
+                process.polls = process.has_listeners;
+                process.session = true;
+            }
+            Action::PauseAccepting => self.processes[id].polls = false,
+            Action::CloseListeners | Action::RetireListeners => {
+                self.processes[id].polls = false;
+                self.processes[id].has_listeners = false;
+            }
+            Action::CloseSessions => self.processes[id].session = false,
+            Action::Arm(timer) => {
+                let armed = &mut self.processes[id].armed;
+                if !armed.contains(&timer) {
+                    armed.push(timer);
+                    armed.sort_by_key(|timer| *timer as u8);
+                }
+            }
+            Action::Disarm(timer) => self.processes[id].armed.retain(|armed| *armed != timer),
+            Action::DisarmAll => self.processes[id].armed.clear(),
+            Action::CloseUnclaimed | Action::UnlinkUnclaimed | Action::DrainSessions => {}
+        }
+    }
+
+    fn tell_successor(&mut self, id: usize, word: Word) {
+        if let Some(successor) = self.processes[id].successor {
+            if self.processes[successor].is_alive() {
+                self.processes[successor].from_predecessor.push(word);
+            }
+        }
+    }
+
+    fn tell_predecessor(&mut self, id: usize, word: Word) {
+        if let Some(predecessor) = self.processes[id].predecessor {
+            if self.processes[predecessor].is_alive() {
+                self.processes[predecessor].from_successor.push(word);
+            }
+        }
+    }
+}
