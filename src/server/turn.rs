@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::handler::{Accepted, Context, Handler, Requests, Verdict};
 use crate::io_event::IoEvent;
 use crate::limits;
-use crate::machine::{Event, State};
+use crate::machine::{Event, State, Timer};
 use crate::signals::{self, Request};
 use crate::token::{Kind, Token};
 
@@ -145,7 +145,9 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    pub(super) fn hear_signals(&mut self) {
+    /// Also the last thing before an end: a signal that came to a process on its way out is passed
+    /// on (I4), as close to the end as can be.
+    fn hear_signals(&mut self) {
         for (request, signal) in self.signals.take() {
             log::info!("got message {}.", signals::name(signal));
             match request {
@@ -307,6 +309,9 @@ impl<H: Handler> Server<H> {
     fn expire_timers(&mut self) {
         // Mostly there is none, and then nothing else reads the clock.
         while let Some(timer) = self.timers.expire(self.shared.now) {
+            if timer == Timer::Drain {
+                self.hear_signals();
+            }
             self.feed(timer.event());
         }
     }
@@ -317,7 +322,6 @@ impl<H: Handler> Server<H> {
         }
         let draining = matches!(self.state(), State::Draining(_));
         if draining && self.sessions.len() == 0 && self.sweep.is_none() {
-            // A signal that came to this process while it was on its way out is passed on (I4).
             self.hear_signals();
             self.feed(Event::SessionsGone);
         }
