@@ -117,6 +117,12 @@ pub(crate) struct Requests {
     pub(crate) exit: bool,
 }
 
+impl Requests {
+    pub(crate) fn any(self) -> bool {
+        self.upgrade || self.shutdown || self.exit
+    }
+}
+
 impl Context<'_> {
     /// When this turn began, by the monotonic clock.
     #[must_use]

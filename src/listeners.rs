@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
@@ -29,12 +30,12 @@ pub(crate) struct Listeners {
     inherited: Vec<Inherited>,
     /// Unix paths of inherited sockets that were not claimed: unlinked when the predecessor, which
     /// may come back to them, is gone.
-    abandoned: Vec<PathBuf>,
+    abandoned: Vec<Bound>,
     /// Counts the times that polling was started, so that events from before are stale.
     epoch: u32,
     polled: bool,
     /// Where the next accept starts, so that a flooded listener does not starve the others.
-    turn: usize,
+    next: usize,
     pause: Option<Pause>,
     /// Whether the pause was logged; it is one pause until a queue was seen empty.
     pause_logged: bool,
@@ -56,6 +57,14 @@ struct Named {
     ready: bool,
     /// Made by this process and not inherited.
     made: bool,
+    /// The path that it is bound to, if it has one.
+    bound: Option<Bound>,
+}
+
+/// A socket's path, and which file it was there: another server may have put its own in its place.
+struct Bound {
+    path: PathBuf,
+    file: (u64, u64),
 }
 
 enum Held {
@@ -92,7 +101,7 @@ impl Listeners {
             abandoned: Vec::new(),
             epoch: 0,
             polled: false,
-            turn: 0,
+            next: 0,
             pause: None,
             pause_logged: false,
         })
@@ -229,7 +238,16 @@ impl Listeners {
     }
 
     fn add(&mut self, name: &str, kind: Kind, address: Address, held: Held, made: bool) {
-        self.named.push(Named { name: name.into(), kind, address, held, ready: false, made });
+        let bound = Bound::at(&address);
+        self.named.push(Named {
+            name: name.into(),
+            kind,
+            address,
+            held,
+            ready: false,
+            made,
+            bound,
+        });
     }
 
     /// The address of a named socket.
@@ -250,22 +268,26 @@ impl Listeners {
 
     /// Starts polling. What came before is found at once: registering reports a queue that has
     /// something in it (epoll_ctl(2)).
-    pub(crate) fn resume(&mut self, registry: &Registry) -> io::Result<()> {
+    pub(crate) fn resume(&mut self, registry: &Registry) {
         self.epoch = self.epoch.wrapping_add(1);
         self.polled = true;
         self.pause = None;
         for (index, named) in self.named.iter_mut().enumerate() {
             let token = Token::new(TokenKind::Listener, self.epoch, index as u32).pack();
             if let Some(fd) = named.held.polled() {
-                registry.register(&mut SourceFd(&fd), token, Interest::READABLE)?;
+                // One that cannot be polled (ENOMEM, ENOSPC, epoll_ctl(2)) does not silence the rest.
+                if let Err(error) = registry.register(&mut SourceFd(&fd), token, Interest::READABLE)
+                {
+                    log::error!("\"{}\" on {} is not polled: {error}", named.name, named.address);
+                }
             }
         }
-        Ok(())
     }
 
     /// Stops polling (I3). The registration belongs to the open file description, which the other
     /// process shares: closing would not end it.
     pub(crate) fn pause(&mut self, registry: &Registry) {
+        self.pause = None;
         if !std::mem::take(&mut self.polled) {
             return;
         }
@@ -288,8 +310,7 @@ impl Listeners {
     /// Closes everything for good, and unlinks the paths.
     pub(crate) fn retire(&mut self, registry: &Registry) {
         self.pause(registry);
-        let paths: Vec<_> = self.named.iter().filter_map(|named| named.address.path()).collect();
-        paths.into_iter().for_each(unlink);
+        self.named.iter().filter_map(|named| named.bound.as_ref()).for_each(Bound::unlink);
         self.unlink_abandoned();
         self.close(registry);
     }
@@ -305,24 +326,20 @@ impl Listeners {
             );
             drop(fd);
             let claimed = self.named.iter().any(|named| named.address == found.address);
-            if let (Some(path), false) = (found.address.path(), claimed) {
-                self.abandoned.push(path.into());
-            }
+            self.abandoned.extend(Bound::at(&found.address).filter(|_| !claimed));
         }
     }
 
     /// Unlinks the paths of what was not claimed.
     pub(crate) fn unlink_abandoned(&mut self) {
-        for path in std::mem::take(&mut self.abandoned) {
-            unlink(&path);
-        }
+        std::mem::take(&mut self.abandoned).iter().for_each(Bound::unlink);
     }
 
     /// Unlinks the paths that this process itself has made, for a process that ends before it
     /// serves.
     pub(crate) fn unlink_made(&self) {
         let made = self.named.iter().filter(|named| named.made);
-        made.filter_map(|named| named.address.path()).for_each(unlink);
+        made.filter_map(|named| named.bound.as_ref()).for_each(Bound::unlink);
     }
 
     /// Notes that a descriptor is readable. Answers with its name if it is watched; stale events
@@ -372,12 +389,13 @@ impl Listeners {
             Some(_) => return None,
             None => {}
         }
+        let mut broken = 0;
         for offset in 0..self.named.len() {
-            let index = (self.turn + offset) % self.named.len();
-            while self.named[index].ready {
+            let index = (self.next + offset) % self.named.len();
+            while self.named[index].ready && broken < limits::ACCEPTS_PER_TURN {
                 match self.named[index].accept() {
                     Ok((stream, peer)) => {
-                        self.turn = index + 1;
+                        self.next = index + 1;
                         return Some((Rc::clone(&self.named[index].name), stream, peer));
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -386,6 +404,7 @@ impl Listeners {
                     }
                     // The connection is broken, not the listener: the next one, please.
                     Err(error) if is_ordinary(&error) => {
+                        broken += 1;
                         log::debug!("accept on \"{}\": {error}", self.named[index].name);
                     }
                     // No descriptor (EMFILE, ENFILE) or no memory, or something unheard of. The
@@ -458,23 +477,31 @@ fn is_ordinary(error: &io::Error) -> bool {
         Some(
             libc::ECONNABORTED
                 | libc::EINTR
-                | libc::EPERM
                 | libc::EPROTO
                 | libc::ENETDOWN
                 | libc::ENOPROTOOPT
                 | libc::EHOSTDOWN
                 | libc::ENONET
                 | libc::EHOSTUNREACH
-                | libc::EOPNOTSUPP
                 | libc::ENETUNREACH
         )
     )
 }
 
-fn unlink(path: &std::path::Path) {
-    match fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => log::warn!("unlink {}: {error}", path.display()),
+impl Bound {
+    fn at(address: &Address) -> Option<Self> {
+        let path = address.path()?;
+        let metadata = path.symlink_metadata().ok()?;
+        Some(Self { path: path.into(), file: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// Unlinks the path, if it still is the file that it was.
+    fn unlink(&self) {
+        let now = self.path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        if now.is_ok_and(|file| file == self.file) {
+            if let Err(error) = fs::remove_file(&self.path) {
+                log::warn!("unlink {}: {error}", self.path.display());
+            }
+        }
     }
 }

@@ -396,7 +396,7 @@ impl Machine {
         match event {
             // Several requests become one (I4): the next process is started after the last of them,
             // by this process or, should it come to serve, by the successor.
-            Event::UpgradeRequested => self.wanting().stays(&[PassOnUpgrade]),
+            Event::UpgradeRequested => self.passes_on(),
             Event::ShutdownRequested => {
                 let (machine, state) = (self.satisfied(), State::Draining(Drain::Shutdown));
                 if self.wanted {
@@ -506,9 +506,12 @@ impl Machine {
     const fn committed(self, event: Event) -> Step {
         use Action::*;
         match event {
-            Event::UpgradeRequested => self.wanting().stays(&[PassOnUpgrade]),
-            // It is leaving already.
-            Event::ShutdownRequested => self.stays(&[]),
+            Event::UpgradeRequested => self.passes_on(),
+            // COMMIT lies in the successor's socket: whether it serves is its own affair now.
+            Event::ShutdownRequested => self.satisfied().moves(
+                State::Draining(Drain::Shutdown),
+                &[ReportUpgrade, CloseListeners, DrainSessions],
+            ),
             // COMMIT lies in the successor's socket: it takes over without help (I1).
             Event::ExitRequested => {
                 self.satisfied().moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
@@ -543,8 +546,8 @@ impl Machine {
     const fn trusting(self, event: Event, drain: Drain) -> Step {
         use Action::*;
         match event {
-            Event::UpgradeRequested => self.wanting().stays(&[PassOnUpgrade]),
-            Event::ShutdownRequested => self.stays(&[]),
+            Event::UpgradeRequested => self.passes_on(),
+            Event::ShutdownRequested => self.comes_back_no_more(),
             Event::ExitRequested => {
                 self.satisfied().moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
             }
@@ -665,6 +668,18 @@ impl Machine {
                 &[KillSuccessor, DisarmAll, ResumeAccepting, RestorePidFile, ReportUpgrade],
             )
         }
+    }
+
+    /// Once is enough: what was passed on is remembered there until it can be carried out.
+    const fn passes_on(self) -> Step {
+        if self.wanted { self.stays(&[]) } else { self.wanting().stays(&[Action::PassOnUpgrade]) }
+    }
+
+    /// Told to stop while it drains for a successor, a process leaves in any case: should the
+    /// successor be lost, or have been told the same, nobody serves, as was asked for.
+    const fn comes_back_no_more(self) -> Step {
+        use Action::*;
+        self.satisfied().moves(State::Draining(Drain::Shutdown), &[CloseListeners, DrainSessions])
     }
 
     const fn wanting(self) -> Self {

@@ -44,19 +44,29 @@ impl PidFile {
 
     /// Removes the file, if it names this process.
     pub(crate) fn remove_own(&self) {
-        if fs::read_to_string(&self.path).is_ok_and(|text| text.trim() == self.pid.to_string()) {
+        if self.names(self.pid) {
             if let Err(problem) = fs::remove_file(&self.path) {
                 log::warn!("pid file {}: remove: {problem}", self.path.display());
             }
         }
     }
 
-    /// Removes what a process that was killed may have left beside the file.
-    pub(crate) fn remove_temporary_of(&self, pid: u32) {
+    /// A process that was killed is dead now, and writes no more: what it may have left beside the
+    /// file is removed, and if it was in the middle of the rename, the file names its owner again.
+    pub(crate) fn forget(&self, pid: u32, owner: bool) {
         if let Some(path) = temporary_beside(&self.path, pid) {
             // Usually there is none.
             let _ = fs::remove_file(path);
         }
+        if owner && self.names(pid) {
+            if let Err(error) = self.publish() {
+                log::error!("{error}");
+            }
+        }
+    }
+
+    fn names(&self, pid: u32) -> bool {
+        fs::read_to_string(&self.path).is_ok_and(|text| text.trim() == pid.to_string())
     }
 
     fn write_temporary(&self) -> io::Result<()> {
@@ -128,7 +138,15 @@ mod tests {
         let own = PidFile::prepare(&path, 11).expect("writable");
         own.publish().expect("renamed");
         std::mem::forget(PidFile::prepare(&path, 22).expect("writable"));
-        own.remove_temporary_of(22);
+        own.forget(22, true);
         assert_eq!(fs::read_dir(place.path()).expect("a directory").count(), 1);
+        assert_eq!(read(&path), "11\n");
+
+        // Killed in the middle of its rename.
+        PidFile::prepare(&path, 33).expect("writable").publish().expect("renamed");
+        own.forget(33, false);
+        assert_eq!(read(&path), "33\n", "it is not this process's to name");
+        own.forget(33, true);
+        assert_eq!(read(&path), "11\n");
     }
 }

@@ -3,10 +3,13 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::getppid;
@@ -68,7 +71,8 @@ impl Predecessor {
         // `receive_manifest` has made sure that there is a version that both speak.
         let protocol = PROTOCOL.agree(manifest.protocol).unwrap_or(PROTOCOL.newest);
         let build = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into();
-        let hello = Message::Hello(Hello { protocol, schemas: NO_SCHEMAS, build });
+        let pid = std::process::id();
+        let hello = Message::Hello(Hello { protocol, schemas: NO_SCHEMAS, pid, build });
         // Its id is known to mean the predecessor as long as it is this process's parent; what the
         // id of a dead one means is found out by asking again once the descriptor is open.
         let is_parent = || getppid().as_raw() as u32 == manifest.predecessor;
@@ -163,9 +167,15 @@ impl Predecessor {
         }
     }
 
-    /// Whether it is dead, or dying: it will say no more.
-    pub(crate) fn has_hung_up(&self) -> bool {
-        self.hung_up
+    /// Whether it has closed its end because it is dying: it is dead after `patience` at the latest.
+    /// One that has closed its end and lives has given this process up.
+    pub(crate) fn is_dying(&self, patience: Duration) -> bool {
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        let dead = |process: &OwnedFd| {
+            let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, timeout).is_ok_and(|ready| ready > 0)
+        };
+        self.hung_up && self.process.as_ref().is_none_or(dead)
     }
 
     fn send(&self, message: &Message) {
@@ -201,12 +211,15 @@ impl Handoff {
 
     /// Adopts both descriptors, after a look at what they are.
     fn adopt(&self) -> Result<(OwnedFd, OwnedFd), Error> {
-        let adopt = |number, what: &str, is: fn(&OwnedFd) -> bool| {
+        let adopt = |number, what: &str, is: fn(BorrowedFd<'_>) -> bool| {
             let reason = |problem: &str| Error::Environment {
                 reason: format!("descriptor {number} should be {what}, but {problem}"),
             };
-            let fd = sys::adopt(number).map_err(|_| reason("was not passed to this process"))?;
-            if is(&fd) { Ok(fd) } else { Err(reason("is something else")) }
+            match sys::adopt(number, is) {
+                Ok(Some(fd)) => Ok(fd),
+                Ok(None) => Err(reason("is something else")),
+                Err(_) => Err(reason("was not passed to this process")),
+            }
         };
         let pipe = adopt(self.pipe, "the readiness pipe", |fd| {
             fstat(fd).is_ok_and(|stat| {
@@ -214,7 +227,7 @@ impl Handoff {
             })
         })?;
         let socket = adopt(self.socket, "the handoff socket", |fd| {
-            getsockopt(&fd.as_fd(), sockopt::SockType) == Ok(SockType::SeqPacket)
+            getsockopt(&fd, sockopt::SockType) == Ok(SockType::SeqPacket)
         })?;
         Ok((pipe, socket))
     }

@@ -4,7 +4,7 @@ use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
@@ -31,10 +31,12 @@ pub(crate) fn of_this_process() -> Result<Command, Error> {
     let failed = Error::system("find the program of this process");
     let directory = env::current_dir().map_err(Error::system("find the working directory"))?;
     let mut arguments: Vec<OsString> = env::args_os().collect();
-    let executable = match arguments.first().and_then(|name| locate(name, &directory)) {
+    let running = env::current_exe().map_err(failed)?;
+    let named = arguments.first().and_then(|name| locate(name, &directory));
+    // A program may be started under any name (execve(2)): then the file itself is what counts.
+    let executable = match named.filter(|path| same_file(path, &running)) {
         Some(path) => path,
-        // Started under a name that is no path (execve(2) allows any): the file itself.
-        None => env::current_exe().map_err(failed)?,
+        None => running,
     };
     match arguments.first_mut() {
         Some(name) => *name = executable.clone().into(),
@@ -57,6 +59,12 @@ pub(crate) fn of_this_process() -> Result<Command, Error> {
         environment: texts(&mut environment.into_iter())?,
         directory: text(directory.into()).map_err(failed)?,
     })
+}
+
+/// Whether both paths lead to one file, by whatever links.
+fn same_file(one: &Path, other: &Path) -> bool {
+    let file = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino()));
+    matches!((file(one), file(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The file that a shell in `directory` would run for `name`.

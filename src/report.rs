@@ -90,6 +90,11 @@ pub enum Cause {
     },
     /// It sent what is no handoff message, or one out of turn, and was killed.
     Nonsense(String),
+    /// It does not read the handoff socket, which is full, and was killed.
+    NotListening,
+    /// This process is process 1: its end would end every process of its pid namespace, the
+    /// successor included (pid_namespaces(7)).
+    ProcessOne,
     /// It speaks another version of the handoff protocol, and was killed.
     Protocol(ProtocolRange),
     /// The predecessor was told to stop first, and killed it.
@@ -151,6 +156,10 @@ impl fmt::Display for Cause {
             Self::Protocol(range) => write!(
                 f,
                 "the successor speaks handoff protocol {range}, and this process {PROTOCOL}",
+            ),
+            Self::NotListening => f.write_str("the successor does not read the handoff socket"),
+            Self::ProcessOne => f.write_str(
+                "this is process 1, whose end would end its successor; run it below an init process",
             ),
             Self::ShuttingDown => f.write_str("this process was told to stop"),
         }

@@ -309,7 +309,11 @@ impl<H: Handler> Server<H> {
         &mut self,
         set_up: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let result = set_up(self);
+        let late = Error::Name {
+            name: "(any)".into(),
+            reason: "is claimed before the first turn, or not at all",
+        };
+        let result = if self.started { Err(late) } else { set_up(self) };
         self.last_error = result.as_ref().err().map(Error::to_string).or(self.last_error.take());
         result
     }

@@ -101,13 +101,13 @@ impl<S> Sessions<S> {
     pub(crate) fn next_queued(&mut self) -> Option<(u32, &mut S, IoEvent)> {
         loop {
             let index = self.queue.pop_front()?;
-            // Ended while it was queued: its slot is still there until the end of the turn.
-            let alive = self.slots.get(index as usize).is_some_and(|slot| slot.session.is_some());
-            if !alive {
+            let Some(slot) = self.slots.get_mut(index as usize) else { continue };
+            slot.queued = false;
+            // Ended while it was queued: its slot is still there.
+            if slot.session.is_none() {
                 continue;
             }
             let slot = self.slots.get_mut(index as usize)?;
-            slot.queued = false;
             let event = std::mem::take(&mut slot.pending);
             return Some((index, slot.session.as_mut()?, event));
         }
@@ -143,14 +143,18 @@ impl<S> Sessions<S> {
 
     /// Frees the slots of this turn's ended sessions. Answers whether there were any.
     pub(crate) fn free_ended(&mut self) -> bool {
-        let any = !self.ended.is_empty();
-        for index in self.ended.drain(..) {
-            // A queued slot would be popped for whoever comes next into it.
-            if self.slots.remove(index as usize).queued {
-                self.queue.retain(|queued| *queued != index);
+        let before = self.ended.len();
+        let slots = &mut self.slots;
+        // One that is in the queue would be popped for whoever comes next into its slot: it is
+        // freed when it has come off.
+        self.ended.retain(|index| {
+            let queued = slots.get(*index as usize).is_some_and(|slot| slot.queued);
+            if !queued {
+                slots.remove(*index as usize);
             }
-        }
-        any
+            queued
+        });
+        self.ended.len() < before
     }
 }
 
@@ -214,9 +218,11 @@ mod tests {
         let old = open(&mut sessions, "old");
         sessions.note(old, READABLE);
         sessions.end(old.index);
-        sessions.free_ended();
-        open(&mut sessions, "new");
+        assert!(!sessions.free_ended(), "not while it is queued");
+        let new = open(&mut sessions, "new");
+        assert_ne!(new.index, old.index);
         assert!(sessions.next_queued().is_none());
+        assert!(sessions.free_ended());
     }
 
     #[test]

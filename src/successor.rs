@@ -33,10 +33,11 @@ pub(crate) struct Successor {
     pub(crate) generation: u64,
     stage: Stage,
     started: Instant,
-    spawned: Instant,
+    spawned: Option<Instant>,
     ready: Instant,
     process: Process,
-    executable: String,
+    /// What is executed, and where.
+    program: String,
     /// Closed once it has said ready.
     pipe: Option<OwnedFd>,
     socket: OwnedFd,
@@ -65,6 +66,9 @@ impl Successor {
         let failed = |operation: &'static str| {
             move |source: io::Error| Cause::NotSpawned { operation: operation.into(), source }
         };
+        if std::process::id() == 1 {
+            return Err(Cause::ProcessOne);
+        }
         let (pipe, their_pipe) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
             .map_err(|errno| failed("make the readiness pipe")(errno.into()))?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -109,10 +113,14 @@ impl Successor {
             generation: plan.generation,
             stage: Stage::Spawn,
             started: plan.started,
-            spawned: plan.started,
+            spawned: None,
             ready: plan.started,
             process: Process::Spawning(answer),
-            executable: plan.command.executable.to_string_lossy().into(),
+            program: format!(
+                "{} in {}",
+                plan.command.executable.to_string_lossy(),
+                plan.command.directory.to_string_lossy(),
+            ),
             pipe: Some(pipe),
             socket,
             hello: None,
@@ -125,21 +133,22 @@ impl Successor {
         token.generation == Token::new(token.kind, self.attempt, 0).generation
     }
 
+    /// Its process id: by the spawn, or where its word is here before the answer, by HELLO.
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.process.pid()
+        self.process.pid().or(self.hello.as_ref().map(|hello| hello.pid))
     }
 
     /// Fetches the spawning thread's answer, if it is there.
     pub(crate) fn hear_spawn(&mut self, registry: &Registry, events: &mut Vec<Event>) {
         let Some((result, at)) = self.process.answer() else { return };
-        self.spawned = at;
+        self.spawned = Some(at);
         let result = result.and_then(|spawned| self.process.watch(spawned, registry, self.attempt));
         match result {
             // A ready byte can be here before the answer is: then it is past this stage already.
             Ok(()) if self.stage == Stage::Spawn => self.stage = Stage::SetUp,
             Ok(()) => {}
             Err(source) => {
-                let operation = format!("execute {}", self.executable);
+                let operation = format!("execute {}", self.program);
                 self.lose(Cause::NotSpawned { operation, source }, Event::SuccessorLost, events);
             }
         }
@@ -257,8 +266,14 @@ impl Successor {
                 }
                 events.push(Event::SuccessorServing);
             }
-            Message::Stopping => events.push(Event::SuccessorStopped),
-            Message::Hello(_) | Message::Manifest(_) | Message::Commit | Message::Upgrade => {
+            Message::Stopping if self.stage == Stage::Draining => {
+                events.push(Event::SuccessorStopped);
+            }
+            Message::Stopping
+            | Message::Hello(_)
+            | Message::Manifest(_)
+            | Message::Commit
+            | Message::Upgrade => {
                 let cause = Cause::Nonsense(format!("{} out of turn", message.name()));
                 self.lose(cause, Event::SuccessorLost, events);
             }
@@ -306,11 +321,15 @@ impl Successor {
         self.cause.get_or_insert(cause);
     }
 
-    /// Sends a message; one that cannot be sent is not needed any more, because the successor is
-    /// dead or hopelessly behind, and its death or the takeover timer says so.
-    pub(crate) fn tell(&self, message: &Message) {
-        if let Err(error) = sys::send(&self.socket, &message.encode(), &[]) {
-            log::debug!("{} to the successor: {error}", message.name());
+    /// Sends a message. Answers `false` if the successor does not read, so that the socket is full;
+    /// of a dead one its death will be heard, and tells more.
+    pub(crate) fn tell(&self, message: &Message) -> bool {
+        match sys::send(&self.socket, &message.encode(), &[]) {
+            Ok(()) => true,
+            Err(error) => {
+                log::debug!("{} to the successor: {error}", message.name());
+                error.kind() != io::ErrorKind::WouldBlock
+            }
         }
     }
 
@@ -322,9 +341,11 @@ impl Successor {
     ) -> Result<Timings, Failure> {
         match self.cause.take() {
             Some(cause) => Err(Failure { stage: self.stage, cause }),
+            // The ready byte can be here before the spawning thread's answer: then it was spawned by
+            // the time that it was ready.
             None => Ok(Timings {
-                spawn: self.spawned.saturating_duration_since(self.started),
-                set_up: self.ready.saturating_duration_since(self.spawned),
+                spawn: self.spawned.unwrap_or(self.ready).saturating_duration_since(self.started),
+                set_up: self.ready.saturating_duration_since(self.spawned.unwrap_or(self.ready)),
                 takeover: now.saturating_duration_since(self.ready),
                 longest_turn,
             }),

@@ -13,8 +13,10 @@ use std::sync::Mutex;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 use crate::limits;
 
@@ -79,8 +81,21 @@ pub(crate) fn spawn(
             envp.as_ptr(),
         )
     })?;
+    let child = Pid::from_raw(pid);
     let pid = u32::try_from(pid).map_err(|_| Errno::ECHILD)?;
-    Ok(Spawned { pid, process: process_descriptor(pid)? })
+    match process_descriptor(pid) {
+        Ok(process) => Ok(Spawned { pid, process }),
+        // A process that cannot be watched must not live. It is this one's child and nobody has
+        // reaped it, so that the id means no other; only the spawning thread waits for it.
+        Err(error) => {
+            let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
+            while waitpid(child, None) == Err(Errno::EINTR) {}
+            Err(io::Error::new(
+                error.kind(),
+                format!("it was killed, for want of a pidfd: {error}"),
+            ))
+        }
+    }
 }
 
 struct FileActions(libc::posix_spawn_file_actions_t);
@@ -190,8 +205,12 @@ fn single_threaded() -> bool {
     std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() == 3)
 }
 
-/// Adopts descriptors that the program was started with. Each number can be adopted once.
-pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+/// Adopts a descriptor that the program was started with, if it is what it should be. Each number
+/// can be adopted once.
+pub(crate) fn adopt(
+    number: RawFd,
+    is: impl FnOnce(BorrowedFd<'_>) -> bool,
+) -> io::Result<Option<OwnedFd>> {
     static ADOPTED: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
     // A poisoned lock is as good as a whole one here: a push happens or it does not.
     let mut adopted = ADOPTED.lock().unwrap_or_else(|poison| poison.into_inner());
@@ -206,11 +225,15 @@ pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     if flags & libc::FD_CLOEXEC != 0 {
         return Err(Errno::EBADF.into());
     }
+    // SAFETY: open, and nobody in this program owns it, so that nobody closes it meanwhile.
+    if !is(unsafe { BorrowedFd::borrow_raw(number) }) {
+        return Ok(None);
+    }
     adopted.push(number);
     // SAFETY: open, inherited, and adopted by nobody before, so this is its only owner.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    Ok(fd)
+    Ok(Some(fd))
 }
 
 /// Sends one packet with descriptors on it. Never blocks, never raises SIGPIPE.
@@ -243,7 +266,12 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Receiv
     let mut descriptors = Vec::new();
     // Fails where descriptors were cut off (MSG_CTRUNC, recvmsg(2)); whoever receives descriptors
     // is a successor setting itself up, which ends with this error and everything it has.
-    for control in message.cmsgs()? {
+    let controls = message.cmsgs().map_err(|_| {
+        io::Error::other(
+            "not all descriptors arrived: this process may not open more (RLIMIT_NOFILE)",
+        )
+    })?;
+    for control in controls {
         if let ControlMessageOwned::ScmRights(numbers) = control {
             // SAFETY: the kernel has just made these descriptors for us, and nobody else knows
             // their numbers.

@@ -148,6 +148,8 @@ pub struct Hello {
     pub protocol: u16,
     /// The session schemas that the successor can rebuild.
     pub schemas: SchemaRange,
+    /// The successor's process id, in its own pid namespace.
+    pub pid: u32,
     /// The successor's build, for the log.
     pub build: String,
 }
@@ -217,6 +219,7 @@ impl Message {
                 out.extend(hello.protocol.to_le_bytes());
                 out.extend(hello.schemas.oldest.to_le_bytes());
                 out.extend(hello.schemas.newest.to_le_bytes());
+                out.extend(hello.pid.to_le_bytes());
                 put_text(&mut out, &hello.build);
             }
             Self::Refuse(reason) => {
@@ -380,7 +383,7 @@ impl<'a> Fields<'a> {
         }
         let schemas =
             SchemaRange { oldest: self.u32("oldest schema")?, newest: self.u32("newest schema")? };
-        Ok(Hello { protocol, schemas, build: self.text("build")? })
+        Ok(Hello { protocol, schemas, pid: self.u32("pid")?, build: self.text("build")? })
     }
 }
 

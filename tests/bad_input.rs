@@ -143,6 +143,56 @@ fn a_forged_or_broken_environment_is_an_error() {
     }
 }
 
+/// A manifest that says what is not so: found out before anything is bound.
+#[test]
+fn a_manifest_that_lies_about_its_descriptors_is_an_error() {
+    use nix::sys::socket::{
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
+    };
+    use std::os::fd::AsRawFd;
+    use tablecloth::wire::{Entry, Kind, Manifest, Message, PROTOCOL};
+    let file = fs::File::open("/dev/null").expect("there");
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+    let blocking = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let (file, udp, blocking) = (file.as_raw_fd(), udp.as_raw_fd(), blocking.as_raw_fd());
+    for (fds, expected) in [
+        (vec![], "MANIFEST names 1 descriptors and brings 0"),
+        (vec![file, file], "MANIFEST names 1 descriptors and brings 2"),
+        (vec![file], "inherited \"echo\": expected a TCP listener, found something that is no"),
+        (vec![udp], "inherited \"echo\": expected a TCP listener, found a UDP socket on 127.0.0.1"),
+        (vec![blocking], "found a TCP listener on 127.0.0.1"),
+    ] {
+        let (near, far) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty())
+                .expect("a pair");
+        let (_reader, writer): (OwnedFd, OwnedFd) = nix::unistd::pipe().expect("a pipe");
+        let manifest = Message::Manifest(Manifest {
+            protocol: PROTOCOL,
+            generation: 1,
+            predecessor: std::process::id(),
+            blocked: 0,
+            part: 0,
+            parts: 1,
+            entries: vec![Entry { name: "echo".into(), kind: Kind::Tcp }],
+        });
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let control = if fds.is_empty() { &[][..] } else { &rights[..] };
+        let packet = manifest.encode();
+        let slices = [std::io::IoSlice::new(&packet)];
+        sendmsg::<()>(near.as_raw_fd(), &slices, control, MsgFlags::empty(), None).expect("sent");
+        let (pipe, socket, pid) = (writer.as_raw_fd(), far.as_raw_fd(), std::process::id());
+        let output = Command::new(example("demo"))
+            .env(tablecloth::wire::VARIABLE, format!("pipe={pipe},socket={socket},pid={pid}"))
+            .args(["--listen", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .output()
+            .expect("it starts");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains(expected) && error.lines().count() == 1, "{error}");
+    }
+}
+
 /// A handoff socket with nothing in it, or with the wrong thing in it.
 #[test]
 fn a_handoff_socket_without_a_manifest_is_an_error() {

@@ -101,7 +101,9 @@ fn a_program_that_cannot_be_executed_is_named() {
     let actor = Start::path(binary.clone()).args(&listen).serve();
 
     fs::remove_file(&binary).expect("removed");
-    let line = format!("failed in spawn: execute {}: No such file", binary.display());
+    let directory = std::env::current_dir().expect("there");
+    let what = format!("execute {} in {}", binary.display(), directory.display());
+    let line = format!("failed in spawn: {what}: No such file");
     let mut actor = fails(actor, &line);
 
     copy_program(&example("actor"), &binary);
@@ -178,6 +180,97 @@ fn a_successor_that_dies_while_its_predecessor_drains_is_rolled_back() {
     // And the next one is as good as any.
     drop(session);
     assert_ne!(actor.upgrade(), second);
+}
+
+#[test]
+fn a_successor_that_dies_on_probation_is_rolled_back_even_with_no_session_left() {
+    let mut actor = Start::actor().pid_file().args(&["--probation-ms", "3600000"]).serve();
+    let first = actor.pid();
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("done; spawn");
+    let (second, _) = actor.who();
+    actor.signal(second, Signal::SIGKILL);
+    actor.wait_for("Draining -> Running");
+    assert_eq!(actor.who(), (first, 0));
+}
+
+#[test]
+fn a_predecessor_that_was_told_to_stop_does_not_come_back() {
+    let mut actor = Start::actor().pid_file().args(&["--probation-ms", "3600000"]).serve();
+    let (mut session, first) = actor.upgrade_around_a_session();
+    let (second, _) = actor.who();
+    actor.signal(first, Signal::SIGTERM);
+    actor.wait_for("stop listening.");
+    actor.signal(second, Signal::SIGKILL);
+    assert_eq!(session.who(), (first, 0), "it ends what it has");
+    drop(session);
+    assert!(actor.first_exits().success());
+    assert!(!actor.has("Draining -> Running"));
+}
+
+#[test]
+fn a_predecessor_that_panics_before_the_commit_leaves_the_listeners_to_the_successor() {
+    let mut actor = Start::actor().gate(1).serve();
+    let first = actor.pid();
+    let mut session = actor.connect();
+    session.who();
+    let successor = actor.give_birth(first);
+    actor.wait_for("the successor is");
+    session.send("panic\n");
+    assert!(session.is_at_end());
+    actor.open_gate();
+    actor.wait_for("alone");
+    assert_eq!(actor.who(), (successor, 1));
+}
+
+#[test]
+fn a_hundred_hups_in_a_slow_set_up_do_not_drown_the_commit() {
+    let mut actor = Start::actor().gate(1).serve();
+    let first = actor.pid();
+    actor.give_birth(first);
+    // More than the handoff socket could hold, if each of them were passed on.
+    for _ in 0..600 {
+        actor.signal(first, Signal::SIGHUP);
+        actor.wait_for("upgrade requested, and carried out as soon as it can be");
+    }
+    actor.open_gate();
+    actor.wait_for("alone");
+    actor.wait_for("alone");
+    assert_eq!(actor.who().1, 2, "all of them are one");
+    assert!(!actor.has("failed in"));
+}
+
+#[test]
+fn an_upgrade_that_runs_out_of_descriptors_at_any_step_leaves_no_trace() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let mut actor = Start::actor().pid_file().serve();
+    let pid = actor.pid();
+    let bare = descriptors_of(pid);
+    let limit = |most: u64| {
+        let limit = Rlimit { current: Some(most), maximum: Some(20_000) };
+        prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).expect("allowed")
+    };
+    let mut failed = 0;
+    for free in 0.. {
+        until("no client is left", || descriptors_of(pid) == bare);
+        // The limit is on the number: as many free ones as wanted lie below it.
+        let taken =
+            |number: &u64| std::fs::symlink_metadata(format!("/proc/{pid}/fd/{number}")).is_ok();
+        let most = (0..).filter(|number| !taken(number)).nth(free).expect("endless");
+        let was = limit(most);
+        actor.signal(pid, Signal::SIGHUP);
+        let line = actor.wait_for_any(&["failed in", "done; spawn"]);
+        limit(was.current.unwrap_or(1024));
+        if line.contains("done") {
+            break;
+        }
+        failed += 1;
+        until("nothing is left of it", || {
+            children_of(pid).is_empty() && descriptors_of(pid) == bare
+        });
+        assert_eq!(actor.who(), (pid, 0), "with {free} free: {line}");
+    }
+    assert!(failed >= 5, "pipe, socket, pidfd: {failed} failures");
 }
 
 #[test]

@@ -84,7 +84,8 @@ fn a_pid_file_that_names_another_process_is_left_alone() {
 #[test]
 fn a_hup_during_a_shutdown_is_refused_in_words() {
     let mut actor = Start::actor().serve();
-    let session = actor.connect();
+    let mut session = actor.connect();
+    session.who();
     actor.signal(actor.pid(), Signal::SIGQUIT);
     actor.wait_for("Running -> Draining");
     actor.signal(actor.pid(), Signal::SIGHUP);
@@ -100,6 +101,18 @@ fn a_handler_can_ask_for_a_shutdown_and_gets_the_signals_that_it_registered() {
     actor.wait_for("user signal 12");
     assert_eq!(actor.connect().ask("shut down\n"), "yes");
     assert!(actor.first_exits().success());
+}
+
+#[test]
+fn a_path_that_another_server_has_taken_meanwhile_is_left_alone() {
+    let start = Start::actor();
+    let path = start.path_of("echo.sock");
+    let mut actor = start.args(&["--listen", &format!("path=unix:{path}")]).serve();
+    fs::remove_file(&path).expect("removed by somebody");
+    let _other = std::os::unix::net::UnixListener::bind(&path).expect("bound by somebody");
+    actor.signal(actor.pid(), Signal::SIGQUIT);
+    assert!(actor.first_exits().success());
+    assert!(Path::new(&path).exists());
 }
 
 /// What killed processes leave behind does not keep the next one from starting.

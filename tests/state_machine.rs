@@ -11,7 +11,7 @@ use std::fs;
 
 use tablecloth::Config;
 use tablecloth::machine::{
-    Action, Drain, Event, Machine, Predecessor, Refusal, State, Step, Timer, Verdict,
+    Action, Event, Machine, Predecessor, Refusal, State, Step, Timer, Verdict,
 };
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/state-machine.md");
@@ -525,12 +525,4 @@ fn sources_of_tests() -> String {
         .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
         .map(|path| fs::read_to_string(path).expect("a test"))
         .collect()
-}
-
-/// The states that draining goes through are where the document says.
-#[test]
-fn draining_says_what_for() {
-    let drains = State::ALL.iter().filter(|state| matches!(state, State::Draining(_))).count();
-    assert_eq!(drains, 4);
-    assert_eq!(State::Draining(Drain::Proven).to_string(), "Draining (proven)");
 }

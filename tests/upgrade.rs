@@ -228,10 +228,12 @@ fn what_runs_next_is_the_file_at_the_path_even_if_it_was_replaced() {
 
 #[test]
 fn signals_that_come_while_the_successor_is_born_are_late_and_not_lost() {
-    let mut actor = Start::actor().args(&["--user-signal", "10"]).gate(1).serve();
+    let start = Start::actor().args(&["--user-signal", "10"]);
+    let gate = start.path_of("gate");
+    let mut actor = start.at(1, &format!("raw-gate:{gate}")).serve();
     let (first, _) = actor.who();
     let successor = actor.give_birth(first);
-    // It may be anywhere between its birth and its main function.
+    // It does not handle signals yet: either of these would kill it.
     actor.signal(successor, Signal::SIGUSR1);
     actor.signal(successor, Signal::SIGHUP);
     actor.open_gate();
@@ -239,6 +241,58 @@ fn signals_that_come_while_the_successor_is_born_are_late_and_not_lost() {
     actor.wait_for("alone");
     actor.wait_for("alone");
     assert_eq!(actor.who().1, 2);
+}
+
+#[test]
+fn a_set_up_longer_than_the_takeover_timeout_takes_over_all_the_same() {
+    // The clock is what is tested: the successor needs longer than the deadline that begins after.
+    let mut actor = Start::actor().args(&["--takeover-ms", "1000"]).at(1, "nap:1500").serve();
+    actor.upgrade();
+}
+
+#[test]
+fn a_successor_starts_in_the_first_directory_and_a_relative_pid_file_stays_where_it_was() {
+    let start = Start::actor().in_its_place().args(&["--pid-file", "pid"]);
+    let mut actor = start.at(0, "chdir:/").at(1, "chdir:/").env("LISTEN_FDS", "1").serve();
+    let place = actor.place.path().canonicalize().expect("there");
+    for _ in 0..2 {
+        let pid = actor.upgrade();
+        let said = fs::read_to_string(place.join("pid")).expect("a pid file");
+        assert_eq!(said, format!("{pid}\n"));
+        let environment = fs::read(format!("/proc/{pid}/environ")).expect("there");
+        assert!(!String::from_utf8_lossy(&environment).contains("LISTEN_FDS"));
+    }
+    // The third stayed where it was started.
+    let (last, _) = actor.who();
+    assert_eq!(fs::read_link(format!("/proc/{last}/cwd")).expect("there"), place);
+    actor.signal(last, Signal::SIGQUIT);
+    actor.wait_for("finish the process.");
+    assert!(!place.join("pid").exists());
+}
+
+#[test]
+fn more_listeners_than_ride_on_one_packet_are_passed_on() {
+    let mut start = Start::actor();
+    for number in 0..300 {
+        start = start.args(&["--listen", &format!("n{number}=127.0.0.1:0")]);
+    }
+    let mut actor = start.serve();
+    let sockets = |pid| -> Vec<_> {
+        descriptors_of(pid).into_iter().filter(|fd| fd.starts_with("socket")).collect()
+    };
+    let before = sockets(actor.pid());
+    let pid = actor.upgrade();
+    let after = sockets(pid);
+    assert!(before.iter().filter(|socket| after.contains(socket)).count() >= 301);
+}
+
+#[test]
+fn a_thread_of_the_successor_can_wait_for_the_predecessor() {
+    let mut actor = Start::actor().serve();
+    let (session, _) = actor.upgrade_around_a_session();
+    assert!(!actor.has("waited for the predecessor"));
+    drop(session);
+    actor.wait_for("waited for the predecessor");
 }
 
 fn unix(path: &str) -> UnixStream {

@@ -33,9 +33,9 @@ fn messages() -> impl Strategy<Value = Message> {
             })
         },
     );
-    let hello = (any::<(u32, u32)>(), texts()).prop_map(|((oldest, newest), build)| {
+    let hello = (any::<(u32, u32, u32)>(), texts()).prop_map(|((oldest, newest, pid), build)| {
         let schemas = SchemaRange { oldest, newest };
-        Message::Hello(Hello { protocol: PROTOCOL.newest, schemas, build })
+        Message::Hello(Hello { protocol: PROTOCOL.newest, schemas, pid, build })
     });
     prop_oneof![
         manifest,

@@ -47,7 +47,7 @@ impl<H: Handler> Server<H> {
             Verdict::Stays if event == Event::UpgradeRequested => {
                 log::info!("{event}, and carried out as soon as it can be.");
             }
-            Verdict::Stays if step.actions.is_empty() => {}
+            Verdict::Stays if event == Event::SessionsGone => {}
             Verdict::Stays => log::debug!("{before}: {event}."),
             Verdict::Ignored => log::debug!("{before}: {event}, which is ignored."),
             Verdict::Refused(refusal) => log::warn!("{event}, and refused: {refusal}."),
@@ -69,6 +69,7 @@ impl<H: Handler> Server<H> {
     fn note_cause(&mut self, event: Event, before: State) {
         let Some(successor) = &mut self.successor else { return };
         let upgrading = before == State::Upgrading;
+        let unserved = upgrading || before == State::Draining(Drain::Committed);
         match event {
             Event::SuccessorSilent if upgrading => {
                 successor.blame(Cause::NotReady(self.config.upgrade_timeout));
@@ -77,7 +78,7 @@ impl<H: Handler> Server<H> {
                 successor.blame(Cause::NotServing(self.config.takeover_timeout));
             }
             Event::StatusTimedOut => successor.blame(Cause::HungUp),
-            Event::ShutdownRequested | Event::ExitRequested if upgrading => {
+            Event::ShutdownRequested | Event::ExitRequested if unserved => {
                 successor.blame(Cause::ShuttingDown);
             }
             Event::TakeoverTimedOut
@@ -104,8 +105,12 @@ impl<H: Handler> Server<H> {
         match action {
             Action::SpawnSuccessor => self.spawn_successor(),
             Action::LookOnce => self.look_once(),
-            Action::CommitUpgrade => self.tell_successor(&Message::Commit),
-            Action::PassOnUpgrade => self.tell_successor(&Message::Upgrade),
+            Action::CommitUpgrade => self.commit_upgrade(),
+            Action::PassOnUpgrade => {
+                if let Some(successor) = &self.successor {
+                    successor.tell(&Message::Upgrade);
+                }
+            }
             Action::KillSuccessor => self.kill_successor(),
             Action::ReportUpgrade => self.report_upgrade(),
             Action::DropWanted => {
@@ -129,9 +134,7 @@ impl<H: Handler> Server<H> {
             Action::ResumeAccepting => {
                 // Whoever accepts does not drain.
                 (self.sweep, self.next_sweep) = (None, None);
-                if let Err(error) = self.listeners.resume(&self.registry) {
-                    log::error!("poll the listeners: {error}");
-                }
+                self.listeners.resume(&self.registry);
             }
             Action::PauseAccepting => {
                 self.listeners.pause(&self.registry);
@@ -145,7 +148,12 @@ impl<H: Handler> Server<H> {
                 self.listeners.retire(&self.registry);
                 log::info!("stop listening.");
             }
-            Action::DrainSessions => self.sweep = Some(Sweep { next: 0, closing: false }),
+            Action::DrainSessions => {
+                // Sessions that are being closed need not be told to drain.
+                if self.sweep.is_none_or(|sweep| !sweep.closing) {
+                    self.sweep = Some(Sweep { next: 0, closing: false });
+                }
+            }
             Action::CloseSessions => {
                 if self.sessions.len() > 0 {
                     log::warn!("closing {} sessions: {event}.", self.sessions.len());
@@ -153,7 +161,11 @@ impl<H: Handler> Server<H> {
                 }
             }
             Action::Arm(timer) => {
-                self.timers.arm(timer, self.shared.now + self.config.duration(timer));
+                // A deadline beyond all time is none.
+                let deadline = self.shared.now.checked_add(self.config.duration(timer));
+                if let Some(deadline) = deadline {
+                    self.timers.arm(timer, deadline);
+                }
             }
             Action::Disarm(timer) => self.timers.disarm(timer),
             Action::DisarmAll => self.timers.disarm_all(),
@@ -203,16 +215,22 @@ impl<H: Handler> Server<H> {
         } else if let Some(predecessor) = &mut self.predecessor {
             predecessor.read(&mut events);
             // Of a dying one the death is heard in a moment, and then this process is the owner.
-            if !events.contains(&Event::Committed) && !predecessor.has_hung_up() {
+            // Nobody is served here yet, so that nobody is kept waiting by the look.
+            if !events.contains(&Event::Committed) && !predecessor.is_dying(limits::STATUS_WAIT) {
                 events.push(Event::PredecessorSilent);
             }
         }
         self.pending.extend(events.into_iter().map(|event| Pending { event, attempt }));
     }
 
-    fn tell_successor(&self, message: &Message) {
-        if let Some(successor) = &self.successor {
-            successor.tell(message);
+    /// A COMMIT that does not reach the successor is no commit: nobody would accept.
+    fn commit_upgrade(&mut self) {
+        if let Some(successor) = &mut self.successor {
+            if !successor.tell(&Message::Commit) {
+                successor.blame(Cause::NotListening);
+                let attempt = Some(self.attempts);
+                self.pending.push_back(Pending { event: Event::SuccessorLost, attempt });
+            }
         }
     }
 
@@ -226,13 +244,8 @@ impl<H: Handler> Server<H> {
         let report = self.draw_up_report();
         if let Some(successor) = self.successor.take() {
             self.obituary = report;
-            let mut dying = successor.kill(&self.registry);
-            if let (Some(pid_file), Some(pid)) = (&self.pid_file, dying.pid()) {
-                pid_file.remove_temporary_of(pid);
-            }
-            if !dying.settle(&self.registry) {
-                self.dying.push(dying);
-            }
+            self.dying.push(successor.kill(&self.registry));
+            self.settle_dying();
         }
     }
 
@@ -298,17 +311,9 @@ impl<H: Handler> Server<H> {
 
     /// Waits for killed successors, so that no zombie is left to somebody else.
     pub(super) fn bury(&mut self) {
-        self.kill_unserving_successor();
         let deadline = Instant::now() + limits::REAP_WAIT;
         for mut dying in std::mem::take(&mut self.dying) {
             dying.settle_until(&self.registry, deadline);
-        }
-    }
-
-    /// A loop that ends with an error in the middle of an upgrade leaves no successor that waits.
-    fn kill_unserving_successor(&mut self) {
-        if self.shared.machine.state() == State::Upgrading {
-            self.kill_successor();
         }
     }
 }

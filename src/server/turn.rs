@@ -45,6 +45,8 @@ impl<H: Handler> Server<H> {
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<State, Error> {
         if !self.started {
             self.started = true;
+            // The set-up may have taken long; deadlines run from here.
+            self.shared.now = Instant::now();
             self.feed(Event::SetUpDone);
         }
         if self.state() != State::Exited {
@@ -77,6 +79,7 @@ impl<H: Handler> Server<H> {
         let left_over = self.sessions.queued() > 0
             || self.sweep.is_some()
             || self.handoff_left
+            || self.shared.requests.any()
             || !self.started
             || self.shared.machine.accepts() && self.listeners.has_ready();
         if left_over {
@@ -226,9 +229,17 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    fn settle_dying(&mut self) {
-        let registry = &self.registry;
-        self.dying.retain_mut(|dying| !dying.settle(registry));
+    pub(super) fn settle_dying(&mut self) {
+        let (registry, mut over) = (&self.registry, Vec::new());
+        self.dying.retain_mut(|dying| {
+            let settled = dying.settle(registry);
+            over.extend(dying.pid().filter(|_| settled));
+            !settled
+        });
+        let Some(pid_file) = &self.pid_file else { return };
+        for pid in over {
+            pid_file.forget(pid, self.shared.machine.accepts());
+        }
     }
 
     fn serve_sessions(&mut self, harvest: &Harvest) {

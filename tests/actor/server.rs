@@ -93,6 +93,7 @@ impl Actor {
                 let child = std::process::Command::new("sh").args(["-c", script]).output();
                 child.map(|child| child.stdout).unwrap_or_default()
             }
+            b"panic\n" => panic!("as it was told"),
             b"ballast\n" => format!("{}\n", self.ballast.len()).into_bytes(),
             other => other.into(),
         }
@@ -157,6 +158,13 @@ impl Script {
     }
 }
 
+/// Waits for a file to appear.
+fn wait_at(gate: &str) {
+    while !std::path::Path::new(gate).exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// What a process does that is no successor of ours: it has the descriptors, and talks nonsense.
 fn misbehave(deed: &str) -> Result<(), String> {
     let variable = std::env::var(tablecloth::wire::VARIABLE).unwrap_or_default();
@@ -173,12 +181,15 @@ fn misbehave(deed: &str) -> Result<(), String> {
     let hello = Message::Hello(Hello {
         protocol: PROTOCOL.newest,
         schemas: NO_SCHEMAS,
+        pid: std::process::id(),
         build: "a liar".into(),
     });
     let hang = || std::thread::sleep(Duration::from_secs(3600));
     match deed {
         "raw-exit" => std::process::exit(7),
         "raw-hang" => hang(),
+        // Slow to begin with: before there is a server that handles signals.
+        _ if deed.starts_with("raw-gate:") => wait_at(deed.trim_start_matches("raw-gate:")),
         "raw-garbage-on-pipe" => {
             ready(b'?')?;
             hang();
@@ -252,11 +263,9 @@ fn play(script: Script) -> Result<(), String> {
             "panic" => panic!("as it was told"),
             "hang" => std::thread::sleep(Duration::from_secs(3600)),
             // Until the test opens it.
-            "gate" => {
-                while !std::path::Path::new(object).exists() {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
+            "gate" => wait_at(object),
+            "nap" => std::thread::sleep(Duration::from_millis(object.parse().unwrap_or(0))),
+            "chdir" => std::env::set_current_dir(object).map_err(|error| error.to_string())?,
             "fail" => return Err(object.into()),
             "elsewhere" => elsewhere = Some(object.into()),
             "skip" => skipped.push(object.into()),
@@ -296,6 +305,14 @@ fn play(script: Script) -> Result<(), String> {
     let mut line = String::new();
     let _ = write!(line, "generation {generation}, successor: {}", server.is_successor());
     log::info!("{line}");
+    let watch = server.predecessor_watch();
+    if !watch.is_gone() {
+        // It may be waited for by any thread but the loop's.
+        std::thread::spawn(move || {
+            watch.wait(Duration::from_secs(3600));
+            log::info!("waited for the predecessor");
+        });
+    }
     server.handler_mut().udp = udp;
     server.run().map_err(error)
 }

@@ -53,6 +53,7 @@ pub(crate) struct Start {
     program: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    directory: Option<PathBuf>,
     place: tempfile::TempDir,
 }
 
@@ -68,7 +69,7 @@ impl Start {
 
     pub(crate) fn path(program: PathBuf) -> Self {
         let place = tempfile::tempdir().expect("a temporary directory");
-        Self { program, args: Vec::new(), env: Vec::new(), place }
+        Self { program, args: Vec::new(), env: Vec::new(), directory: None, place }
     }
 
     pub(crate) fn args(mut self, args: &[&str]) -> Self {
@@ -92,6 +93,12 @@ impl Start {
         self.args(&["--pid-file", &path])
     }
 
+    /// Starts in the test's own directory.
+    pub(crate) fn in_its_place(mut self) -> Self {
+        self.directory = Some(self.place.path().into());
+        self
+    }
+
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
         self
@@ -105,6 +112,7 @@ impl Start {
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.args).envs(self.env.iter().cloned());
+        command.current_dir(self.directory.as_deref().unwrap_or(Path::new(".")));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
     }
@@ -288,9 +296,13 @@ impl Client {
         Self { stream }
     }
 
+    pub(crate) fn send(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).expect("sent");
+    }
+
     /// One question, one answer.
     pub(crate) fn ask(&mut self, question: &str) -> String {
-        self.stream.write_all(question.as_bytes()).expect("sent");
+        self.send(question);
         let mut answer = String::new();
         let mut byte = [0; 1];
         while !answer.ends_with('\n') {
