@@ -36,7 +36,8 @@ pub trait Handler {
     /// Called for each session when draining starts, and again every
     /// [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL) as long as it lasts. A session that is kept
     /// goes on getting events until it closes itself or
-    /// [`Config::drain_timeout`](crate::Config::drain_timeout) is over.
+    /// [`Config::drain_timeout`](crate::Config::drain_timeout) is over. After a rollback the calls
+    /// stop, [`Context::state`] is `Running` again, and a session that was kept goes on as before.
     fn drain(&mut self, cx: &mut Context<'_>, session: &mut Self::Session) -> Verdict {
         let _ = (cx, session);
         Verdict::Keep

@@ -80,8 +80,8 @@ const _: () = assert!(NAME_BYTES <= u8::MAX as usize);
 /// A refusal fits into one packet.
 const _: () = assert!(TEXT_BYTES + 64 <= PACKET_BYTES);
 
-/// A turn that dispatches its whole budget empties at least half of what a poll can harvest, so
-/// that carrying over does not grow without bound: events of one session merge while they wait.
+/// What is carried over is bounded by the number of sessions, because the events of one merge while
+/// they wait; and a session waits for no more than two turns for each poll's worth before it.
 const _: () = assert!(SESSION_EVENTS_PER_TURN * 2 >= EVENTS_PER_POLL);
 
 /// A session's index fits into a token.

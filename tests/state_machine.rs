@@ -419,7 +419,8 @@ fn timers() -> Vec<String> {
     let mut lines = vec!["| timer | default | its end |".into(), "| --- | --- | --- |".into()];
     for timer in Timer::ALL {
         let (default, end) = (config.duration(timer), timer.event());
-        lines.push(format!("| `{timer:?}` | {default:?} | `{end:?}` |"));
+        let default = if default.is_zero() { "0s".into() } else { format!("{default:?}") };
+        lines.push(format!("| `{timer:?}` | {default} | `{end:?}` |"));
     }
     lines
 }
