@@ -123,6 +123,7 @@ fn nothing_of_ours_leaks_into_other_children() {
     actor.signal(pid, Signal::SIGHUP);
     actor.wait_for("done; spawn");
     assert_eq!(session.ask("child\n"), clean, "in a draining predecessor");
+    assert_eq!(actor.connect().ask("child\n"), clean, "in a successor with its predecessor");
     drop(session);
     actor.wait_for("alone");
     until("it is gone", || !is_alive(pid));

@@ -134,6 +134,33 @@ fn a_flood_of_connections_is_accepted_in_portions() {
 }
 
 #[test]
+fn events_of_many_sessions_are_served_in_portions() {
+    const CLIENTS: usize = 700;
+    // Both ends of each connection are this process's.
+    let limit = Rlimit { current: Some(4000), maximum: Some(20_000) };
+    rustix::process::setrlimit(Resource::Nofile, limit).expect("allowed");
+    let (mut server, address) = server(Config::default());
+    let mut clients: Vec<_> = Vec::new();
+    until("all are accepted", || {
+        clients.extend((clients.len()..CLIENTS).take(50).map(|_| Client::connect(&address)));
+        turn(&mut server);
+        server.handler().opened == CLIENTS as u64
+    });
+    let mut answers = 0;
+    let mut portions = Vec::new();
+    clients.iter_mut().for_each(|client| client.send(b"x"));
+    until("all are answered", || {
+        turn(&mut server);
+        let before = answers;
+        answers += clients.iter_mut().filter_map(|client| client.answered().then_some(())).count();
+        portions.push(answers - before);
+        answers == CLIENTS
+    });
+    let most = tablecloth::limits::SESSION_EVENTS_PER_TURN;
+    assert!(portions.iter().all(|portion| *portion <= most), "{portions:?}");
+}
+
+#[test]
 fn accepting_pauses_at_the_limit_of_sessions_and_resumes_when_one_ends() {
     let mut config = Config::default();
     config.max_sessions = 2;
