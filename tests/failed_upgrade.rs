@@ -9,7 +9,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use harness::{Actor, Start, children_of, copy_program, descriptors_of, example, is_alive, until};
+use harness::{
+    Actor, Start, children_of, copy_program, descriptors_of, example, is_alive, limit_descriptors,
+    until,
+};
 use nix::sys::signal::Signal;
 
 /// Asks for an upgrade that must fail, and holds the world afterwards against the world before.
@@ -242,14 +245,9 @@ fn a_hundred_hups_in_a_slow_set_up_do_not_drown_the_commit() {
 
 #[test]
 fn an_upgrade_that_runs_out_of_descriptors_at_any_step_leaves_no_trace() {
-    use rustix::process::{Pid, Resource, Rlimit, prlimit};
     let mut actor = Start::actor().pid_file().serve();
     let pid = actor.pid();
     let bare = descriptors_of(pid);
-    let limit = |most: u64| {
-        let limit = Rlimit { current: Some(most), maximum: Some(20_000) };
-        prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).expect("allowed")
-    };
     let mut failed = 0;
     for free in 0.. {
         until("no client is left", || descriptors_of(pid) == bare);
@@ -257,10 +255,10 @@ fn an_upgrade_that_runs_out_of_descriptors_at_any_step_leaves_no_trace() {
         let taken =
             |number: &u64| std::fs::symlink_metadata(format!("/proc/{pid}/fd/{number}")).is_ok();
         let most = (0..).filter(|number| !taken(number)).nth(free).expect("endless");
-        let was = limit(most);
+        let was = limit_descriptors(pid, most);
         actor.signal(pid, Signal::SIGHUP);
         let line = actor.wait_for_any(&["failed in", "done; spawn"]);
-        limit(was.current.unwrap_or(1024));
+        limit_descriptors(pid, was);
         if line.contains("done") {
             break;
         }

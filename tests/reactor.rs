@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use harness::{PATIENCE, Start, until};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Resource, Rlimit};
 use tablecloth::machine::State;
 use tablecloth::{
     Accepted, Address, Config, Context, Handler, IoEvent, Server, SocketOptions, Stream, Verdict,
@@ -137,7 +137,8 @@ fn a_flood_of_connections_is_accepted_in_portions() {
 fn events_of_many_sessions_are_served_in_portions() {
     const CLIENTS: usize = 700;
     // Both ends of each connection are this process's.
-    let limit = Rlimit { current: Some(4000), maximum: Some(20_000) };
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit { current: Some(maximum.unwrap_or(4000).min(4000)), maximum };
     rustix::process::setrlimit(Resource::Nofile, limit).expect("allowed");
     let (mut server, address) = server(Config::default());
     let mut clients: Vec<_> = Vec::new();
@@ -335,10 +336,7 @@ fn a_server_without_descriptors_pauses_accepting_and_resumes_by_itself() {
     let mut actor = Start::actor().serve();
     let mut session = actor.connect();
     let (pid, _) = session.who();
-    let limit = |most: u64| {
-        let limit = Rlimit { current: Some(most), maximum: Some(20_000) };
-        prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).expect("allowed")
-    };
+    let limit = |most: u64| harness::limit_descriptors(pid, most);
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("there").count() as u64;
     let highest = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .expect("there")
@@ -350,7 +348,7 @@ fn a_server_without_descriptors_pauses_accepting_and_resumes_by_itself() {
     let mut waiting: Vec<_> = (0..20).map(|_| actor.connect()).collect();
     actor.wait_for("accepting pauses, and resumes by itself: accept on \"main\": Too many open");
     assert_eq!(session.who().0, pid, "the sessions that are there are served");
-    limit(before.current.unwrap_or(1024));
+    limit(before);
     for client in &mut waiting {
         assert_eq!(client.who().0, pid, "those that waited are served");
     }

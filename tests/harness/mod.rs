@@ -403,6 +403,16 @@ pub(crate) fn kinds_of_descriptors(pid: u32) -> Vec<String> {
     descriptors_of(pid).iter().map(kind).collect()
 }
 
+/// Sets how many descriptors another process may have, and answers how many it might have before
+/// (prlimit(2)).
+pub(crate) fn limit_descriptors(pid: u32, most: u64) -> u64 {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit { current: Some(most), maximum };
+    let before = prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).expect("allowed");
+    before.current.expect("it had a limit")
+}
+
 /// Anonymous resident memory, in KiB (proc(5)).
 pub(crate) fn memory_of(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
