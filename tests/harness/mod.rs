@@ -410,7 +410,7 @@ pub(crate) fn limit_descriptors(pid: u32, most: u64) -> u64 {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit { current: Some(most), maximum };
     let before = prlimit(Pid::from_raw(pid as i32), Resource::Nofile, limit).expect("allowed");
-    before.current.expect("it had a limit")
+    before.current.unwrap_or(1024)
 }
 
 /// Anonymous resident memory, in KiB (proc(5)).
