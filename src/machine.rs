@@ -513,9 +513,9 @@ impl Machine {
                 &[ReportUpgrade, CloseListeners, DrainSessions],
             ),
             // COMMIT lies in the successor's socket: it takes over without help (I1).
-            Event::ExitRequested => {
-                self.satisfied().moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
-            }
+            Event::ExitRequested => self
+                .satisfied()
+                .moves(State::Exited, &[ReportUpgrade, CloseSessions, RemovePidFile, DisarmAll]),
             Event::SuccessorServing => self.moves(
                 State::Draining(Drain::Probation),
                 &[Disarm(Timer::Takeover), ReportUpgrade, Arm(Timer::Probation)],

@@ -243,8 +243,10 @@ impl<H: Handler> Server<H> {
     }
 
     fn serve_sessions(&mut self, harvest: &Harvest) {
+        // What was found before the listeners were paused in this very turn is the successor's (I3).
+        let accepts = self.shared.machine.accepts();
         let mut cx = Context { shared: &mut self.shared };
-        for (name, event) in &harvest.watched {
+        for (name, event) in harvest.watched.iter().filter(|_| accepts) {
             self.handler.watched(&mut cx, name, *event);
         }
         // Who has more to do goes to the end of the queue, and has its turn in the next one.
