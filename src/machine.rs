@@ -205,6 +205,32 @@ pub struct Machine {
     wanted: bool,
 }
 
+/// A move after which no upgrade can be carried out: a wanted one is dropped, and not in silence.
+macro_rules! for_good {
+    ($machine:expr, $state:expr, [$($action:expr),* $(,)?]) => {
+        if $machine.wanted {
+            $machine.satisfied().moves($state, &[Action::DropWanted, $($action),*])
+        } else {
+            $machine.moves($state, &[$($action),*])
+        }
+    };
+}
+
+/// Back to, or on in, `Running`; or on to the next upgrade, if one is wanted (I4).
+macro_rules! or_upgrade {
+    ($machine:expr, $otherwise:ident, [$($action:expr),* $(,)?]) => {
+        if $machine.wanted {
+            $machine.satisfied().upgrades(&[
+                $($action,)*
+                Action::SpawnSuccessor,
+                Action::Arm(Timer::Upgrade),
+            ])
+        } else {
+            $machine.$otherwise(&[$($action),*])
+        }
+    };
+}
+
 impl Machine {
     /// The machine of a process that somebody started by hand.
     #[must_use]
@@ -286,41 +312,22 @@ impl Machine {
                 // predecessor is gone (I4).
                 Predecessor::Leaving | Predecessor::Owner => self.wanting().stays(&[]),
             },
-            Event::ShutdownRequested => match (self.predecessor, self.wanted) {
+            Event::ShutdownRequested => match self.predecessor {
                 // It never served, and its predecessor still does: nothing is to be drained, and
                 // nothing of the predecessor's is to be touched.
-                (Predecessor::Owner, false) => self.moves(State::Exited, &[DisarmAll]),
-                (Predecessor::Owner, true) => {
-                    self.satisfied().moves(State::Exited, &[DropWanted, DisarmAll])
-                }
-                (Predecessor::Leaving | Predecessor::Gone, false) => self.moves(
+                Predecessor::Owner => for_good!(self, State::Exited, [DisarmAll]),
+                Predecessor::Leaving | Predecessor::Gone => for_good!(
+                    self,
                     State::Draining(Drain::Shutdown),
-                    &[RetireListeners, TellStopping, DrainSessions, Arm(Timer::Drain)],
-                ),
-                (Predecessor::Leaving | Predecessor::Gone, true) => self.satisfied().moves(
-                    State::Draining(Drain::Shutdown),
-                    &[DropWanted, RetireListeners, TellStopping, DrainSessions, Arm(Timer::Drain)],
+                    [RetireListeners, TellStopping, DrainSessions, Arm(Timer::Drain)]
                 ),
             },
-            Event::ExitRequested => match (self.predecessor, self.wanted) {
-                (Predecessor::Owner, false) => self.moves(State::Exited, &[DisarmAll]),
-                (Predecessor::Owner, true) => {
-                    self.satisfied().moves(State::Exited, &[DropWanted, DisarmAll])
-                }
-                (Predecessor::Leaving | Predecessor::Gone, false) => self.moves(
+            Event::ExitRequested => match self.predecessor {
+                Predecessor::Owner => for_good!(self, State::Exited, [DisarmAll]),
+                Predecessor::Leaving | Predecessor::Gone => for_good!(
+                    self,
                     State::Exited,
-                    &[RetireListeners, TellStopping, CloseSessions, RemovePidFile, DisarmAll],
-                ),
-                (Predecessor::Leaving | Predecessor::Gone, true) => self.satisfied().moves(
-                    State::Exited,
-                    &[
-                        DropWanted,
-                        RetireListeners,
-                        TellStopping,
-                        CloseSessions,
-                        RemovePidFile,
-                        DisarmAll,
-                    ],
+                    [RetireListeners, TellStopping, CloseSessions, RemovePidFile, DisarmAll]
                 ),
             },
             Event::Committed => match self.predecessor {
@@ -334,48 +341,28 @@ impl Machine {
                 ]),
                 Predecessor::Leaving | Predecessor::Gone => self.ignored(),
             },
-            Event::PredecessorGone => match (self.predecessor, self.wanted) {
+            Event::PredecessorGone => match self.predecessor {
                 // It died before it committed: this process is the sole owner and goes on (I1).
-                (Predecessor::Owner, false) => self.with(Predecessor::Gone).stays(&[
-                    DisarmAll,
-                    WritePidFile,
-                    ResumeAccepting,
-                    UnlinkUnclaimed,
-                ]),
-                (Predecessor::Owner, true) => self.with(Predecessor::Gone).satisfied().moves(
-                    State::Upgrading,
-                    &[
-                        DisarmAll,
-                        WritePidFile,
-                        ResumeAccepting,
-                        UnlinkUnclaimed,
-                        SpawnSuccessor,
-                        Arm(Timer::Upgrade),
-                    ],
+                Predecessor::Owner => or_upgrade!(
+                    self.with(Predecessor::Gone),
+                    stays,
+                    [DisarmAll, WritePidFile, ResumeAccepting, UnlinkUnclaimed]
                 ),
-                (Predecessor::Leaving, false) => {
-                    self.with(Predecessor::Gone).stays(&[UnlinkUnclaimed])
+                Predecessor::Leaving => {
+                    or_upgrade!(self.with(Predecessor::Gone), stays, [UnlinkUnclaimed])
                 }
-                // The wanted upgrade can start now (I4).
-                (Predecessor::Leaving, true) => self.with(Predecessor::Gone).satisfied().moves(
-                    State::Upgrading,
-                    &[UnlinkUnclaimed, SpawnSuccessor, Arm(Timer::Upgrade)],
-                ),
-                (Predecessor::Gone, _) => self.ignored(),
+                Predecessor::Gone => self.ignored(),
             },
             // COMMIT and the deadline may race: a COMMIT that is there wins.
             Event::TakeoverTimedOut => match self.predecessor {
                 Predecessor::Owner => self.stays(&[LookOnce]),
                 Predecessor::Leaving | Predecessor::Gone => self.ignored(),
             },
-            Event::PredecessorSilent => match (self.predecessor, self.wanted) {
+            Event::PredecessorSilent => match self.predecessor {
                 // Ready, and never committed to: it gives way without having touched anything. The
                 // predecessor finds it dead and rolls back, whenever it comes to look.
-                (Predecessor::Owner, false) => self.moves(State::Exited, &[DisarmAll]),
-                (Predecessor::Owner, true) => {
-                    self.satisfied().moves(State::Exited, &[DropWanted, DisarmAll])
-                }
-                (Predecessor::Leaving | Predecessor::Gone, _) => self.ignored(),
+                Predecessor::Owner => for_good!(self, State::Exited, [DisarmAll]),
+                Predecessor::Leaving | Predecessor::Gone => self.ignored(),
             },
             Event::SuccessorReady
             | Event::SuccessorServing
@@ -397,64 +384,30 @@ impl Machine {
             // Several requests become one (I4): the next process is started after the last of them,
             // by this process or, should it come to serve, by the successor.
             Event::UpgradeRequested => self.passes_on(),
-            Event::ShutdownRequested => {
-                let (machine, state) = (self.satisfied(), State::Draining(Drain::Shutdown));
-                if self.wanted {
-                    machine.moves(
-                        state,
-                        &[
-                            KillSuccessor,
-                            ReportUpgrade,
-                            DropWanted,
-                            DisarmAll,
-                            RetireListeners,
-                            DrainSessions,
-                            Arm(Timer::Drain),
-                        ],
-                    )
-                } else {
-                    machine.moves(
-                        state,
-                        &[
-                            KillSuccessor,
-                            ReportUpgrade,
-                            DisarmAll,
-                            RetireListeners,
-                            DrainSessions,
-                            Arm(Timer::Drain),
-                        ],
-                    )
-                }
-            }
-            Event::ExitRequested => {
-                let machine = self.satisfied();
-                if self.wanted {
-                    machine.moves(
-                        State::Exited,
-                        &[
-                            KillSuccessor,
-                            ReportUpgrade,
-                            DropWanted,
-                            DisarmAll,
-                            RetireListeners,
-                            CloseSessions,
-                            RemovePidFile,
-                        ],
-                    )
-                } else {
-                    machine.moves(
-                        State::Exited,
-                        &[
-                            KillSuccessor,
-                            ReportUpgrade,
-                            DisarmAll,
-                            RetireListeners,
-                            CloseSessions,
-                            RemovePidFile,
-                        ],
-                    )
-                }
-            }
+            Event::ShutdownRequested => for_good!(
+                self,
+                State::Draining(Drain::Shutdown),
+                [
+                    KillSuccessor,
+                    ReportUpgrade,
+                    DisarmAll,
+                    RetireListeners,
+                    DrainSessions,
+                    Arm(Timer::Drain),
+                ]
+            ),
+            Event::ExitRequested => for_good!(
+                self,
+                State::Exited,
+                [
+                    KillSuccessor,
+                    ReportUpgrade,
+                    DisarmAll,
+                    RetireListeners,
+                    CloseSessions,
+                    RemovePidFile,
+                ]
+            ),
             // This process stops polling before the successor is told to start (I3). A wanted
             // upgrade is the successor's now, and kept here for a rollback (I4).
             Event::SuccessorReady => self.moves(
@@ -476,17 +429,7 @@ impl Machine {
             | Event::SuccessorServing
             | Event::SuccessorSilent
             | Event::StatusTimedOut => {
-                if self.wanted {
-                    self.satisfied().stays(&[
-                        KillSuccessor,
-                        ReportUpgrade,
-                        DisarmAll,
-                        SpawnSuccessor,
-                        Arm(Timer::Upgrade),
-                    ])
-                } else {
-                    self.moves(State::Running, &[KillSuccessor, ReportUpgrade, DisarmAll])
-                }
+                or_upgrade!(self, runs, [KillSuccessor, ReportUpgrade, DisarmAll])
             }
             // The status says which death it was; it follows the hang-up at once, or never.
             Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
@@ -555,12 +498,7 @@ impl Machine {
             Event::SuccessorLost | Event::StatusTimedOut => self.rolls_back(),
             // It was told to stop, and with it the service: this process only ends what it has.
             Event::SuccessorStopped => {
-                let (machine, state) = (self.satisfied(), State::Draining(Drain::Shutdown));
-                if self.wanted {
-                    machine.moves(state, &[DropWanted, CloseListeners, DrainSessions])
-                } else {
-                    machine.moves(state, &[CloseListeners, DrainSessions])
-                }
+                for_good!(self, State::Draining(Drain::Shutdown), [CloseListeners, DrainSessions])
             }
             Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
             Event::ProbationOver => match drain {
@@ -649,25 +587,11 @@ impl Machine {
     /// The listeners were kept for this: accept again, and name this process in the pid file.
     const fn rolls_back(self) -> Step {
         use Action::*;
-        if self.wanted {
-            self.satisfied().moves(
-                State::Upgrading,
-                &[
-                    KillSuccessor,
-                    DisarmAll,
-                    ResumeAccepting,
-                    RestorePidFile,
-                    ReportUpgrade,
-                    SpawnSuccessor,
-                    Arm(Timer::Upgrade),
-                ],
-            )
-        } else {
-            self.moves(
-                State::Running,
-                &[KillSuccessor, DisarmAll, ResumeAccepting, RestorePidFile, ReportUpgrade],
-            )
-        }
+        or_upgrade!(
+            self,
+            runs,
+            [KillSuccessor, DisarmAll, ResumeAccepting, RestorePidFile, ReportUpgrade]
+        )
     }
 
     /// Once is enough: what was passed on is remembered there until it can be carried out.
@@ -696,6 +620,20 @@ impl Machine {
 
     const fn moves(self, state: State, actions: &'static [Action]) -> Step {
         Step { machine: Self { state, ..self }, verdict: Verdict::Moves, actions }
+    }
+
+    const fn runs(self, actions: &'static [Action]) -> Step {
+        self.moves(State::Running, actions)
+    }
+
+    /// From anywhere; a failed upgrade may be followed by the next.
+    const fn upgrades(self, actions: &'static [Action]) -> Step {
+        match self.state {
+            State::Upgrading => self.stays(actions),
+            State::Running | State::Draining(_) | State::Exited => {
+                self.moves(State::Upgrading, actions)
+            }
+        }
     }
 
     const fn stays(self, actions: &'static [Action]) -> Step {
