@@ -1,7 +1,7 @@
 //! Ring one: two roles, a kernel and bad luck in a model checker, every order of everything.
 //!
-//! The machine in it is the real one, not a copy. `cargo test --release --test model -- --ignored`
-//! explores the larger worlds, and `explore_by_hand` serves the model to a browser.
+//! The machine in it is the real one, not a copy. state-machine.md says what is modelled, what is
+//! assumed, and how to walk through it in a browser.
 
 #![allow(clippy::expect_used, reason = "a test says what it expects")]
 
@@ -148,6 +148,10 @@ fn every_order_of_everything_keeps_the_promises() {
     println!("{} states, {} deep", checker.unique_state_count(), checker.max_depth());
     checker.assert_properties();
     assert_eq!(checker.unique_state_count(), STATES);
+    let document = concat!(env!("CARGO_MANIFEST_DIR"), "/state-machine.md");
+    let document = std::fs::read_to_string(document).expect("state-machine.md");
+    let (thousands, rest) = (STATES / 1000, STATES % 1000);
+    assert!(document.contains(&format!("it reaches {thousands},{rest:03} states")));
 }
 
 /// The states that the checker reaches in this world. Another number means that the machine, or the

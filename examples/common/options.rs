@@ -11,6 +11,8 @@ pub(crate) const HELP: &str = "\
   --pid-file FILE          a file that always names the serving process
   --upgrade-timeout SECS   how long a successor may take to be ready [60]
   --drain-timeout SECS     how long sessions may take to end [30]
+  --probation SECS         how long the old process stays, at least, to take over
+                           again if the new one dies [0]
   --log-level LEVEL        off, error, warn, info, debug or trace [info];
                            warn leaves out the line for each message
   --help                   this text
@@ -43,6 +45,7 @@ impl Common {
             "--drain-timeout" => {
                 self.config.drain_timeout = seconds(parser, "--drain-timeout")?;
             }
+            "--probation" => self.config.probation = seconds(parser, "--probation")?,
             "--log-level" => {
                 let text = text(parser, "--log-level")?;
                 self.log_level = text.parse().map_err(|_| {
