@@ -84,6 +84,8 @@ pub(crate) struct Process {
     pipe: bool,
     from_successor: Vec<Word>,
     from_predecessor: Vec<Word>,
+    /// Whether the end of the successor's socket was seen.
+    heard_hang_up: bool,
 }
 
 /// Whether a process lives, and how it ended.
@@ -119,6 +121,7 @@ pub(crate) enum Deed {
     ReadPipe(usize),
     ReadSuccessor(usize),
     ReadPredecessor(usize),
+    HearHangUp(usize),
     HearSuccessorsDeath(usize),
     HearPredecessorsDeath(usize),
     Fire(usize, Timer),
@@ -143,6 +146,7 @@ impl Process {
             pipe: false,
             from_successor: Vec::new(),
             from_predecessor: Vec::new(),
+            heard_hang_up: false,
         }
     }
 
@@ -198,6 +202,10 @@ impl World {
             may(!process.from_predecessor.is_empty(), Deed::ReadPredecessor(id));
             let is_dead =
                 |other: Option<usize>| other.is_some_and(|other| !self.processes[other].is_alive());
+            // The end of the socket comes behind what was said, and before the status or not at all.
+            let silent = !process.pipe && process.from_successor.is_empty();
+            let hung_up = is_dead(process.successor) && silent && !process.heard_hang_up;
+            may(hung_up, Deed::HearHangUp(id));
             may(is_dead(process.successor), Deed::HearSuccessorsDeath(id));
             may(is_dead(process.predecessor), Deed::HearPredecessorsDeath(id));
             process.armed.iter().for_each(|timer| may(true, Deed::Fire(id, *timer)));
@@ -248,6 +256,10 @@ impl World {
             Deed::ReadPipe(id) => self.read_pipe(id, step),
             Deed::ReadSuccessor(id) => self.read_successor(id, step),
             Deed::ReadPredecessor(id) => self.read_predecessor(id, step),
+            Deed::HearHangUp(id) => {
+                self.processes[id].heard_hang_up = true;
+                self.feed(id, Event::SuccessorHungUp, step);
+            }
             Deed::HearSuccessorsDeath(id) => self.hear_successors_death(id, step),
             Deed::HearPredecessorsDeath(id) => self.hear_predecessors_death(id, step),
             Deed::Fire(id, timer) => {
@@ -312,6 +324,7 @@ impl World {
         // Reaped, whatever the machine made of it.
         if self.processes[id].successor == Some(successor) {
             self.processes[id].successor = None;
+            self.processes[id].heard_hang_up = false;
         }
     }
 
@@ -453,6 +466,7 @@ impl World {
                     }
                 }
                 self.processes[id].pipe = false;
+                self.processes[id].heard_hang_up = false;
                 self.processes[id].from_successor.clear();
             }
             Action::ReportUpgrade => {
