@@ -29,7 +29,7 @@ pub struct Config {
     /// it exits then, and the predecessor goes on. 5 seconds.
     pub takeover_timeout: Duration,
     /// How long a draining process stays, at least, so that it can take over again if the
-    /// successor dies. None.
+    /// successor dies; unless it is told to stop. None.
     pub probation: Duration,
     /// How long sessions may take to end, in an upgrade and in a shutdown. They are closed then.
     /// 30 seconds.

@@ -70,8 +70,8 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
-    /// The predecessor did not commit to this process in time, and is still there: it goes on
-    /// serving, this process must not.
+    /// The predecessor did not commit to this process in time, and is not dead: the listeners are
+    /// its own, this process must not accept.
     NotCommitted,
     /// The system refused something that every server needs.
     System {
@@ -109,7 +109,7 @@ impl fmt::Display for Error {
                 write!(f, "pid file {}: {step}: {source}", path.display())
             }
             Self::NotCommitted => f.write_str(
-                "the predecessor did not commit to this process in time; it goes on serving",
+                "the predecessor did not commit to this process in time, and keeps its listeners",
             ),
             Self::System { operation, source } => write!(f, "{operation}: {source}"),
         }

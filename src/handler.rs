@@ -32,7 +32,8 @@ pub trait Handler {
         event: IoEvent,
     ) -> Verdict;
 
-    /// The process drains; [`Context::shutting_down`] tells whether for good or for a successor.
+    /// The process drains; [`Context::shutting_down`] tells whether it was told to stop, or
+    /// has handed over to a successor.
     /// Called for each session when draining starts, and again every
     /// [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL) as long as it lasts. A session that is kept
     /// goes on getting events until it closes itself or
@@ -137,7 +138,7 @@ impl Context<'_> {
         self.shared.machine.state()
     }
 
-    /// Whether the process drains for good: nobody takes over.
+    /// Whether the process drains for good: it was told to stop, and does not come back.
     #[must_use]
     pub fn shutting_down(&self) -> bool {
         self.state() == State::Draining(crate::machine::Drain::Shutdown)

@@ -37,6 +37,8 @@
 //! - Reap children that it does not know (`waitpid(-1)`), or ignore SIGCHLD: the exit status of a
 //!   successor is then lost to it, though not the fact of its death (waitpid(2)).
 //! - Start threads before [`Server::new`], if its children are to inherit a clean environment.
+//! - Restore the default of SIGPIPE, which ends a successor whose predecessor dies just before it
+//!   says ready; Rust programs ignore it.
 //! - Block in a [`Handler`]: while one of its methods runs, nobody else is served.
 
 mod address;

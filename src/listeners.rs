@@ -392,7 +392,12 @@ impl Listeners {
         let mut broken = 0;
         for offset in 0..self.named.len() {
             let index = (self.next + offset) % self.named.len();
-            while self.named[index].ready && broken < limits::ACCEPTS_PER_TURN {
+            while self.named[index].ready {
+                if broken == limits::ACCEPTS_PER_TURN {
+                    // The others first, in the next turn.
+                    self.next = index + 1;
+                    return None;
+                }
                 match self.named[index].accept() {
                     Ok((stream, peer)) => {
                         self.next = index + 1;

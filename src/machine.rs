@@ -34,7 +34,7 @@ pub enum Drain {
     Probation,
     /// For a successor that has passed its probation: this process leaves with its last session.
     Proven,
-    /// For the end: nobody takes over.
+    /// For the end: this process does not come back.
     Shutdown,
 }
 
@@ -167,7 +167,7 @@ pub enum Timer {
 /// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// This process is shutting down, and nobody takes over.
+    /// This process is shutting down and does not come back.
     ShuttingDown,
     /// This process has exited.
     Exited,
@@ -450,15 +450,34 @@ impl Machine {
         use Action::*;
         match event {
             Event::UpgradeRequested => self.passes_on(),
-            // COMMIT lies in the successor's socket: whether it serves is its own affair now.
-            Event::ShutdownRequested => self.satisfied().moves(
+            // The upgrade is not over before the successor serves: as in `Upgrading`, to stop is to
+            // stop both, and nothing of either is left.
+            Event::ShutdownRequested => for_good!(
+                self,
                 State::Draining(Drain::Shutdown),
-                &[ReportUpgrade, CloseListeners, DrainSessions],
+                [
+                    KillSuccessor,
+                    ReportUpgrade,
+                    DisarmAll,
+                    RestorePidFile,
+                    RetireListeners,
+                    DrainSessions,
+                    Arm(Timer::Drain),
+                ]
             ),
-            // COMMIT lies in the successor's socket: it takes over without help (I1).
-            Event::ExitRequested => self
-                .satisfied()
-                .moves(State::Exited, &[ReportUpgrade, CloseSessions, RemovePidFile, DisarmAll]),
+            Event::ExitRequested => for_good!(
+                self,
+                State::Exited,
+                [
+                    KillSuccessor,
+                    ReportUpgrade,
+                    DisarmAll,
+                    RestorePidFile,
+                    RetireListeners,
+                    CloseSessions,
+                    RemovePidFile,
+                ]
+            ),
             Event::SuccessorServing => self.moves(
                 State::Draining(Drain::Probation),
                 &[Disarm(Timer::Takeover), ReportUpgrade, Arm(Timer::Probation)],
@@ -599,8 +618,9 @@ impl Machine {
         if self.wanted { self.stays(&[]) } else { self.wanting().stays(&[Action::PassOnUpgrade]) }
     }
 
-    /// Told to stop while it drains for a successor, a process leaves in any case: should the
-    /// successor be lost, or have been told the same, nobody serves, as was asked for.
+    /// Told to stop while its successor serves, a process leaves in any case. The successor goes on;
+    /// should it be lost all the same, nobody takes over from it, because this process was told to
+    /// stop.
     const fn comes_back_no_more(self) -> Step {
         use Action::*;
         self.satisfied().moves(State::Draining(Drain::Shutdown), &[CloseListeners, DrainSessions])

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::wire::{PROTOCOL, ProtocolRange};
 
-/// How an upgrade ended. There is one for each upgrade, and a second one if the successor is lost
-/// after it had served.
+/// How an upgrade ended. There is one for each upgrade, and a second one if it is rolled back after
+/// the successor had served.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Report {

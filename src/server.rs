@@ -330,7 +330,7 @@ impl<H: Handler> Server<H> {
         self.shared.generation > 0
     }
 
-    /// 0 for the first process, and one more with each upgrade.
+    /// 0 for the first process, and one more with each commit.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.shared.generation

@@ -378,9 +378,11 @@ impl Dying {
     /// Reaps it if it can be reaped; answers whether it is over.
     pub(crate) fn settle(&mut self, registry: &Registry) -> bool {
         if let Some((result, _)) = self.process.answer() {
-            match result.and_then(|spawned| self.process.watch(spawned, registry, self.attempt)) {
-                Ok(()) => self.process.kill(),
-                Err(_) => return true,
+            // One that cannot be watched is killed all the same; it is reaped with the next look.
+            let _ = result.and_then(|spawned| self.process.watch(spawned, registry, self.attempt));
+            match &self.process {
+                Process::Alive { .. } => self.process.kill(),
+                Process::Spawning(_) | Process::None => return true,
             }
         }
         match &self.process {

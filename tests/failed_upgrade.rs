@@ -328,6 +328,42 @@ fn a_successor_that_is_never_committed_to_gives_way() {
 }
 
 #[test]
+fn a_predecessor_that_is_slow_to_die_is_waited_for() {
+    // The kernel frees its memory before it closes its descriptors, which takes longer than the
+    // successor would wait for a commit.
+    let mut actor =
+        Start::actor().args(&["--ballast-mib", "256", "--takeover-ms", "1"]).gate(1).serve();
+    let first = actor.pid();
+    let successor = actor.give_birth(first);
+    actor.wait_for("the successor is");
+    actor.signal(first, Signal::SIGKILL);
+    actor.open_gate();
+    actor.wait_for("alone");
+    assert_eq!(actor.who(), (successor, 1));
+}
+
+#[test]
+fn a_shutdown_in_the_moment_of_the_takeover_stops_both() {
+    let start = Start::actor();
+    let path = start.path_of("echo.sock");
+    let mut actor = start
+        .pid_file()
+        .args(&["--listen", &format!("path=unix:{path}")])
+        .at(1, "raw-ready-and-hang")
+        .serve();
+    let first = actor.pid();
+    let successor = actor.give_birth(first);
+    actor.wait_for("quit the listening");
+    actor.signal(first, Signal::SIGTERM);
+    let line = actor.wait_for("failed in");
+    assert!(line.contains("failed in takeover: this process was told to stop"), "{line}");
+    assert!(actor.first_exits().success());
+    until("the successor is dead", || !is_alive(successor));
+    let left = fs::read_dir(actor.place.path()).expect("a directory").count();
+    assert_eq!(left, 0, "no path, no pid file");
+}
+
+#[test]
 fn a_shutdown_while_upgrading_kills_the_successor_first() {
     let mut actor = Start::actor().pid_file().at(1, "hang").serve();
     let first = actor.pid();
@@ -338,5 +374,5 @@ fn a_shutdown_while_upgrading_kills_the_successor_first() {
     assert!(line.contains("this process was told to stop"), "{line}");
     assert!(actor.first_exits().success());
     assert_eq!(actor.alive(), []);
-    assert!(!actor.place.path().join("pid").exists());
+    assert_eq!(fs::read_dir(actor.place.path()).expect("a directory").count(), 0);
 }

@@ -111,6 +111,21 @@ fn a_hup_to_the_draining_predecessor_reaches_the_successor() {
     assert_eq!(actor.who().1, 2);
 }
 
+/// The last session of a predecessor is the one that asks: nothing is left to wake the loop again.
+#[test]
+fn a_request_in_the_last_turn_of_a_predecessor_reaches_the_successor() {
+    for last_words in ["ask and go\n", "hup and go\n"] {
+        let mut actor = Start::actor().serve();
+        let (mut session, _) = actor.upgrade_around_a_session();
+        session.send(last_words);
+        assert!(session.is_at_end());
+        actor.wait_for("carried out as soon as it can be");
+        actor.wait_for("alone");
+        actor.wait_for("alone");
+        assert_eq!(actor.who().1, 2, "{last_words:?}");
+    }
+}
+
 #[test]
 fn a_handler_can_ask_for_an_upgrade() {
     let mut actor = Start::actor().serve();

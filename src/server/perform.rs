@@ -314,6 +314,9 @@ impl<H: Handler> Server<H> {
         let deadline = Instant::now() + limits::REAP_WAIT;
         for mut dying in std::mem::take(&mut self.dying) {
             dying.settle_until(&self.registry, deadline);
+            if let (Some(pid_file), Some(pid)) = (&self.pid_file, dying.pid()) {
+                pid_file.forget(pid, false);
+            }
         }
     }
 }

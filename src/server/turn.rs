@@ -148,8 +148,15 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// Also the last thing before an end: a signal that came to a process on its way out is passed
-    /// on (I4), as close to the end as can be.
+    /// The last thing before an end: what came to a process on its way out, by signal, by another
+    /// thread or by its own handler, is passed on (I4), as close to the end as can be.
+    fn hear_out(&mut self) {
+        self.hear_signals();
+        let asked = self.remote.take();
+        self.request(asked);
+        self.take_requests();
+    }
+
     fn hear_signals(&mut self) {
         for (request, signal) in self.signals.take() {
             log::info!("got message {}.", signals::name(signal));
@@ -323,7 +330,7 @@ impl<H: Handler> Server<H> {
         // Mostly there is none, and then nothing else reads the clock.
         while let Some(timer) = self.timers.expire(self.shared.now) {
             if timer == Timer::Drain {
-                self.hear_signals();
+                self.hear_out();
             }
             self.feed(timer.event());
         }
@@ -335,7 +342,7 @@ impl<H: Handler> Server<H> {
         }
         let draining = matches!(self.state(), State::Draining(_));
         if draining && self.sessions.len() == 0 && self.sweep.is_none() {
-            self.hear_signals();
+            self.hear_out();
             self.feed(Event::SessionsGone);
         }
     }

@@ -38,6 +38,16 @@ impl Handler for Actor {
         let mut buffer = [0; 4096];
         match stream.read(&mut buffer) {
             Ok(0) => Verdict::Close,
+            // A request, and the end, in one.
+            Ok(read) if &buffer[..read] == b"ask and go\n" => {
+                cx.request_upgrade();
+                Verdict::Close
+            }
+            Ok(read) if &buffer[..read] == b"hup and go\n" => {
+                match nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP) {
+                    Ok(()) | Err(_) => Verdict::Close,
+                }
+            }
             Ok(read) => match stream.write_all(&self.answer(cx, &buffer[..read])) {
                 Ok(()) => Verdict::Again,
                 Err(_) => Verdict::Close,

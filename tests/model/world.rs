@@ -238,7 +238,9 @@ impl World {
                 self.processes[id].quit_pending = false;
                 // Asked of the service by asking whoever serves: one that is leaving leaves, and one
                 // that never began does not begin.
-                self.stop_asked |= self.processes[id].polls;
+                let committed = State::Draining(Drain::Committed);
+                let process = &self.processes[id];
+                self.stop_asked |= process.polls || process.machine.state() == committed;
                 self.feed(id, Event::ShutdownRequested, step);
             }
             Deed::SetUp(id) => {
