@@ -7,6 +7,7 @@ use nix::libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::limits;
 use crate::machine::Timer;
+use crate::signals::Request;
 
 /// What a server needs to know beside its listeners. Every field has a default.
 ///
@@ -68,6 +69,19 @@ impl Default for Config {
 }
 
 impl Config {
+    /// What each of the signals asks for.
+    pub(crate) fn signals(&self) -> Vec<(i32, Request)> {
+        [
+            (&self.exit_signals, Request::Exit),
+            (&self.shutdown_signals, Request::Shutdown),
+            (&self.upgrade_signals, Request::Upgrade),
+            (&self.user_signals, Request::User),
+        ]
+        .into_iter()
+        .flat_map(|(signals, request)| signals.iter().map(move |signal| (*signal, request)))
+        .collect()
+    }
+
     /// How long a timer of the machine runs.
     #[must_use]
     pub fn duration(&self, timer: Timer) -> Duration {

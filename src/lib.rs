@@ -25,8 +25,8 @@
 //! ```text
 //!  loop        server (turn, perform)  handler  config  remote     polls, steps, performs
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
-//!  kernel      sys  program  socket  stream  io_event  token        the only unsafe is in sys
-//!  pure        limits  timers  machine  wire  address  error  report    no descriptor, no clock
+//!  kernel      sys  program  socket  stream  report  io_event  token   the only unsafe is in sys
+//!  pure        limits  timers  machine  wire  address  error       no descriptor, no clock
 //! ```
 //!
 //! Imports point down only. Adapters never import each other; the server is the one place where

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -496,14 +496,16 @@ fn is_ordinary(error: &io::Error) -> bool {
 impl Bound {
     fn at(address: &Address) -> Option<Self> {
         let path = address.path()?;
-        let metadata = path.symlink_metadata().ok()?;
-        Some(Self { path: path.into(), file: (metadata.dev(), metadata.ino()) })
+        Some(Self { path: path.into(), file: Self::file_at(path)? })
+    }
+
+    fn file_at(path: &Path) -> Option<(u64, u64)> {
+        path.symlink_metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
     }
 
     /// Unlinks the path, if it still is the file that it was.
     fn unlink(&self) {
-        let now = self.path.symlink_metadata().map(|metadata| (metadata.dev(), metadata.ino()));
-        if now.is_ok_and(|file| file == self.file) {
+        if Self::file_at(&self.path) == Some(self.file) {
             if let Err(error) = fs::remove_file(&self.path) {
                 log::warn!("unlink {}: {error}", self.path.display());
             }

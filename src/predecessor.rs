@@ -4,13 +4,10 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::getppid;
@@ -173,17 +170,9 @@ impl Predecessor {
     /// for longer than `patience` has given this process up.
     pub(crate) fn is_dying(&self, patience: Duration) -> bool {
         let Some(process) = &self.process else { return self.hung_up };
-        let deadline = Instant::now() + if self.hung_up { patience } else { Duration::ZERO };
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, timeout) {
-                Ok(ready) if ready > 0 => return true,
-                Err(Errno::EINTR) => {}
-                Ok(_) | Err(_) => return is_exiting(self.pid),
-            }
-        }
+        let patience = if self.hung_up { patience } else { Duration::ZERO };
+        // Its id means the predecessor as long as its pidfd does not say that it is dead.
+        sys::is_dead_by(process.as_fd(), Instant::now() + patience) || sys::is_exiting(self.pid)
     }
 
     fn send(&self, message: &Message) {
@@ -191,16 +180,6 @@ impl Predecessor {
             log::debug!("{} to the predecessor: {error}", message.name());
         }
     }
-}
-
-/// Whether a process has begun to exit: PF_EXITING, in the ninth field of `/proc/PID/stat`
-/// (proc(5)). The id means the predecessor as long as its pidfd says that it is not reaped.
-fn is_exiting(pid: u32) -> bool {
-    const PF_EXITING: u64 = 4;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The second field is the name, in parentheses, and may contain anything.
-    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6));
-    flags.and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
 /// The handoff variable, taken apart.

@@ -140,7 +140,7 @@ impl fmt::Display for Cause {
             Self::NotSpawned { operation, source } => write!(f, "{operation}: {source}"),
             Self::Exited(status) => write!(f, "the successor exited with status {status}"),
             Self::Killed(signal) => {
-                write!(f, "the successor was killed by {}", crate::signals::name(*signal))
+                write!(f, "the successor was killed by {}", crate::sys::signal_name(*signal))
             }
             Self::Ended => f.write_str("the successor ended, and its status is not known"),
             Self::NotReady(time) => write!(f, "the successor was not ready within {time:?}"),

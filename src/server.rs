@@ -163,7 +163,7 @@ impl<H: Handler> Server<H> {
         let registry = poll.registry().try_clone().map_err(Error::system("duplicate epoll"))?;
         let polled = Error::system("poll");
         let waker = Waker::new(&registry, Token::single(Source::Waker).pack()).map_err(polled)?;
-        let mut signals = Signals::install(&config)?;
+        let mut signals = Signals::install(config.signals())?;
         signals.register(&registry, Token::single(Source::Signals).pack()).map_err(polled)?;
         let (machine, generation) = match predecessor {
             Some(predecessor) => {
@@ -232,7 +232,7 @@ impl<H: Handler> Server<H> {
         address: &str,
         options: &SocketOptions,
     ) -> Result<Address, Error> {
-        self.remember(|server| {
+        self.remember(name, |server| {
             let make = |kind, at: &Address| socket::make(kind, at, options);
             server.listeners.listen(name, &Address::resolve(address)?, make)
         })
@@ -247,7 +247,7 @@ impl<H: Handler> Server<H> {
         address: &str,
         make: impl FnOnce(&Address) -> io::Result<OwnedFd>,
     ) -> Result<Address, Error> {
-        self.remember(|server| {
+        self.remember(name, |server| {
             let make = |_, at: &Address| {
                 let fd = make(at).map_err(|error| ("make", error))?;
                 socket::complete(&fd, &SocketOptions::default())?;
@@ -281,7 +281,7 @@ impl<H: Handler> Server<H> {
     }
 
     fn socket(&mut self, name: &str, kind: Kind, address: &str) -> Result<OwnedFd, Error> {
-        self.remember(|server| {
+        self.remember(name, |server| {
             let addresses = Address::resolve(address)?;
             server.listeners.socket(name, kind, &addresses, &SocketOptions::default())
         })
@@ -294,26 +294,28 @@ impl<H: Handler> Server<H> {
         name: &str,
         open: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> Result<OwnedFd, Error> {
-        self.remember(|server| server.listeners.file(name, open))
+        self.remember(name, |server| server.listeners.file(name, open))
     }
 
     /// Has readability of a named socket or file reported to
     /// [`Handler::watched`], edge-triggered, while this process accepts: never in two processes at
     /// a time. A regular file cannot be watched.
     pub fn watch(&mut self, name: &str) -> Result<(), Error> {
-        self.remember(|server| server.listeners.watch(name, &server.registry))
+        self.remember(name, |server| server.listeners.watch(name, &server.registry))
     }
 
-    /// Keeps the error for the predecessor, in case it is what ends this process.
+    /// Claims a name, before the server runs. Keeps the error for the predecessor, in case it is what
+    /// ends this process.
     fn remember<T>(
         &mut self,
+        name: &str,
         set_up: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let late = Error::Name {
-            name: "(any)".into(),
-            reason: "is claimed before the first turn, or not at all",
+        let late = "is claimed before the first turn, or not at all";
+        let result = match self.started {
+            true => Err(Error::Name { name: name.into(), reason: late }),
+            false => set_up(self),
         };
-        let result = if self.started { Err(late) } else { set_up(self) };
         self.last_error = result.as_ref().err().map(Error::to_string).or(self.last_error.take());
         result
     }

@@ -6,7 +6,6 @@ use mio::{Interest, Registry, Token};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use signal_hook_mio::v1_0::Signals as Source;
 
-use crate::config::Config;
 use crate::error::Error;
 
 /// What a signal asks for, strongest first: in this order the signals of one batch are heard,
@@ -27,17 +26,8 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Handles the configured signals from here on.
-    pub(crate) fn install(config: &Config) -> Result<Self, Error> {
-        let meanings: Vec<(i32, Request)> = [
-            (&config.exit_signals, Request::Exit),
-            (&config.shutdown_signals, Request::Shutdown),
-            (&config.upgrade_signals, Request::Upgrade),
-            (&config.user_signals, Request::User),
-        ]
-        .into_iter()
-        .flat_map(|(signals, request)| signals.iter().map(move |signal| (*signal, request)))
-        .collect();
+    /// Handles these signals from here on.
+    pub(crate) fn install(meanings: Vec<(i32, Request)>) -> Result<Self, Error> {
         for (place, (signal, _)) in meanings.iter().enumerate() {
             let refuse = |reason: &str| Error::Signal { signal: *signal, reason: reason.into() };
             if signal_hook::consts::FORBIDDEN.contains(signal) {
@@ -98,14 +88,6 @@ fn from_mask(mask: u64) -> SigSet {
     Signal::iterator().filter(|signal| mask & 1 << (*signal as i32 - 1) != 0).collect()
 }
 
-/// A signal's name, or its number where it has none.
-pub(crate) fn name(signal: i32) -> String {
-    match Signal::try_from(signal) {
-        Ok(signal) => signal.as_str().into(),
-        Err(_) => format!("signal {signal}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,8 +109,9 @@ mod tests {
             (vec![SIGHUP], "is configured twice"),
         ] {
             let number = signals[0].to_string();
-            let config = Config { user_signals: signals, ..Config::default() };
-            let error = Signals::install(&config).err().expect("refused").to_string();
+            let users = signals.into_iter().map(|signal| (signal, Request::User));
+            let meanings = [(SIGHUP, Request::Upgrade)].into_iter().chain(users).collect();
+            let error = Signals::install(meanings).err().expect("refused").to_string();
             assert!(error.contains(&number) && error.contains(reason), "{error}");
         }
     }

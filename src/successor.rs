@@ -401,10 +401,8 @@ impl Dying {
 
     /// Waits until it is over, and no longer than until `deadline`. For the end of the program.
     pub(crate) fn settle_until(&mut self, registry: &Registry, deadline: Instant) {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         while !self.settle(registry) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             if left.is_zero() {
                 return;
             }
@@ -415,7 +413,7 @@ impl Dying {
                 },
                 Process::Alive { fd, .. } => {
                     // Whatever it answers, `settle` looks again.
-                    let _ = poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout);
+                    sys::is_dead_by(fd.as_fd(), deadline);
                 }
                 Process::None => return,
             }

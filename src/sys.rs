@@ -9,10 +9,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::ptr;
 use std::sync::Mutex;
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::sys::wait::waitpid;
@@ -183,6 +185,38 @@ pub(crate) fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) };
     Errno::result(result)?;
     Ok(())
+}
+
+/// Waits until a process is dead, and no longer than until `deadline`; answers whether it is.
+pub(crate) fn is_dead_by(process: BorrowedFd<'_>, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(process, PollFlags::POLLIN)], timeout) {
+            Ok(ready) if ready > 0 => return true,
+            // More time than one poll can wait, or a signal.
+            Ok(_) | Err(Errno::EINTR) if Instant::now() < deadline => {}
+            Ok(_) | Err(_) => return false,
+        }
+    }
+}
+
+/// Whether a process has begun to exit: PF_EXITING, in the ninth field of `/proc/PID/stat`
+/// (proc(5)). The caller knows that the id still means that process.
+pub(crate) fn is_exiting(pid: u32) -> bool {
+    const PF_EXITING: u64 = 4;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The second field is the name, in parentheses, and may contain anything.
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|flags| flags & PF_EXITING != 0)
+}
+
+/// A signal's name, or its number where it has none.
+pub(crate) fn signal_name(signal: i32) -> String {
+    match Signal::try_from(signal) {
+        Ok(signal) => signal.as_str().into(),
+        Err(_) => format!("signal {signal}"),
+    }
 }
 
 /// Reads an environment variable and takes it out of the environment, so that no child of this

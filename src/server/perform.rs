@@ -198,10 +198,15 @@ impl<H: Handler> Server<H> {
                     generation,
                     outcome: Err(Failure { stage: Stage::Spawn, cause }),
                 });
-                let attempt = Some(self.attempts);
-                self.pending.push_back(Pending { event: Event::SuccessorLost, attempt });
+                self.lose_successor();
             }
         }
+    }
+
+    /// Nothing of it will tell: its loss is stepped when this step's actions are done.
+    fn lose_successor(&mut self) {
+        let attempt = Some(self.attempts);
+        self.pending.push_back(Pending { event: Event::SuccessorLost, attempt });
     }
 
     /// What came together with the deadline wins.
@@ -228,8 +233,7 @@ impl<H: Handler> Server<H> {
         if let Some(successor) = &mut self.successor {
             if !successor.tell(&Message::Commit) {
                 successor.blame(Cause::NotListening);
-                let attempt = Some(self.attempts);
-                self.pending.push_back(Pending { event: Event::SuccessorLost, attempt });
+                self.lose_successor();
             }
         }
     }

@@ -14,7 +14,8 @@ use crate::handler::{Accepted, Context, Handler, Requests, Verdict};
 use crate::io_event::IoEvent;
 use crate::limits;
 use crate::machine::{Event, State, Timer};
-use crate::signals::{self, Request};
+use crate::signals::Request;
+use crate::sys;
 use crate::token::{Kind, Token};
 
 /// What a poll found, beside sessions and listeners, which note it themselves.
@@ -159,7 +160,7 @@ impl<H: Handler> Server<H> {
 
     fn hear_signals(&mut self) {
         for (request, signal) in self.signals.take() {
-            log::info!("got message {}.", signals::name(signal));
+            log::info!("got message {}.", sys::signal_name(signal));
             match request {
                 Request::Exit => self.feed(Event::ExitRequested),
                 Request::Shutdown => self.feed(Event::ShutdownRequested),
