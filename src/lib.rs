@@ -26,7 +26,7 @@
 //!  loop        server (turn, perform)  handler  config  remote     polls, steps, performs
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
 //!  kernel      sys  program  socket  stream  report  io_event  token   the only unsafe is in sys
-//!  pure        limits  timers  machine  wire  address  error       no descriptor, no clock
+//!  pure        limits  timers  machine  wire  address  error  fault    no descriptor, no clock
 //! ```
 //!
 //! Imports point down only. Adapters never import each other; the server is the one place where
@@ -44,6 +44,8 @@
 mod address;
 mod config;
 mod error;
+#[doc(hidden)]
+pub mod fault;
 mod handler;
 mod io_event;
 pub mod limits;

@@ -13,6 +13,7 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::getppid;
 
 use crate::error::Error;
+use crate::fault::{self, Point};
 use crate::limits;
 use crate::machine::Event;
 use crate::sys;
@@ -45,6 +46,7 @@ impl Predecessor {
     /// process was started by hand.
     pub(crate) fn find() -> Result<Option<(Self, Inheritance)>, Error> {
         let Some(variable) = sys::take_variable(VARIABLE) else { return Ok(None) };
+        fault::at(Point::Started);
         let handoff = Handoff::parse(&variable)?;
         // Where threads were running, the variable could not be removed, and a child that is no
         // successor inherited it: its parent is somebody else, and the descriptors are not there.
@@ -88,7 +90,9 @@ impl Predecessor {
             hung_up: false,
         };
         // A dead predecessor does not hear it; this process has all it needs and goes on.
+        fault::at(Point::Adopted);
         predecessor.send(&hello);
+        fault::at(Point::HelloSaid);
         Ok(predecessor)
     }
 
@@ -138,7 +142,10 @@ impl Predecessor {
                     return false;
                 }
                 Ok(received) => match Message::decode(&packet[..received.length]) {
-                    Ok(Message::Commit) => events.push(Event::Committed),
+                    Ok(Message::Commit) => {
+                        fault::at(Point::CommitHeard);
+                        events.push(Event::Committed);
+                    }
                     Ok(Message::Upgrade) => events.push(Event::UpgradeRequested),
                     Ok(message) => {
                         log::warn!("the predecessor sent {} out of turn", message.name())

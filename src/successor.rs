@@ -16,6 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{pipe2, read};
 
+use crate::fault::{self, Point};
 use crate::limits;
 use crate::machine::Event;
 use crate::report::{Cause, Failure, Stage, Timings};
@@ -98,7 +99,9 @@ impl Successor {
             .stack_size(limits::SPAWN_STACK_BYTES)
             .spawn(move || {
                 let keep = [their_pipe.as_fd(), their_socket.as_fd()];
+                fault::at(Point::Spawning);
                 let result = sys::spawn(&command, &variable, &keep, blocked);
+                fault::at(Point::Spawned);
                 // The successor's ends are closed before the loop hears of it: from then on their
                 // end of file means the successor.
                 drop((their_pipe, their_socket));
@@ -252,6 +255,7 @@ impl Successor {
             Message::Hello(hello) if self.hello.is_none() => {
                 log::debug!("the successor is {}, protocol {}", hello.build, hello.protocol);
                 self.hello = Some(hello);
+                fault::at(Point::HelloHeard);
             }
             // Its exit status follows; what it said is why.
             Message::Refuse(reason) => {
@@ -259,6 +263,7 @@ impl Successor {
                 self.lose(cause, Event::SuccessorHungUp, events);
             }
             Message::Serving => {
+                fault::at(Point::ServingHeard);
                 if self.stage == Stage::Takeover {
                     self.stage = Stage::Draining;
                 } else {

@@ -14,6 +14,7 @@ use harness::{
     until,
 };
 use nix::sys::signal::Signal;
+use tablecloth::fault::Point;
 
 /// Asks for an upgrade that must fail, and holds the world afterwards against the world before.
 fn fails(mut actor: Actor, expected: &str) -> Actor {
@@ -183,6 +184,13 @@ fn a_successor_that_dies_while_its_predecessor_drains_is_rolled_back() {
     // And the next one is as good as any.
     drop(session);
     assert_ne!(actor.upgrade(), second);
+}
+
+#[test]
+fn a_successor_that_is_killed_in_the_millisecond_of_its_ready_byte_is_rolled_back() {
+    let actor = Start::actor().pid_file().faults().serve();
+    actor.fault(Point::ReadySaid, "kill");
+    fails(actor, "failed in takeover: the successor was killed by SIGKILL");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{Pending, Server, Sweep};
 use crate::error::Error;
+use crate::fault::{self, Point};
 use crate::handler::{Context, Handler};
 use crate::limits;
 use crate::machine::{Action, Drain, Event, State, Verdict};
@@ -118,14 +119,24 @@ impl<H: Handler> Server<H> {
             }
             Action::CloseUnclaimed => self.listeners.close_unclaimed(),
             Action::AnnounceReady => {
+                fault::at(Point::SetUp);
                 if let Some(predecessor) = &mut self.predecessor {
                     predecessor.announce_ready();
                 }
+                fault::at(Point::ReadySaid);
             }
-            Action::TellServing => self.tell_predecessor(&Message::Serving),
+            Action::TellServing => {
+                fault::at(Point::Accepting);
+                self.tell_predecessor(&Message::Serving);
+                fault::at(Point::ServingSaid);
+            }
             Action::TellStopping => self.tell_predecessor(&Message::Stopping),
             Action::UnlinkUnclaimed => self.listeners.unlink_abandoned(),
-            Action::WritePidFile | Action::RestorePidFile => self.write_pid_file(),
+            Action::WritePidFile => {
+                self.write_pid_file();
+                fault::at(Point::PidFileWritten);
+            }
+            Action::RestorePidFile => self.write_pid_file(),
             Action::RemovePidFile => {
                 if let Some(pid_file) = &self.pid_file {
                     pid_file.remove_own();
@@ -137,6 +148,7 @@ impl<H: Handler> Server<H> {
                 self.listeners.resume(&self.registry);
             }
             Action::PauseAccepting => {
+                fault::at(Point::ReadyHeard);
                 self.listeners.pause(&self.registry);
                 log::info!("quit the listening.");
             }
@@ -173,6 +185,7 @@ impl<H: Handler> Server<H> {
     }
 
     fn spawn_successor(&mut self) {
+        fault::at(Point::Spawn);
         self.attempts = self.attempts.wrapping_add(1);
         // From here the turn under way counts too.
         self.longest_turn = std::time::Duration::ZERO;
@@ -230,12 +243,14 @@ impl<H: Handler> Server<H> {
 
     /// A COMMIT that does not reach the successor is no commit: nobody would accept.
     fn commit_upgrade(&mut self) {
+        fault::at(Point::Paused);
         if let Some(successor) = &mut self.successor {
             if !successor.tell(&Message::Commit) {
                 successor.blame(Cause::NotListening);
                 self.lose_successor();
             }
         }
+        fault::at(Point::CommitSent);
     }
 
     fn tell_predecessor(&self, message: &Message) {
@@ -286,6 +301,7 @@ impl<H: Handler> Server<H> {
     fn part_from_predecessor(&mut self) {
         if let Some(predecessor) = self.predecessor.take() {
             predecessor.deregister(&self.registry);
+            fault::at(Point::Alone);
             self.predecessor_watch.announce();
             self.handler.predecessor_gone(&mut Context { shared: &mut self.shared });
         }
@@ -302,6 +318,7 @@ impl<H: Handler> Server<H> {
         }
         match before {
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven) => {
+                fault::at(Point::Leaving);
                 self.listeners.close(&self.registry);
                 log::info!("stop listening.");
                 log::info!("finish the old process.");

@@ -9,6 +9,9 @@
 #[allow(dead_code, reason = "the demo uses all of it")]
 mod logging;
 
+#[path = "faults.rs"]
+mod faults;
+
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -152,6 +155,7 @@ impl Script {
                 "--max-sessions" => script.config.max_sessions = number()? as usize,
                 "--user-signal" => script.config.user_signals.push(number()? as i32),
                 "--ballast-mib" => script.ballast_mib = number()? as usize,
+                "--faults" => faults::obey(value.into()),
                 "--at" => {
                     let (generation, deed) = value.split_once(':').ok_or("--at GEN:DEED")?;
                     let generation = generation.parse().map_err(|_| "--at GEN:DEED")?;

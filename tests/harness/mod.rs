@@ -88,6 +88,12 @@ impl Start {
         self.at(generation, &format!("gate:{gate}"))
     }
 
+    /// The actor and its successors obey [`Actor::fault`].
+    pub(crate) fn faults(self) -> Self {
+        let path = self.path_of("faults");
+        self.args(&["--faults", &path])
+    }
+
     pub(crate) fn pid_file(self) -> Self {
         let path = self.path_of("pid");
         self.args(&["--pid-file", &path])
@@ -238,6 +244,14 @@ impl Actor {
             born.is_some()
         });
         born.expect("born")
+    }
+
+    /// The next process that comes to this point of an upgrade does that, once.
+    pub(crate) fn fault(&self, point: tablecloth::fault::Point, deed: &str) {
+        // It may be read at any moment, and must be there as a whole.
+        let (new, path) = (self.place.path().join("faults.new"), self.place.path().join("faults"));
+        fs::write(&new, format!("{point:?} {deed}")).expect("a file");
+        fs::rename(new, path).expect("renamed");
     }
 
     pub(crate) fn open_gate(&self) {

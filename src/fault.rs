@@ -1,0 +1,94 @@
+//! Places at which a test makes this process fail. In a release build they are nothing.
+//!
+//! A test sets a hook, and the hook does what it likes at the point: it kills the process, stops
+//! it, takes its descriptors away. The points are the steps of an upgrade, in both roles, so that
+//! every step meets every fault; state-machine.md has the table of what comes of it.
+
+/// A step of an upgrade: just before or just after the thing that it is named for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// Predecessor: an upgrade begins, and nothing is made for it yet.
+    Spawn,
+    /// Predecessor, on the spawning thread: just before the spawn.
+    Spawning,
+    /// Predecessor, on the spawning thread: just after the spawn.
+    Spawned,
+    /// Predecessor: HELLO was read.
+    HelloHeard,
+    /// Predecessor: the ready byte was read, and the listeners are polled still.
+    ReadyHeard,
+    /// Predecessor: the listeners are paused, and COMMIT is not sent yet.
+    Paused,
+    /// Predecessor: COMMIT is sent.
+    CommitSent,
+    /// Predecessor: SERVING was read.
+    ServingHeard,
+    /// Predecessor: about to leave.
+    Leaving,
+    /// Successor: started, and nothing is adopted yet.
+    Started,
+    /// Successor: the descriptors are adopted, and HELLO is not said yet.
+    Adopted,
+    /// Successor: HELLO is said, and there is no loop yet.
+    HelloSaid,
+    /// Successor: set up, and the ready byte is not written yet.
+    SetUp,
+    /// Successor: the ready byte is written.
+    ReadySaid,
+    /// Successor: COMMIT was read, and nothing is done about it yet.
+    CommitHeard,
+    /// Successor: the pid file names it, and it does not accept yet.
+    PidFileWritten,
+    /// Successor: it accepts, and SERVING is not said yet.
+    Accepting,
+    /// Successor: SERVING is said.
+    ServingSaid,
+    /// Successor: its predecessor is gone.
+    Alone,
+}
+
+impl Point {
+    /// Every point, in the order of an upgrade, the predecessor's first.
+    pub const ALL: [Self; 19] = [
+        Self::Spawn,
+        Self::Spawning,
+        Self::Spawned,
+        Self::HelloHeard,
+        Self::ReadyHeard,
+        Self::Paused,
+        Self::CommitSent,
+        Self::ServingHeard,
+        Self::Leaving,
+        Self::Started,
+        Self::Adopted,
+        Self::HelloSaid,
+        Self::SetUp,
+        Self::ReadySaid,
+        Self::CommitHeard,
+        Self::PidFileWritten,
+        Self::Accepting,
+        Self::ServingSaid,
+        Self::Alone,
+    ];
+}
+
+#[cfg(debug_assertions)]
+static HOOK: std::sync::OnceLock<fn(Point)> = std::sync::OnceLock::new();
+
+/// Has `hook` called at every point from now on. The first hook stays. In a release build there is
+/// no point to call it at.
+#[cfg_attr(not(debug_assertions), allow(unused_variables, reason = "there is no point"))]
+pub fn set_hook(hook: fn(Point)) {
+    #[cfg(debug_assertions)]
+    let _ = HOOK.set(hook);
+}
+
+/// The process is at this point.
+#[cfg_attr(not(debug_assertions), allow(unused_variables, reason = "there is no hook"))]
+#[inline(always)]
+pub(crate) fn at(point: Point) {
+    #[cfg(debug_assertions)]
+    if let Some(hook) = HOOK.get() {
+        hook(point);
+    }
+}
