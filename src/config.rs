@@ -25,12 +25,16 @@ pub struct Config {
     /// How long a successor may take from its spawn to its ready byte. It is killed then.
     /// 60 seconds.
     pub upgrade_timeout: Duration,
-    /// How long the takeover may take. Predecessor: from the commit until the successor serves; it
-    /// is killed and the upgrade rolled back then. Successor: from its ready byte to the commit;
-    /// it exits then, and the predecessor goes on. 5 seconds.
+    /// How long the other side may take to answer. Predecessor: from the commit until the successor
+    /// serves, and from the question at the end of its probation to its answer; it is killed and
+    /// the upgrade rolled back then. Successor: from its ready byte to the commit; it exits then,
+    /// and the predecessor goes on. 5 seconds.
+    ///
+    /// A predecessor that has not left by this much more than [`Config::longest_stay`] is killed.
     pub takeover_timeout: Duration,
     /// How long a draining process stays, at least, so that it can take over again if the
-    /// successor dies; unless it is told to stop. None.
+    /// successor dies, or does not answer at the end of this time; unless it is told to stop. An
+    /// upgrade that is wanted meanwhile waits. 0 is allowed. 1 second.
     pub probation: Duration,
     /// How long sessions may take to end, in an upgrade and in a shutdown. They are closed then.
     /// 30 seconds.
@@ -56,7 +60,7 @@ impl Default for Config {
         Self {
             upgrade_timeout: Duration::from_secs(60),
             takeover_timeout: Duration::from_secs(5),
-            probation: Duration::ZERO,
+            probation: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
             pid_file: None,
             upgrade_signals: vec![SIGHUP],
@@ -91,6 +95,16 @@ impl Config {
             Timer::Status => limits::STATUS_WAIT,
             Timer::Probation => self.probation,
             Timer::Drain => self.drain_timeout,
+            // Of a predecessor with this configuration; it says so itself.
+            Timer::Departure => self.longest_stay().saturating_add(self.takeover_timeout),
         }
+    }
+
+    /// How long a predecessor stays after the commit at the most: until its successor is proven,
+    /// and until its sessions had their time.
+    #[must_use]
+    pub fn longest_stay(&self) -> Duration {
+        let proof = self.takeover_timeout.saturating_mul(2).saturating_add(self.probation);
+        proof.max(self.drain_timeout)
     }
 }

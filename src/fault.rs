@@ -23,6 +23,10 @@ pub enum Point {
     CommitSent,
     /// Predecessor: SERVING was read.
     ServingHeard,
+    /// Predecessor: the probation is over, and PING is not sent yet.
+    ProbationOver,
+    /// Predecessor: PING is sent.
+    PingSent,
     /// Predecessor: about to leave.
     Leaving,
     /// Successor: started, and nothing is adopted yet.
@@ -43,13 +47,17 @@ pub enum Point {
     Accepting,
     /// Successor: SERVING is said.
     ServingSaid,
+    /// Successor: PING was read, and not answered yet.
+    PingHeard,
+    /// Successor: PONG is said.
+    PongSaid,
     /// Successor: its predecessor is gone.
     Alone,
 }
 
 impl Point {
     /// Every point, in the order of an upgrade, the predecessor's first.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::Spawn,
         Self::Spawning,
         Self::Spawned,
@@ -58,6 +66,8 @@ impl Point {
         Self::Paused,
         Self::CommitSent,
         Self::ServingHeard,
+        Self::ProbationOver,
+        Self::PingSent,
         Self::Leaving,
         Self::Started,
         Self::Adopted,
@@ -68,6 +78,8 @@ impl Point {
         Self::PidFileWritten,
         Self::Accepting,
         Self::ServingSaid,
+        Self::PingHeard,
+        Self::PongSaid,
         Self::Alone,
     ];
 }

@@ -30,9 +30,10 @@ pub enum State {
 pub enum Drain {
     /// For a successor that was committed to and has not yet said that it serves.
     Committed,
-    /// For a successor that serves and is on probation.
+    /// For a successor that serves and is on probation. At its end it is asked whether it still
+    /// turns.
     Probation,
-    /// For a successor that has passed its probation: this process leaves with its last session.
+    /// For a successor that has passed its probation, the question at the end included: this process leaves with its last session.
     Proven,
     /// For the end: this process does not come back.
     Shutdown,
@@ -65,6 +66,8 @@ pub enum Event {
     SuccessorReady,
     /// The successor said that it accepts and has written its pid file.
     SuccessorServing,
+    /// The successor answered that it still turns.
+    SuccessorAnswered,
     /// The successor closed its end of the pipe or of the handoff socket; its exit status is not
     /// known yet.
     SuccessorHungUp,
@@ -72,10 +75,13 @@ pub enum Event {
     SuccessorLost,
     /// The successor was told to stop, and said so or exited with status 0.
     SuccessorStopped,
-    /// The last look found neither the ready byte nor, once it was committed to, SERVING.
+    /// The last look found nothing of what the deadline was for: not the ready byte; once it was
+    /// committed to, not SERVING; once it was asked, no answer.
     SuccessorSilent,
     /// The predecessor committed to this process.
     Committed,
+    /// The predecessor asks whether this process still turns.
+    PredecessorAsked,
     /// The predecessor is dead.
     PredecessorGone,
     /// The last look into the handoff socket found no COMMIT.
@@ -92,6 +98,8 @@ pub enum Event {
     ProbationOver,
     /// The [`Drain`](Timer::Drain) timer ran out.
     DrainTimedOut,
+    /// The [`Departure`](Timer::Departure) timer ran out.
+    DepartureTimedOut,
 }
 
 /// What has to be done, in this order. Commands; the server performs them and decides nothing.
@@ -106,6 +114,8 @@ pub enum Action {
     CommitUpgrade,
     /// Tell the successor of an upgrade request that came to this process.
     PassOnUpgrade,
+    /// Ask the successor whether it still turns.
+    AskSuccessor,
     /// Kill the successor where it still lives, reap it, close what belonged to it.
     KillSuccessor,
     /// Log how the upgrade ended and hand the report to the user.
@@ -120,6 +130,10 @@ pub enum Action {
     TellServing,
     /// Tell the predecessor that this process was told to stop.
     TellStopping,
+    /// Tell the predecessor that this process still turns.
+    AnswerPredecessor,
+    /// Kill the predecessor, and log why.
+    KillPredecessor,
     /// Unlink the Unix paths of inherited listeners that nobody claimed.
     UnlinkUnclaimed,
     /// Write the pid file.
@@ -153,8 +167,9 @@ pub enum Action {
 pub enum Timer {
     /// From the spawn to the ready byte; [`Event::UpgradeTimedOut`].
     Upgrade,
-    /// Predecessor: from COMMIT until the successor serves. Successor: from the ready byte to
-    /// COMMIT. [`Event::TakeoverTimedOut`].
+    /// Predecessor: from COMMIT until the successor serves, and again from the end of its
+    /// probation until it has answered. Successor: from the ready byte to COMMIT.
+    /// [`Event::TakeoverTimedOut`].
     Takeover,
     /// From the successor's hang-up until its exit status is known; [`Event::StatusTimedOut`].
     Status,
@@ -162,6 +177,8 @@ pub enum Timer {
     Probation,
     /// How long sessions may take to come to their end; [`Event::DrainTimedOut`].
     Drain,
+    /// Successor: from COMMIT until the predecessor is gone; [`Event::DepartureTimedOut`].
+    Departure,
 }
 
 /// Why a request was refused.
@@ -338,8 +355,13 @@ impl Machine {
                     WritePidFile,
                     ResumeAccepting,
                     TellServing,
+                    Arm(Timer::Departure),
                 ]),
                 Predecessor::Leaving | Predecessor::Gone => self.ignored(),
+            },
+            Event::PredecessorAsked => match self.predecessor {
+                Predecessor::Leaving => self.stays(&[AnswerPredecessor]),
+                Predecessor::Owner | Predecessor::Gone => self.ignored(),
             },
             Event::PredecessorGone => match self.predecessor {
                 // It died before it committed: this process is the sole owner and goes on (I1).
@@ -348,11 +370,14 @@ impl Machine {
                     stays,
                     [DisarmAll, WritePidFile, ResumeAccepting, UnlinkUnclaimed]
                 ),
-                Predecessor::Leaving => {
-                    or_upgrade!(self.with(Predecessor::Gone), stays, [UnlinkUnclaimed])
-                }
+                Predecessor::Leaving => or_upgrade!(
+                    self.with(Predecessor::Gone),
+                    stays,
+                    [Disarm(Timer::Departure), UnlinkUnclaimed]
+                ),
                 Predecessor::Gone => self.ignored(),
             },
+            Event::DepartureTimedOut => self.departs(),
             // COMMIT and the deadline may race: a COMMIT that is there wins.
             Event::TakeoverTimedOut => match self.predecessor {
                 Predecessor::Owner => self.stays(&[LookOnce]),
@@ -366,6 +391,7 @@ impl Machine {
             },
             Event::SuccessorReady
             | Event::SuccessorServing
+            | Event::SuccessorAnswered
             | Event::SuccessorHungUp
             | Event::SuccessorLost
             | Event::SuccessorStopped
@@ -436,13 +462,16 @@ impl Machine {
             // The ready byte and the deadline may race: a byte that is there wins.
             Event::UpgradeTimedOut => self.stays(&[LookOnce]),
             Event::SetUpDone
+            | Event::SuccessorAnswered
             | Event::Committed
+            | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
             | Event::SessionsGone
             | Event::TakeoverTimedOut
             | Event::ProbationOver
-            | Event::DrainTimedOut => self.ignored(),
+            | Event::DrainTimedOut
+            | Event::DepartureTimedOut => self.ignored(),
         }
     }
 
@@ -496,11 +525,14 @@ impl Machine {
             Event::SessionsGone => self.stays(&[]),
             Event::SetUpDone
             | Event::SuccessorReady
+            | Event::SuccessorAnswered
             | Event::Committed
+            | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
             | Event::UpgradeTimedOut
-            | Event::ProbationOver => self.ignored(),
+            | Event::ProbationOver
+            | Event::DepartureTimedOut => self.ignored(),
         }
     }
 
@@ -520,8 +552,25 @@ impl Machine {
                 for_good!(self, State::Draining(Drain::Shutdown), [CloseListeners, DrainSessions])
             }
             Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
+            // To have lived so long is not enough: it may stand still. It proves itself by an
+            // answer, because nobody takes over from it once this process has left.
             Event::ProbationOver => match drain {
-                Drain::Probation => self.moves(State::Draining(Drain::Proven), &[]),
+                Drain::Probation => self.stays(&[AskSuccessor, Arm(Timer::Takeover)]),
+                Drain::Proven | Drain::Committed | Drain::Shutdown => self.ignored(),
+            },
+            Event::SuccessorAnswered => match drain {
+                Drain::Probation => {
+                    self.moves(State::Draining(Drain::Proven), &[Disarm(Timer::Takeover)])
+                }
+                Drain::Proven | Drain::Committed | Drain::Shutdown => self.ignored(),
+            },
+            // The answer and the deadline may race: an answer that is there wins.
+            Event::TakeoverTimedOut => match drain {
+                Drain::Probation => self.stays(&[LookOnce]),
+                Drain::Proven | Drain::Committed | Drain::Shutdown => self.ignored(),
+            },
+            Event::SuccessorSilent => match drain {
+                Drain::Probation => self.rolls_back(),
                 Drain::Proven | Drain::Committed | Drain::Shutdown => self.ignored(),
             },
             Event::SessionsGone => match drain {
@@ -539,12 +588,12 @@ impl Machine {
             Event::SetUpDone
             | Event::SuccessorReady
             | Event::SuccessorServing
-            | Event::SuccessorSilent
             | Event::Committed
+            | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
             | Event::UpgradeTimedOut
-            | Event::TakeoverTimedOut => self.ignored(),
+            | Event::DepartureTimedOut => self.ignored(),
         }
     }
 
@@ -559,18 +608,21 @@ impl Machine {
             Event::SessionsGone => self.moves(State::Exited, &[RemovePidFile, DisarmAll]),
             Event::PredecessorGone => match self.predecessor {
                 Predecessor::Leaving | Predecessor::Owner => {
-                    self.with(Predecessor::Gone).stays(&[UnlinkUnclaimed])
+                    self.with(Predecessor::Gone).stays(&[Disarm(Timer::Departure), UnlinkUnclaimed])
                 }
                 Predecessor::Gone => self.ignored(),
             },
+            Event::DepartureTimedOut => self.departs(),
             Event::SetUpDone
             | Event::SuccessorReady
             | Event::SuccessorServing
+            | Event::SuccessorAnswered
             | Event::SuccessorHungUp
             | Event::SuccessorLost
             | Event::SuccessorStopped
             | Event::SuccessorSilent
             | Event::Committed
+            | Event::PredecessorAsked
             | Event::PredecessorSilent
             | Event::UpgradeTimedOut
             | Event::TakeoverTimedOut
@@ -587,11 +639,13 @@ impl Machine {
             | Event::ExitRequested
             | Event::SuccessorReady
             | Event::SuccessorServing
+            | Event::SuccessorAnswered
             | Event::SuccessorHungUp
             | Event::SuccessorLost
             | Event::SuccessorStopped
             | Event::SuccessorSilent
             | Event::Committed
+            | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
             | Event::SessionsGone
@@ -599,7 +653,8 @@ impl Machine {
             | Event::TakeoverTimedOut
             | Event::StatusTimedOut
             | Event::ProbationOver
-            | Event::DrainTimedOut => self.ignored(),
+            | Event::DrainTimedOut
+            | Event::DepartureTimedOut => self.ignored(),
         }
     }
 
@@ -611,6 +666,15 @@ impl Machine {
             runs,
             [KillSuccessor, DisarmAll, ResumeAccepting, RestorePidFile, ReportUpgrade]
         )
+    }
+
+    /// A predecessor that has committed and does not leave stands still, and no upgrade can begin
+    /// beside it (I2). It has stayed longer than it said it would, so that nothing of it is spared.
+    const fn departs(self) -> Step {
+        match self.predecessor {
+            Predecessor::Leaving => self.stays(&[Action::KillPredecessor]),
+            Predecessor::Owner | Predecessor::Gone => self.ignored(),
+        }
     }
 
     /// Once is enough: what was passed on is remembered there until it can be carried out.

@@ -42,6 +42,19 @@ impl PidFile {
         fs::rename(&self.temporary, &self.path).map_err(error("rename"))
     }
 
+    /// Puts the temporary file beside the file again, so that naming this process once more needs
+    /// no space on the disk, only a rename.
+    pub(crate) fn keep_spare(&self) -> Result<(), Error> {
+        let error = |source| Error::PidFile { path: self.path.clone(), step: "write", source };
+        self.write_temporary().map_err(error)
+    }
+
+    /// No more of that, where it was not needed.
+    pub(crate) fn discard_spare(&self) {
+        // It may have been renamed.
+        let _ = fs::remove_file(&self.temporary);
+    }
+
     /// Removes the file, if it names this process.
     pub(crate) fn remove_own(&self) {
         if self.names(self.pid) {
@@ -71,15 +84,19 @@ impl PidFile {
 
     fn write_temporary(&self) -> io::Result<()> {
         let mut file = fs::File::create(&self.temporary)?;
-        file.write_all(format!("{}\n", self.pid).as_bytes())
+        let written = file.write_all(format!("{}\n", self.pid).as_bytes());
+        if written.is_err() {
+            // Half of it is of no use.
+            self.discard_spare();
+        }
+        written
     }
 }
 
 /// A process that ends before it was committed to leaves nothing behind.
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // After a rename there is none.
-        let _ = fs::remove_file(&self.temporary);
+        self.discard_spare();
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct Predecessor {
     pub(crate) generation: u64,
     /// The signals to unblock; bit n is signal n + 1.
     pub(crate) blocked: u64,
+    /// How long it stays after COMMIT, at the most, as it says itself.
+    pub(crate) stay: Duration,
     /// Closed once the ready byte is written.
     pipe: Option<File>,
     socket: OwnedFd,
@@ -84,6 +86,10 @@ impl Predecessor {
             pid: manifest.predecessor,
             generation: manifest.generation,
             blocked: manifest.blocked,
+            stay: match manifest.stay {
+                u64::MAX => Duration::MAX,
+                stay => Duration::from_millis(stay),
+            },
             pipe: Some(pipe.into()),
             socket,
             process,
@@ -147,6 +153,10 @@ impl Predecessor {
                         events.push(Event::Committed);
                     }
                     Ok(Message::Upgrade) => events.push(Event::UpgradeRequested),
+                    Ok(Message::Ping) => {
+                        fault::at(Point::PingHeard);
+                        events.push(Event::PredecessorAsked);
+                    }
                     Ok(message) => {
                         log::warn!("the predecessor sent {} out of turn", message.name())
                     }
@@ -180,6 +190,22 @@ impl Predecessor {
         let patience = if self.hung_up { patience } else { Duration::ZERO };
         // Its id means the predecessor as long as its pidfd does not say that it is dead.
         sys::is_dead_by(process.as_fd(), Instant::now() + patience) || sys::is_exiting(self.pid)
+    }
+
+    /// Kills it, because it is still there `after` its COMMIT. Its death will be heard.
+    pub(crate) fn kill(&self, after: Duration) {
+        let pid = self.pid;
+        match &self.process {
+            Some(process) => {
+                log::warn!("the predecessor {pid} did not leave within {after:?}: killing it.");
+                // ESRCH: it is dead already, which is what is wanted.
+                let _ = sys::kill(process.as_fd());
+            }
+            None => log::error!(
+                "the predecessor {pid} did not leave within {after:?}, and cannot be killed from \
+                 here: no upgrade can begin before it is gone."
+            ),
+        }
     }
 
     fn send(&self, message: &Message) {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use crate::error::Error;
 use crate::wire::{PROTOCOL, ProtocolRange};
 
 /// How an upgrade ended. There is one for each upgrade, and a second one if it is rolled back after
@@ -69,6 +70,8 @@ pub enum Cause {
         /// The system's answer.
         source: io::Error,
     },
+    /// The pid file could not be prepared for a rollback.
+    PidFile(Error),
     /// It exited with this status.
     Exited(i32),
     /// It was killed by this signal.
@@ -79,6 +82,8 @@ pub enum Cause {
     NotReady(Duration),
     /// It was ready and did not serve in time, and was killed.
     NotServing(Duration),
+    /// It served, did not answer in time when its probation was over, and was killed.
+    NotAnswering(Duration),
     /// It closed the handoff and lived on, and was killed.
     HungUp,
     /// It said why it would not take over.
@@ -138,6 +143,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotSpawned { operation, source } => write!(f, "{operation}: {source}"),
+            Self::PidFile(error) => write!(f, "{error}"),
             Self::Exited(status) => write!(f, "the successor exited with status {status}"),
             Self::Killed(signal) => {
                 write!(f, "the successor was killed by {}", crate::sys::signal_name(*signal))
@@ -145,6 +151,9 @@ impl fmt::Display for Cause {
             Self::Ended => f.write_str("the successor ended, and its status is not known"),
             Self::NotReady(time) => write!(f, "the successor was not ready within {time:?}"),
             Self::NotServing(time) => write!(f, "the successor did not serve within {time:?}"),
+            Self::NotAnswering(time) => {
+                write!(f, "the successor stands still: it did not answer within {time:?}")
+            }
             Self::HungUp => f.write_str("the successor closed the handoff and lived on"),
             Self::Refused { reason, status: None } => {
                 write!(f, "the successor refused: {reason}")

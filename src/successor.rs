@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Waker};
@@ -43,6 +43,8 @@ pub(crate) struct Successor {
     pipe: Option<OwnedFd>,
     socket: OwnedFd,
     hello: Option<Hello>,
+    /// Whether it owes an answer.
+    asked: bool,
     /// Why it is lost, once it is.
     cause: Option<Cause>,
 }
@@ -57,6 +59,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) manifest: Vec<(Entry, BorrowedFd<'a>)>,
     pub(crate) registry: &'a Registry,
     pub(crate) waker: &'a Arc<Waker>,
+    /// How long this process stays after COMMIT, at the most.
+    pub(crate) stay: Duration,
     pub(crate) started: Instant,
 }
 
@@ -127,6 +131,7 @@ impl Successor {
             pipe: Some(pipe),
             socket,
             hello: None,
+            asked: false,
             cause: None,
         })
     }
@@ -185,8 +190,15 @@ impl Successor {
         }
     }
 
-    /// Looks once more for the word that is awaited: ready, or once it was committed to, SERVING.
-    /// Answers whether it has come.
+    /// Asks whether it still turns. One that does not read is found out like one that does not
+    /// answer.
+    pub(crate) fn ask(&mut self) {
+        self.asked = true;
+        self.tell(&Message::Ping);
+    }
+
+    /// Looks once more for the word that is awaited: ready; once it was committed to, SERVING; once
+    /// it was asked, PONG. Answers whether it has come.
     pub(crate) fn look(
         &mut self,
         registry: &Registry,
@@ -198,7 +210,7 @@ impl Successor {
             events.contains(&Event::SuccessorReady)
         } else {
             self.read_socket(events);
-            events.contains(&Event::SuccessorServing)
+            events.contains(&Event::SuccessorServing) || events.contains(&Event::SuccessorAnswered)
         }
     }
 
@@ -274,7 +286,13 @@ impl Successor {
             Message::Stopping if self.stage == Stage::Draining => {
                 events.push(Event::SuccessorStopped);
             }
+            Message::Pong if self.asked => {
+                self.asked = false;
+                events.push(Event::SuccessorAnswered);
+            }
             Message::Stopping
+            | Message::Pong
+            | Message::Ping
             | Message::Hello(_)
             | Message::Manifest(_)
             | Message::Commit
@@ -342,7 +360,7 @@ impl Successor {
     pub(crate) fn outcome(
         &mut self,
         now: Instant,
-        longest_turn: std::time::Duration,
+        longest_turn: Duration,
     ) -> Result<Timings, Failure> {
         match self.cause.take() {
             Some(cause) => Err(Failure { stage: self.stage, cause }),
@@ -527,6 +545,7 @@ fn send_manifest(socket: &OwnedFd, plan: &Plan<'_>) -> io::Result<()> {
             generation: plan.generation,
             predecessor: std::process::id(),
             blocked: plan.blocked_mask,
+            stay: u64::try_from(plan.stay.as_millis()).unwrap_or(u64::MAX),
             part,
             parts: count,
             entries: named.iter().map(|(entry, _)| entry.clone()).collect(),

@@ -14,6 +14,8 @@
 //! | SERVING | successor | it accepts, and the pid file names it |
 //! | UPGRADE | predecessor | an upgrade request that came to it is passed on |
 //! | STOPPING | successor | it was told to stop |
+//! | PING | predecessor | does the successor still turn? |
+//! | PONG | successor | it does |
 //!
 //! Decoding never panics and never allocates more than the packet's own size in proportion:
 //! hostile, truncated and oversized input gives a [`WireError`] that names the field.
@@ -94,6 +96,10 @@ pub enum Message {
     Upgrade,
     /// The successor was told to stop.
     Stopping,
+    /// Probation is over: does the successor still turn?
+    Ping,
+    /// It does.
+    Pong,
 }
 
 /// One part of the manifest.
@@ -107,6 +113,9 @@ pub struct Manifest {
     pub predecessor: u32,
     /// The signals blocked in the successor until it can handle them; bit n is signal n + 1.
     pub blocked: u64,
+    /// How long the predecessor stays after COMMIT at the most, in milliseconds; the greatest
+    /// number is for ever.
+    pub stay: u64,
     /// Which part this is, from 0.
     pub part: u8,
     /// How many parts there are.
@@ -208,6 +217,7 @@ impl Message {
                 out.extend(manifest.generation.to_le_bytes());
                 out.extend(manifest.predecessor.to_le_bytes());
                 out.extend(manifest.blocked.to_le_bytes());
+                out.extend(manifest.stay.to_le_bytes());
                 out.extend([manifest.part, manifest.parts, manifest.entries.len() as u8]);
                 for entry in &manifest.entries {
                     out.extend([entry.kind as u8, entry.name.len() as u8]);
@@ -230,6 +240,8 @@ impl Message {
             Self::Serving => out.push(5),
             Self::Upgrade => out.push(6),
             Self::Stopping => out.push(7),
+            Self::Ping => out.push(8),
+            Self::Pong => out.push(9),
         }
         out
     }
@@ -258,6 +270,8 @@ impl Message {
             5 => Self::Serving,
             6 => Self::Upgrade,
             7 => Self::Stopping,
+            8 => Self::Ping,
+            9 => Self::Pong,
             other => {
                 return Err(WireError { field: "kind", problem: Problem::Unknown(other.into()) });
             }
@@ -279,6 +293,8 @@ impl Message {
             Self::Serving => "SERVING",
             Self::Upgrade => "UPGRADE",
             Self::Stopping => "STOPPING",
+            Self::Ping => "PING",
+            Self::Pong => "PONG",
         }
     }
 }
@@ -348,6 +364,7 @@ impl<'a> Fields<'a> {
         let generation = self.u64("generation")?;
         let predecessor = self.u32("predecessor")?;
         let blocked = self.u64("blocked signals")?;
+        let stay = self.u64("stay")?;
         let (part, parts) = (self.u8("part")?, self.u8("parts")?);
         if parts == 0 || usize::from(parts) > limits::NAMED / limits::DESCRIPTORS_PER_PACKET {
             return Err(WireError { field: "parts", problem: Problem::Unknown(parts.into()) });
@@ -372,7 +389,7 @@ impl<'a> Fields<'a> {
             }
             entries.push(Entry { name: self.utf8("name", length)?, kind });
         }
-        Ok(Manifest { protocol, generation, predecessor, blocked, part, parts, entries })
+        Ok(Manifest { protocol, generation, predecessor, blocked, stay, part, parts, entries })
     }
 
     fn hello(&mut self) -> Result<Hello, WireError> {

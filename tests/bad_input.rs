@@ -172,6 +172,7 @@ fn a_manifest_that_lies_about_its_descriptors_is_an_error() {
             generation: 1,
             predecessor: std::process::id(),
             blocked: 0,
+            stay: 0,
             part: 0,
             parts: 1,
             entries: vec![Entry { name: "echo".into(), kind: Kind::Tcp }],

@@ -245,7 +245,8 @@ impl World {
                 self.seen.insert("successor stopped while its predecessor drained");
                 self.feed(id, Event::SuccessorStopped);
             }
-            other @ (Message::Manifest(_) | Message::Commit | Message::Upgrade) => {
+            Message::Pong => self.feed(id, Event::SuccessorAnswered),
+            other @ (Message::Manifest(_) | Message::Commit | Message::Upgrade | Message::Ping) => {
                 panic!("{other:?} from a successor")
             }
         }
@@ -260,11 +261,13 @@ impl World {
         match Message::decode(&packet).expect("what was encoded") {
             Message::Commit => self.feed(id, Event::Committed),
             Message::Upgrade => self.feed(id, Event::UpgradeRequested),
+            Message::Ping => self.feed(id, Event::PredecessorAsked),
             other @ (Message::Manifest(_)
             | Message::Hello(_)
             | Message::Refuse(_)
             | Message::Serving
-            | Message::Stopping) => panic!("{other:?} from a predecessor"),
+            | Message::Stopping
+            | Message::Pong) => panic!("{other:?} from a predecessor"),
         }
     }
 
@@ -420,7 +423,7 @@ impl World {
                     }
                     return;
                 }
-                if process.machine.state() == State::Draining(Drain::Committed) {
+                if matches!(process.machine.state(), State::Draining(_)) {
                     let words: Vec<_> = process.from_successor.drain(..).collect();
                     for packet in &words {
                         match Message::decode(packet) {
@@ -430,11 +433,15 @@ impl World {
                             Ok(Message::Stopping) => {
                                 process.pending.push_back(Event::SuccessorStopped);
                             }
+                            Ok(Message::Pong) => {
+                                process.pending.push_back(Event::SuccessorAnswered);
+                            }
                             // HELLO; there is no other here.
                             Ok(_) | Err(_) => {}
                         }
                     }
-                    if !words.contains(&Message::Serving.encode()) {
+                    let awaited = [Message::Serving.encode(), Message::Pong.encode()];
+                    if !words.iter().any(|word| awaited.contains(word)) {
                         process.pending.push_back(Event::SuccessorSilent);
                     }
                     return;
@@ -467,6 +474,15 @@ impl World {
             Action::AnnounceReady => {
                 if let Some(predecessor) = self.processes[id].predecessor {
                     self.processes[predecessor].pipe.push_back(READY);
+                }
+            }
+            Action::AskSuccessor => self.send_to_successor(id, &Message::Ping),
+            Action::AnswerPredecessor => self.send_to_predecessor(id, &Message::Pong),
+            Action::KillPredecessor => {
+                if let Some(predecessor) = self.processes[id].predecessor {
+                    self.seen.insert("a predecessor that did not leave");
+                    self.kills += 1;
+                    self.die(predecessor, None);
                 }
             }
             Action::TellServing => self.send_to_predecessor(id, &Message::Serving),

@@ -5,12 +5,14 @@
 
 #![allow(clippy::expect_used, reason = "a test says what it expects")]
 
+#[path = "model/mistakes.rs"]
+mod mistakes;
 #[path = "model/world.rs"]
 mod world;
 
-use stateright::{Checker, Model, Property};
+use stateright::{Checker, HasDiscoveries, Model, Property};
 use tablecloth::machine::{Event, Machine, Predecessor, State, Step};
-use world::{Budget, Deed, StepFn, World};
+use world::{Budget, Deed, Process, StepFn, World};
 
 /// A world, and the machine that lives in it.
 #[derive(Clone)]
@@ -71,10 +73,15 @@ impl Model for Upgrades {
                     !is_settled(model, world) || world.alive().count() == 0 || !world.owed
                 },
             ),
+            Property::always("I5: a session ends by itself or in its time", |_, world: &World| {
+                !world.broken.session_cut
+            }),
             Property::always("I6: a failed upgrade leaves nothing", |_, world: &World| {
                 !world.broken.left_over
             }),
-            Property::always("I7: exited is final", |_, world: &World| !world.broken.undead),
+            Property::always("I7: nobody comes back from the end", |_, world: &World| {
+                !world.broken.undead
+            }),
             Property::always("a ready byte that is there wins", |_, world: &World| {
                 !world.broken.ready_wasted
             }),
@@ -103,7 +110,8 @@ impl Model for Upgrades {
                     !is_settled(model, world) || !world.stop_asked || {
                         // Unless it was asked of one that another one had taken over from, or takes
                         // over from again.
-                        world.alive().all(|process| process.machine.state() == State::Running)
+                        let state = |process: &Process| process.machine.state();
+                        world.alive().all(|p| state(p) == State::Running && p.polls)
                     }
                 },
             ),
@@ -121,6 +129,10 @@ impl Model for Upgrades {
             Property::sometimes("the last look finds the ready byte", |_, world: &World| {
                 world.seen.last_look
             }),
+            Property::sometimes(
+                "a predecessor that does not leave is killed",
+                |_, world: &World| world.seen.overdue,
+            ),
             Property::sometimes("the service is shut down", |_, world: &World| {
                 world.alive().count() == 0 && world.stop_asked
             }),
@@ -156,79 +168,29 @@ fn every_order_of_everything_keeps_the_promises() {
 
 /// The states that the checker reaches in this world. Another number means that the machine, or the
 /// world, is another one: look at why, then write it down.
-const STATES: usize = 236_200;
-
-/// Wrong machines, each with one mistake that somebody could make, and the property that finds it.
-mod mistakes {
-    use super::{Event, Machine, State, Step, real};
-    use tablecloth::machine::{Action, Drain, Predecessor, Timer};
-
-    pub(super) fn accept_before_the_commit(machine: Machine, event: Event) -> Step {
-        let step = real(machine, event);
-        if event == Event::SetUpDone && machine.predecessor() == Predecessor::Owner {
-            use Action::{AnnounceReady, Arm, ResumeAccepting};
-            return Step {
-                actions: &[ResumeAccepting, AnnounceReady, Arm(Timer::Takeover)],
-                ..step
-            };
-        }
-        step
-    }
-
-    pub(super) fn no_last_look_into_the_pipe(machine: Machine, event: Event) -> Step {
-        if machine.state() == State::Upgrading && event == Event::UpgradeTimedOut {
-            return real(machine, Event::SuccessorSilent);
-        }
-        real(machine, event)
-    }
-
-    pub(super) fn roll_back_after_status_0(machine: Machine, event: Event) -> Step {
-        let serves = [State::Draining(Drain::Probation), State::Draining(Drain::Proven)];
-        if serves.contains(&machine.state()) && event == Event::SuccessorStopped {
-            return real(machine, Event::SuccessorLost);
-        }
-        real(machine, event)
-    }
-
-    pub(super) fn forget_the_wanted_upgrade(machine: Machine, event: Event) -> Step {
-        let step = real(machine, event);
-        if event == Event::UpgradeRequested && step.machine.wanted() {
-            return Step { machine, ..step };
-        }
-        step
-    }
-
-    pub(super) fn close_the_listeners_at_the_commit(machine: Machine, event: Event) -> Step {
-        let step = real(machine, event);
-        if machine.state() == State::Upgrading && event == Event::SuccessorReady {
-            use Action::{Arm, CloseListeners, CommitUpgrade, DisarmAll};
-            let timers = &[
-                DisarmAll,
-                CloseListeners,
-                CommitUpgrade,
-                Arm(Timer::Takeover),
-                Arm(Timer::Drain),
-            ];
-            return Step { actions: timers, ..step };
-        }
-        step
-    }
-}
+const STATES: usize = 654_814;
 
 #[test]
 fn the_model_finds_every_mistake_out() {
-    let mistakes: [(&str, StepFn, &str); 5] = [
+    let mistakes: [(&str, StepFn, &str); 9] = [
         ("accept before the commit", mistakes::accept_before_the_commit, "I3"),
         ("no last look", mistakes::no_last_look_into_the_pipe, "a ready byte that is there wins"),
         ("roll back after status 0", mistakes::roll_back_after_status_0, "who was told to stop"),
         ("forget the wanted upgrade", mistakes::forget_the_wanted_upgrade, "I4"),
+        ("spawn beside the predecessor", mistakes::spawn_beside_the_predecessor, "I2"),
+        ("leave with the probation", mistakes::leave_with_the_probation, "I5"),
+        ("keep a timer at the rollback", mistakes::keep_a_timer_at_the_rollback, "I6"),
+        ("come back from the end", mistakes::come_back_from_the_end, "I7"),
         ("close at the commit", mistakes::close_the_listeners_at_the_commit, "I1: somebody"),
     ];
+    let budget = Budget { hups: 2, stops: 1, kills: 1, failures: 1 };
     for (mistake, step, property) in mistakes {
-        let budget = Budget { hups: 2, stops: 1, kills: 1, failures: 1 };
-        let checker = Upgrades { budget, step }.checker().threads(2).spawn_bfs().join();
-        let found = checker.discoveries().into_keys().any(|name| name.starts_with(property));
-        assert!(found, "{mistake}: {property} holds");
+        let model = Upgrades { budget, step };
+        let name = model.properties().into_iter().map(|property| property.name);
+        let name = name.into_iter().find(|name| name.starts_with(property)).expect("a property");
+        let checker = model.checker().threads(2);
+        let checker = checker.finish_when(HasDiscoveries::AnyOf([name].into())).spawn_bfs().join();
+        assert!(checker.discovery(name).is_some(), "{mistake}: {name} holds");
     }
 }
 

@@ -162,6 +162,7 @@ fn a_process_polls_its_listeners_exactly_while_the_machine_says_so() {
                     Action::SpawnSuccessor
                     | Action::LookOnce
                     | Action::PassOnUpgrade
+                    | Action::AskSuccessor
                     | Action::KillSuccessor
                     | Action::ReportUpgrade
                     | Action::DropWanted
@@ -169,6 +170,8 @@ fn a_process_polls_its_listeners_exactly_while_the_machine_says_so() {
                     | Action::AnnounceReady
                     | Action::TellServing
                     | Action::TellStopping
+                    | Action::AnswerPredecessor
+                    | Action::KillPredecessor
                     | Action::UnlinkUnclaimed
                     | Action::WritePidFile
                     | Action::RestorePidFile

@@ -19,14 +19,15 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
 
 fn messages() -> impl Strategy<Value = Message> {
     let parts = (0u8..4).prop_flat_map(|last| (0..=last, Just(last + 1)));
-    let manifest = (any::<(u64, u32, u64)>(), 1u16.., parts, entries()).prop_map(
-        |((generation, predecessor, blocked), newest, (part, parts), entries)| {
+    let manifest = (any::<(u64, u32, u64, u64)>(), 1u16.., parts, entries()).prop_map(
+        |((generation, predecessor, blocked, stay), newest, (part, parts), entries)| {
             let protocol = ProtocolRange { oldest: 1, newest };
             Message::Manifest(Manifest {
                 protocol,
                 generation,
                 predecessor,
                 blocked,
+                stay,
                 part,
                 parts,
                 entries,
@@ -45,6 +46,8 @@ fn messages() -> impl Strategy<Value = Message> {
         Just(Message::Serving),
         Just(Message::Upgrade),
         Just(Message::Stopping),
+        Just(Message::Ping),
+        Just(Message::Pong),
     ]
 }
 

@@ -35,18 +35,20 @@ impl Predecessor {
 
 impl Event {
     /// Every event, in the order of this page.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::SetUpDone,
         Self::UpgradeRequested,
         Self::ShutdownRequested,
         Self::ExitRequested,
         Self::SuccessorReady,
         Self::SuccessorServing,
+        Self::SuccessorAnswered,
         Self::SuccessorHungUp,
         Self::SuccessorLost,
         Self::SuccessorStopped,
         Self::SuccessorSilent,
         Self::Committed,
+        Self::PredecessorAsked,
         Self::PredecessorGone,
         Self::PredecessorSilent,
         Self::SessionsGone,
@@ -55,13 +57,20 @@ impl Event {
         Self::StatusTimedOut,
         Self::ProbationOver,
         Self::DrainTimedOut,
+        Self::DepartureTimedOut,
     ];
 }
 
 impl Timer {
     /// Every timer.
-    pub const ALL: [Self; 5] =
-        [Self::Upgrade, Self::Takeover, Self::Status, Self::Probation, Self::Drain];
+    pub const ALL: [Self; 6] = [
+        Self::Upgrade,
+        Self::Takeover,
+        Self::Status,
+        Self::Probation,
+        Self::Drain,
+        Self::Departure,
+    ];
 
     /// What it means that this timer ran out.
     #[must_use]
@@ -72,6 +81,7 @@ impl Timer {
             Self::Status => Event::StatusTimedOut,
             Self::Probation => Event::ProbationOver,
             Self::Drain => Event::DrainTimedOut,
+            Self::Departure => Event::DepartureTimedOut,
         }
     }
 }
@@ -128,11 +138,13 @@ impl fmt::Display for Event {
             Self::ExitRequested => "exit requested",
             Self::SuccessorReady => "successor ready",
             Self::SuccessorServing => "successor serving",
+            Self::SuccessorAnswered => "successor answered",
             Self::SuccessorHungUp => "successor hung up",
             Self::SuccessorLost => "successor lost",
             Self::SuccessorStopped => "successor stopped",
-            Self::SuccessorSilent => "successor not ready in time",
+            Self::SuccessorSilent => "successor silent",
             Self::Committed => "committed to by the predecessor",
+            Self::PredecessorAsked => "asked by the predecessor",
             Self::PredecessorGone => "predecessor gone",
             Self::PredecessorSilent => "not committed to in time",
             Self::SessionsGone => "sessions gone",
@@ -141,6 +153,7 @@ impl fmt::Display for Event {
             Self::StatusTimedOut => "successor hung up without an exit status",
             Self::ProbationOver => "probation over",
             Self::DrainTimedOut => "drain timed out",
+            Self::DepartureTimedOut => "departure timed out",
         })
     }
 }

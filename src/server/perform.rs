@@ -1,13 +1,14 @@
 //! What the machine says is done here, and nothing is decided.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Pending, Server, Sweep};
 use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::handler::{Context, Handler};
 use crate::limits;
-use crate::machine::{Action, Drain, Event, State, Verdict};
+use crate::machine::{Action, Drain, Event, State, Timer, Verdict};
+use crate::pid_file::PidFile;
 use crate::report::{Cause, Failure, Report, Stage};
 use crate::signals;
 use crate::successor::{Plan, Successor};
@@ -75,8 +76,11 @@ impl<H: Handler> Server<H> {
             Event::SuccessorSilent if upgrading => {
                 successor.blame(Cause::NotReady(self.config.upgrade_timeout));
             }
-            Event::SuccessorSilent => {
+            Event::SuccessorSilent if unserved => {
                 successor.blame(Cause::NotServing(self.config.takeover_timeout));
+            }
+            Event::SuccessorSilent => {
+                successor.blame(Cause::NotAnswering(self.config.takeover_timeout));
             }
             Event::StatusTimedOut => successor.blame(Cause::HungUp),
             Event::ShutdownRequested | Event::ExitRequested if unserved => {
@@ -89,16 +93,19 @@ impl<H: Handler> Server<H> {
             | Event::UpgradeRequested
             | Event::SuccessorReady
             | Event::SuccessorServing
+            | Event::SuccessorAnswered
             | Event::SuccessorHungUp
             | Event::SuccessorLost
             | Event::SuccessorStopped
             | Event::Committed
+            | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
             | Event::SessionsGone
             | Event::UpgradeTimedOut
             | Event::ProbationOver
-            | Event::DrainTimedOut => {}
+            | Event::DrainTimedOut
+            | Event::DepartureTimedOut => {}
         }
     }
 
@@ -111,6 +118,13 @@ impl<H: Handler> Server<H> {
                 if let Some(successor) = &self.successor {
                     successor.tell(&Message::Upgrade);
                 }
+            }
+            Action::AskSuccessor => {
+                fault::at(Point::ProbationOver);
+                if let Some(successor) = &mut self.successor {
+                    successor.ask();
+                }
+                fault::at(Point::PingSent);
             }
             Action::KillSuccessor => self.kill_successor(),
             Action::ReportUpgrade => self.report_upgrade(),
@@ -131,6 +145,15 @@ impl<H: Handler> Server<H> {
                 fault::at(Point::ServingSaid);
             }
             Action::TellStopping => self.tell_predecessor(&Message::Stopping),
+            Action::AnswerPredecessor => {
+                self.tell_predecessor(&Message::Pong);
+                fault::at(Point::PongSaid);
+            }
+            Action::KillPredecessor => {
+                if let Some(predecessor) = &self.predecessor {
+                    predecessor.kill(self.stay_of_predecessor());
+                }
+            }
             Action::UnlinkUnclaimed => self.listeners.unlink_abandoned(),
             Action::WritePidFile => {
                 self.write_pid_file();
@@ -174,7 +197,15 @@ impl<H: Handler> Server<H> {
             }
             Action::Arm(timer) => {
                 // A deadline beyond all time is none.
-                let deadline = self.shared.now.checked_add(self.config.duration(timer));
+                let duration = match timer {
+                    Timer::Departure => self.stay_of_predecessor(),
+                    Timer::Upgrade
+                    | Timer::Takeover
+                    | Timer::Status
+                    | Timer::Probation
+                    | Timer::Drain => self.config.duration(timer),
+                };
+                let deadline = self.shared.now.checked_add(duration);
                 if let Some(deadline) = deadline {
                     self.timers.arm(timer, deadline);
                 }
@@ -188,10 +219,12 @@ impl<H: Handler> Server<H> {
         fault::at(Point::Spawn);
         self.attempts = self.attempts.wrapping_add(1);
         // From here the turn under way counts too.
-        self.longest_turn = std::time::Duration::ZERO;
+        self.longest_turn = Duration::ZERO;
         let blocked = self.signals.to_block();
         let generation = self.shared.generation + 1;
-        let started = Successor::start(Plan {
+        // A rollback must not need space on a disk that may be full by then.
+        let spare = self.pid_file.as_ref().map_or(Ok(()), PidFile::keep_spare);
+        let plan = Plan {
             attempt: self.attempts,
             generation,
             command: &self.command,
@@ -200,8 +233,13 @@ impl<H: Handler> Server<H> {
             manifest: self.listeners.manifest(),
             registry: &self.registry,
             waker: self.remote.waker(),
+            stay: self.config.longest_stay(),
             started: self.shared.now,
-        });
+        };
+        let started = match spare {
+            Ok(()) => Successor::start(plan),
+            Err(error) => Err(Cause::PidFile(error)),
+        };
         match started {
             Ok(successor) => self.successor = Some(successor),
             Err(cause) => {
@@ -253,6 +291,12 @@ impl<H: Handler> Server<H> {
         fault::at(Point::CommitSent);
     }
 
+    /// What the predecessor said, and some time more, because its clock began a little later.
+    fn stay_of_predecessor(&self) -> Duration {
+        let said = self.predecessor.as_ref().map_or(Duration::MAX, |predecessor| predecessor.stay);
+        said.saturating_add(self.config.takeover_timeout)
+    }
+
     fn tell_predecessor(&self, message: &Message) {
         if let Some(predecessor) = &self.predecessor {
             predecessor.tell(message);
@@ -286,7 +330,12 @@ impl<H: Handler> Server<H> {
         let Some(report) = report else { return };
         match &report.outcome {
             Ok(_) => log::info!("{report}."),
-            Err(_) => log::error!("{report}."),
+            Err(_) => {
+                if let Some(pid_file) = &self.pid_file {
+                    pid_file.discard_spare();
+                }
+                log::error!("{report}.");
+            }
         }
         self.handler.upgraded(&mut Context { shared: &mut self.shared }, &report);
     }

@@ -51,6 +51,7 @@ pub(crate) struct Seen {
     pub(crate) sole_owner: bool,
     pub(crate) failed: bool,
     pub(crate) last_look: bool,
+    pub(crate) overdue: bool,
 }
 
 /// What must never happen, noted when it does.
@@ -62,7 +63,9 @@ pub(crate) struct Broken {
     pub(crate) resurrected: bool,
     /// A descriptor or a timer of a failed upgrade was left.
     pub(crate) left_over: bool,
-    /// Something happened to a process that had exited.
+    /// A session was cut off though nobody asked for the end and its time was not over.
+    pub(crate) session_cut: bool,
+    /// A process came back from its end.
     pub(crate) undead: bool,
 }
 
@@ -103,8 +106,10 @@ pub(crate) enum Life {
 pub(crate) enum Word {
     Commit,
     Upgrade,
+    Ping,
     Serving,
     Stopping,
+    Pong,
 }
 
 /// What happens next, and to which process.
@@ -293,7 +298,10 @@ impl World {
         let event = match self.processes[id].from_successor.remove(0) {
             Word::Serving => Event::SuccessorServing,
             Word::Stopping => Event::SuccessorStopped,
-            word @ (Word::Commit | Word::Upgrade) => unreachable!("{word:?} from a successor"),
+            Word::Pong => Event::SuccessorAnswered,
+            word @ (Word::Commit | Word::Upgrade | Word::Ping) => {
+                unreachable!("{word:?} from a successor")
+            }
         };
         self.feed(id, event, step);
     }
@@ -302,7 +310,10 @@ impl World {
         let event = match self.processes[id].from_predecessor.remove(0) {
             Word::Commit => Event::Committed,
             Word::Upgrade => Event::UpgradeRequested,
-            word @ (Word::Serving | Word::Stopping) => unreachable!("{word:?} from a predecessor"),
+            Word::Ping => Event::PredecessorAsked,
+            word @ (Word::Serving | Word::Stopping | Word::Pong) => {
+                unreachable!("{word:?} from a predecessor")
+            }
         };
         self.feed(id, event, step);
     }
@@ -379,6 +390,7 @@ impl World {
             }
             let after = answer.machine.state();
             if after == State::Exited {
+                self.broken.session_cut |= self.processes[id].session;
                 let status = u8::from(event == Event::PredecessorSilent);
                 self.die(id, Life::Exited(status));
             }
@@ -399,7 +411,10 @@ impl World {
             self.owed = true;
             self.seen.remembered |= after.wanted();
         }
-        self.broken.undead |= before.state() == State::Exited;
+        let end = [State::Draining(Drain::Shutdown), State::Exited];
+        let from = end.iter().position(|state| *state == before.state());
+        let to = end.iter().position(|state| *state == after.state());
+        self.broken.undead |= from > to;
         let drained = matches!(
             before.state(),
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven)
@@ -423,14 +438,16 @@ impl World {
                 }
             }
             Action::LookOnce => {
-                let committed = State::Draining(Drain::Committed);
-                if self.processes[id].machine.state() == committed {
+                if matches!(self.processes[id].machine.state(), State::Draining(_)) {
                     let words = std::mem::take(&mut self.processes[id].from_successor);
                     pending.extend(words.iter().map(|word| match word {
                         Word::Serving => Event::SuccessorServing,
-                        Word::Stopping | Word::Commit | Word::Upgrade => Event::SuccessorStopped,
+                        Word::Pong => Event::SuccessorAnswered,
+                        Word::Stopping | Word::Commit | Word::Upgrade | Word::Ping => {
+                            Event::SuccessorStopped
+                        }
                     }));
-                    if !words.contains(&Word::Serving) {
+                    if !words.contains(&Word::Serving) && !words.contains(&Word::Pong) {
                         pending.push(Event::SuccessorSilent);
                     }
                 } else if self.processes[id].successor.is_some() {
@@ -443,7 +460,10 @@ impl World {
                     let committed = words.contains(&Word::Commit);
                     pending.extend(words.iter().map(|word| match word {
                         Word::Commit => Event::Committed,
-                        Word::Upgrade | Word::Serving | Word::Stopping => Event::UpgradeRequested,
+                        Word::Ping => Event::PredecessorAsked,
+                        Word::Upgrade | Word::Serving | Word::Stopping | Word::Pong => {
+                            Event::UpgradeRequested
+                        }
                     }));
                     // A dead one is heard of in a moment.
                     let dead = self.processes[id]
@@ -459,6 +479,16 @@ impl World {
                 self.tell_successor(id, Word::Commit);
             }
             Action::PassOnUpgrade => self.tell_successor(id, Word::Upgrade),
+            Action::AskSuccessor => self.tell_successor(id, Word::Ping),
+            Action::AnswerPredecessor => self.tell_predecessor(id, Word::Pong),
+            Action::KillPredecessor => {
+                if let Some(predecessor) = self.processes[id].predecessor {
+                    if self.processes[predecessor].is_alive() {
+                        self.seen.overdue = true;
+                        self.die(predecessor, Life::Killed);
+                    }
+                }
+            }
             Action::KillSuccessor => {
                 let timed_out = matches!(event, Event::UpgradeTimedOut | Event::SuccessorSilent);
                 self.broken.ready_wasted |= timed_out && self.processes[id].pipe;
@@ -498,7 +528,11 @@ impl World {
                 self.processes[id].polls = false;
                 self.processes[id].has_listeners = false;
             }
-            Action::CloseSessions => self.processes[id].session = false,
+            Action::CloseSessions => {
+                let lawful = matches!(event, Event::DrainTimedOut | Event::ExitRequested);
+                self.broken.session_cut |= self.processes[id].session && !lawful;
+                self.processes[id].session = false;
+            }
             Action::Arm(timer) => {
                 let armed = &mut self.processes[id].armed;
                 if !armed.contains(&timer) {

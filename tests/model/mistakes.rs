@@ -1,0 +1,85 @@
+//! Wrong machines, each with one mistake that somebody could make. The model finds each of them out.
+
+use tablecloth::machine::{
+    Action, Drain, Event, Machine, Predecessor, State, Step, Timer, Verdict,
+};
+
+use super::real;
+
+pub(crate) fn accept_before_the_commit(machine: Machine, event: Event) -> Step {
+    let step = real(machine, event);
+    if event == Event::SetUpDone && machine.predecessor() == Predecessor::Owner {
+        use Action::{AnnounceReady, Arm, ResumeAccepting};
+        return Step { actions: &[ResumeAccepting, AnnounceReady, Arm(Timer::Takeover)], ..step };
+    }
+    step
+}
+
+pub(crate) fn no_last_look_into_the_pipe(machine: Machine, event: Event) -> Step {
+    if machine.state() == State::Upgrading && event == Event::UpgradeTimedOut {
+        return real(machine, Event::SuccessorSilent);
+    }
+    real(machine, event)
+}
+
+pub(crate) fn roll_back_after_status_0(machine: Machine, event: Event) -> Step {
+    let serves = [State::Draining(Drain::Probation), State::Draining(Drain::Proven)];
+    if serves.contains(&machine.state()) && event == Event::SuccessorStopped {
+        return real(machine, Event::SuccessorLost);
+    }
+    real(machine, event)
+}
+
+pub(crate) fn forget_the_wanted_upgrade(machine: Machine, event: Event) -> Step {
+    let step = real(machine, event);
+    if event == Event::UpgradeRequested && step.machine.wanted() {
+        return Step { machine, ..step };
+    }
+    step
+}
+
+pub(crate) fn spawn_beside_the_predecessor(machine: Machine, event: Event) -> Step {
+    if machine.state() == State::Running && event == Event::UpgradeRequested {
+        return real(Machine::first(), event);
+    }
+    real(machine, event)
+}
+
+pub(crate) fn leave_with_the_probation(machine: Machine, event: Event) -> Step {
+    if machine.state() == State::Draining(Drain::Probation) && event == Event::ProbationOver {
+        let proven = real(machine, Event::SuccessorAnswered).machine;
+        return real(proven, Event::SessionsGone);
+    }
+    real(machine, event)
+}
+
+pub(crate) fn keep_a_timer_at_the_rollback(machine: Machine, event: Event) -> Step {
+    let step = real(machine, event);
+    let drained = matches!(machine.state(), State::Draining(_));
+    if drained && step.machine.state() == State::Running {
+        use Action::{KillSuccessor, ReportUpgrade, RestorePidFile, ResumeAccepting};
+        let actions = &[KillSuccessor, ResumeAccepting, RestorePidFile, ReportUpgrade];
+        return Step { actions, ..step };
+    }
+    step
+}
+
+pub(crate) fn come_back_from_the_end(machine: Machine, event: Event) -> Step {
+    let step = real(machine, event);
+    if step.machine.state() == State::Exited && event == Event::SessionsGone {
+        let running = Machine::first();
+        return Step { machine: running, verdict: Verdict::Moves, actions: &[] };
+    }
+    step
+}
+
+pub(crate) fn close_the_listeners_at_the_commit(machine: Machine, event: Event) -> Step {
+    let step = real(machine, event);
+    if machine.state() == State::Upgrading && event == Event::SuccessorReady {
+        use Action::{Arm, CloseListeners, CommitUpgrade, DisarmAll};
+        let timers =
+            &[DisarmAll, CloseListeners, CommitUpgrade, Arm(Timer::Takeover), Arm(Timer::Drain)];
+        return Step { actions: timers, ..step };
+    }
+    step
+}
