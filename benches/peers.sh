@@ -40,7 +40,8 @@ build() {
 # Starts a server on any port and waits until its pid file is there.
 start() {
     case $1 in
-        ours) "$place/ours" --listen 127.0.0.1:0 --pid-file "$place/pid" --log-level warn ;;
+        ours) "$place/ours" --listen 127.0.0.1:0 --pid-file "$place/pid" --log-level warn \
+            --probation 0 ;;
         tableflip) "$place/tableflip" -listen 127.0.0.1:0 -pid-file "$place/pid" ;;
     esac >>"$place/$1.log" 2>&1 &
     tries=0

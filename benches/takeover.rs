@@ -71,7 +71,7 @@ fn start(demo: &Path, pid_file: &Path, log: &Path) -> Result<Started, String> {
     let log = File::create(log).map_err(failed(log.display()))?;
     let child = Command::new(demo)
         // A line for each upgrade, and two for each echo that this bench asks for.
-        .args(["--listen=127.0.0.1:0", "--log-level=info", "--pid-file"])
+        .args(["--listen=127.0.0.1:0", "--log-level=info", "--probation=0", "--pid-file"])
         .arg(pid_file)
         .stdin(Stdio::null())
         .stderr(log)

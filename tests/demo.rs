@@ -175,7 +175,7 @@ fn a_shutdown_stops_at_a_message_boundary() {
 
 #[test]
 fn clients_in_a_loop_notice_none_of_twenty_upgrades() {
-    let mut demo = demo(&[]);
+    let mut demo = demo(&["--probation", "0.01"]);
     let address = demo.address();
     let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let clients: Vec<_> = (0..4)

@@ -8,10 +8,11 @@ mod harness;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use harness::{
     Actor, Start, children_of, copy_program, descriptors_of, example, is_alive, limit_descriptors,
-    until,
+    state_of, until,
 };
 use nix::sys::signal::Signal;
 use tablecloth::fault::Point;
@@ -203,6 +204,72 @@ fn a_successor_that_dies_on_probation_is_rolled_back_even_with_no_session_left()
     actor.signal(second, Signal::SIGKILL);
     actor.wait_for("Draining -> Running");
     assert_eq!(actor.who(), (first, 0));
+}
+
+#[test]
+fn a_successor_that_stands_still_on_probation_is_rolled_back() {
+    let deadlines = ["--probation-ms", "20", "--takeover-ms", "300"];
+    let mut actor = Start::actor().pid_file().faults().args(&deadlines).serve();
+    let first = actor.pid();
+    actor.fault(Point::ServingSaid, "stop");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("done; spawn");
+    // It serves by its own word, and does nothing: a client waits for whoever accepts.
+    let line = actor.wait_for("failed in");
+    let stands_still = "failed in draining: the successor stands still: it did not answer";
+    assert!(line.contains(stands_still), "{line}");
+    assert_eq!(actor.who(), (first, 0));
+    let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
+    assert_eq!(pid_file, format!("{first}\n"));
+    until("it is reaped", || children_of(first).is_empty());
+    actor.upgrade();
+}
+
+#[test]
+fn a_successor_that_was_slow_and_has_answered_by_the_deadline_is_proven() {
+    let deadlines = ["--probation-ms", "20", "--takeover-ms", "100"];
+    let mut actor = Start::actor().faults().args(&deadlines).serve();
+    let first = actor.pid();
+    actor.fault(Point::PingSent, "stop");
+    actor.signal(first, Signal::SIGHUP);
+    until("it stands still", || state_of(first) == Some('T'));
+    let asked = Instant::now();
+    let (second, _) = actor.who();
+    assert_ne!(second, first);
+    // Until its own deadline has passed: it notices that together with the answer.
+    until("it is answered", || actor.has("asked by the predecessor"));
+    until("its deadline is over", || asked.elapsed() > Duration::from_millis(150));
+    actor.signal(first, Signal::SIGCONT);
+    actor.wait_for("alone");
+    assert!(!actor.has("failed in"));
+}
+
+#[test]
+fn a_predecessor_that_stands_still_after_its_commit_is_killed_and_the_wanted_upgrade_begins() {
+    let deadlines = ["--drain-ms", "200", "--takeover-ms", "100"];
+    let mut actor = Start::actor().pid_file().faults().args(&deadlines).serve();
+    let first = actor.pid();
+    actor.fault(Point::CommitSent, "stop");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("fault at CommitSent");
+    let (second, generation) = actor.who();
+    assert_eq!(generation, 1);
+    actor.signal(second, Signal::SIGHUP);
+    actor.wait_for("upgrade requested, and carried out as soon as it can be");
+    let line = actor.wait_for("did not leave");
+    let killed = format!("the predecessor {first} did not leave within 300ms: killing it");
+    assert!(line.contains(&killed), "{line}");
+    actor.wait_for("alone");
+    actor.wait_for("alone");
+    assert_eq!(actor.who().1, 2);
+}
+
+#[test]
+fn a_commit_that_does_not_fit_into_the_handoff_socket_is_none() {
+    let actor = Start::actor().pid_file().faults().at(1, "raw-ready-and-hang").serve();
+    actor.fault(Point::Paused, "drown");
+    let mut actor = fails(actor, "failed in takeover: the successor does not read the handoff");
+    assert!(actor.has("Draining -> Running"));
 }
 
 #[test]

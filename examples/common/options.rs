@@ -10,9 +10,10 @@ use tablecloth::Config;
 pub(crate) const HELP: &str = "\
   --pid-file FILE          a file that always names the serving process
   --upgrade-timeout SECS   how long a successor may take to be ready [60]
+  --takeover-timeout SECS  how long the other process may take to answer [5]
   --drain-timeout SECS     how long sessions may take to end [30]
   --probation SECS         how long the old process stays, at least, to take over
-                           again if the new one dies [0]
+                           again if the new one dies or does not answer [1]
   --log-level LEVEL        off, error, warn, info, debug or trace [info];
                            warn leaves out the line for each message
   --help                   this text
@@ -41,6 +42,9 @@ impl Common {
             }
             "--upgrade-timeout" => {
                 self.config.upgrade_timeout = seconds(parser, "--upgrade-timeout")?;
+            }
+            "--takeover-timeout" => {
+                self.config.takeover_timeout = seconds(parser, "--takeover-timeout")?;
             }
             "--drain-timeout" => {
                 self.config.drain_timeout = seconds(parser, "--drain-timeout")?;

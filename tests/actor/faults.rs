@@ -36,12 +36,18 @@ fn reached(point: Point) {
     if at != format!("{point:?}") || fs::remove_file(file).is_err() {
         return;
     }
-    // Not by the log: at the first points there is none yet.
-    let _ = writeln!(io::stderr(), "[{}] fault at {point:?}: {deed}", std::process::id());
+    say_aloud(&format!("fault at {point:?}: {deed}"));
     if let Err(error) = strike(deed) {
-        let _ = writeln!(io::stderr(), "[{}] fault {deed}: {error}", std::process::id());
+        say_aloud(&format!("fault {deed}: {error}"));
         std::process::abort();
     }
+}
+
+/// Not by the log: at the first points there is none yet. In one piece, because two processes write
+/// here.
+fn say_aloud(text: &str) {
+    let line = format!("[{}] {text}\n", std::process::id());
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 fn strike(deed: &str) -> io::Result<()> {
@@ -53,6 +59,8 @@ fn strike(deed: &str) -> io::Result<()> {
         "exit" => std::process::exit(object.parse().unwrap_or(1)),
         "panic" => panic!("as it was told"),
         "garbage" => say(b"GET / HTTP/1.1\r\n\r\n")?,
+        // Until nothing more fits into the handoff socket.
+        "drown" => while say(b"GET / HTTP/1.1\r\n\r\n").is_ok() {},
         "protocol" => {
             let mut packet = Message::Hello(Hello {
                 protocol: PROTOCOL.newest,

@@ -349,7 +349,7 @@ pub(crate) fn who_by_udp(address: &str) -> String {
 }
 
 /// A process's state, as in the third field of /proc/PID/stat (proc(5)); `None` if there is none.
-fn state_of(pid: u32) -> Option<char> {
+pub(crate) fn state_of(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
 }
