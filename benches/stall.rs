@@ -173,7 +173,7 @@ fn serve(mib: &str, figures: PathBuf, empty: PathBuf) -> Result<(), String> {
     let mut config = Config::default();
     config.user_signals = vec![SIGUSR1];
     // The turns that count are over by then.
-    config.probation = Duration::ZERO;
+    config.probation = std::time::Duration::ZERO;
     let words = |error: tablecloth::Error| error.to_string();
     let own_figures = figures.try_clone().map_err(failed("duplicate a descriptor"))?;
     let mut server = Server::new(config, Measured { figures, empty }).map_err(words)?;
