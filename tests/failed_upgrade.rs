@@ -265,6 +265,52 @@ fn a_predecessor_that_stands_still_after_its_commit_is_killed_and_the_wanted_upg
 }
 
 #[test]
+fn a_spawn_that_is_slower_than_the_upgrade_timeout_leaves_nothing_in_the_end() {
+    let start = Start::actor().pid_file().faults().args(&["--upgrade-ms", "200"]);
+    let answer = start.path_of("answer");
+    let mut actor = start.at(1, "hang").serve();
+    let first = actor.pid();
+    let before = descriptors_of(first);
+    actor.fault(Point::Spawned, &format!("wait {answer}"));
+    let successor = actor.give_birth(first);
+    let line = actor.wait_for("failed in");
+    assert!(line.contains("not ready within 200ms"), "{line}");
+    // It is not known yet whom to kill, and nobody waits for that.
+    assert_eq!(actor.who(), (first, 0));
+    assert!(is_alive(successor));
+    fs::write(answer, "").expect("a file");
+    until("it is killed and reaped", || children_of(first).is_empty());
+    until("no descriptor is left", || descriptors_of(first) == before);
+}
+
+#[test]
+fn a_rollback_ends_the_draining_of_the_sessions() {
+    let mut actor = Start::actor().args(&["--probation-ms", "3600000"]).serve();
+    let (mut session, first) = actor.upgrade_around_a_session();
+    let (second, _) = actor.who();
+    actor.wait_for("drain, shutting down: false");
+    actor.signal(second, Signal::SIGKILL);
+    actor.wait_for("Draining -> Running");
+    let (drained, back) = (actor.count("drain, shutting down"), Instant::now());
+    // They would be asked every 100 ms.
+    until("they had their time", || back.elapsed() > Duration::from_millis(250));
+    assert_eq!(session.who(), (first, 0));
+    assert_eq!(actor.count("drain, shutting down"), drained);
+}
+
+#[test]
+fn more_messages_than_a_turn_reads_are_read_in_the_next_one() {
+    let mut actor = Start::actor().faults().args(&["--probation-ms", "300"]).serve();
+    let first = actor.pid();
+    // All at once, and then nothing that would wake the successor up.
+    actor.fault(Point::ServingHeard, "garbage 200");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("asked by the predecessor");
+    actor.wait_for("alone");
+    assert_eq!(actor.count("talked nonsense"), 200);
+}
+
+#[test]
 fn a_commit_that_does_not_fit_into_the_handoff_socket_is_none() {
     let actor = Start::actor().pid_file().faults().at(1, "raw-ready-and-hang").serve();
     actor.fault(Point::Paused, "drown");

@@ -56,11 +56,17 @@ fn strike(deed: &str) -> io::Result<()> {
         "kill" => raise(Signal::SIGKILL)?,
         // Until somebody continues it.
         "stop" => raise(Signal::SIGSTOP)?,
+        // Only the thread that comes here: at `Spawned` the loop goes on.
+        "wait" => {
+            while !PathBuf::from(object).exists() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        }
         "exit" => std::process::exit(object.parse().unwrap_or(1)),
         "panic" => panic!("as it was told"),
-        "garbage" => say(b"GET / HTTP/1.1\r\n\r\n")?,
+        "garbage" => say(b"GET / HTTP/1.1\r\n\r\n", object.parse().unwrap_or(1))?,
         // Until nothing more fits into the handoff socket.
-        "drown" => while say(b"GET / HTTP/1.1\r\n\r\n").is_ok() {},
+        "drown" => while say(b"GET / HTTP/1.1\r\n\r\n", 1).is_ok() {},
         "protocol" => {
             let mut packet = Message::Hello(Hello {
                 protocol: PROTOCOL.newest,
@@ -72,7 +78,7 @@ fn strike(deed: &str) -> io::Result<()> {
             // The header's version, and the one chosen.
             packet[4] = 99;
             packet[7] = 99;
-            say(&packet)?;
+            say(&packet, 1)?;
         }
         // The next descriptor would be one too many.
         "emfile" => {
@@ -106,8 +112,8 @@ fn limit(resource: Resource, most: Option<u64>) -> io::Result<()> {
     Ok(setrlimit(resource, Rlimit { current: most.or(maximum), maximum })?)
 }
 
-/// Says something on the handoff socket: the one connected seqpacket socket that this process has.
-fn say(packet: &[u8]) -> io::Result<()> {
+/// Says something so many times on the handoff socket: the one connected seqpacket socket that this process has.
+fn say(packet: &[u8], times: usize) -> io::Result<()> {
     let unix = fs::read_to_string("/proc/net/unix")?;
     // Num RefCount Protocol Flags Type St Inode Path (proc(5)).
     let is_handoff = |inode: &str| {
@@ -120,7 +126,9 @@ fn say(packet: &[u8]) -> io::Result<()> {
         let target = target.to_string_lossy().into_owned();
         let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
         if inode.is_some_and(is_handoff) {
-            send(number, packet, MsgFlags::MSG_NOSIGNAL)?;
+            for _ in 0..times {
+                send(number, packet, MsgFlags::MSG_NOSIGNAL)?;
+            }
             return Ok(());
         }
     }
