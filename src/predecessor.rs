@@ -18,7 +18,10 @@ use crate::limits;
 use crate::machine::Event;
 use crate::sys;
 use crate::token::{Kind, Token};
-use crate::wire::{Entry, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, READY, VARIABLE};
+use crate::wire::{
+    Entry, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem, ProtocolRange, READY, VARIABLE,
+    WireError,
+};
 
 /// The predecessor, as long as it is there.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub(crate) struct Predecessor {
     /// Closed once the ready byte is written.
     pipe: Option<File>,
     socket: OwnedFd,
+    /// The one protocol version that is spoken with it.
+    speaks: ProtocolRange,
     /// Becomes readable when it dies. `None` if its id means nothing here, as across pid
     /// namespaces, or if it is dead already; the end of the socket says it then.
     process: Option<OwnedFd>,
@@ -63,7 +68,7 @@ impl Predecessor {
                 Ok(Some((predecessor, inheritance)))
             }
             Err(error) => {
-                refuse(&socket, &error.to_string());
+                refuse(&socket, PROTOCOL.newest, &error.to_string());
                 Err(error)
             }
         }
@@ -74,7 +79,7 @@ impl Predecessor {
         let protocol = PROTOCOL.agree(manifest.protocol).unwrap_or(PROTOCOL.newest);
         let build = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into();
         let pid = std::process::id();
-        let hello = Message::Hello(Hello { protocol, schemas: NO_SCHEMAS, pid, build });
+        let hello = Message::Hello(Hello { schemas: NO_SCHEMAS, pid, build });
         // Its id is known to mean the predecessor as long as it is this process's parent; what the
         // id of a dead one means is found out by asking again once the descriptor is open.
         let is_parent = || getppid().as_raw() as u32 == manifest.predecessor;
@@ -92,6 +97,7 @@ impl Predecessor {
             },
             pipe: Some(pipe.into()),
             socket,
+            speaks: ProtocolRange::only(protocol),
             process,
             hung_up: false,
         };
@@ -135,7 +141,7 @@ impl Predecessor {
 
     /// Says why this process will not take over.
     pub(crate) fn refuse(&self, reason: &str) {
-        refuse(&self.socket, reason);
+        refuse(&self.socket, self.speaks.newest, reason);
     }
 
     /// What the predecessor has said since the last call. Answers whether it may have said more.
@@ -147,17 +153,17 @@ impl Predecessor {
                     self.hang_up(events);
                     return false;
                 }
-                Ok(received) => match Message::decode(&packet[..received.length]) {
-                    Ok(Message::Commit) => {
+                Ok(received) => match Message::decode(&packet[..received.length], self.speaks) {
+                    Ok((_, Message::Commit)) => {
                         fault::at(Point::CommitHeard);
                         events.push(Event::Committed);
                     }
-                    Ok(Message::Upgrade) => events.push(Event::UpgradeRequested),
-                    Ok(Message::Ping) => {
+                    Ok((_, Message::Upgrade)) => events.push(Event::UpgradeRequested),
+                    Ok((_, Message::Ping)) => {
                         fault::at(Point::PingHeard);
                         events.push(Event::PredecessorAsked);
                     }
-                    Ok(message) => {
+                    Ok((_, message)) => {
                         log::warn!("the predecessor sent {} out of turn", message.name())
                     }
                     Err(error) => log::warn!("the predecessor talked nonsense: {error}"),
@@ -209,7 +215,7 @@ impl Predecessor {
     }
 
     fn send(&self, message: &Message) {
-        if let Err(error) = sys::send(&self.socket, &message.encode(), &[]) {
+        if let Err(error) = sys::send(&self.socket, &message.encode(self.speaks.newest), &[]) {
             log::debug!("{} to the predecessor: {error}", message.name());
         }
     }
@@ -271,9 +277,15 @@ fn receive_manifest(socket: &OwnedFd) -> Result<(Manifest, Inheritance), Error> 
     for expected in 0.. {
         let received = sys::receive(socket, &mut packet)
             .map_err(|error| handoff(format!("receive MANIFEST: {error}")))?;
-        let manifest = match Message::decode(&packet[..received.length]) {
-            Ok(Message::Manifest(manifest)) => manifest,
-            Ok(other) => return Err(handoff(format!("{} instead of MANIFEST", other.name()))),
+        let manifest = match Message::decode(&packet[..received.length], PROTOCOL) {
+            Ok((_, Message::Manifest(manifest))) => manifest,
+            Ok((_, other)) => return Err(handoff(format!("{} instead of MANIFEST", other.name()))),
+            Err(WireError { problem: Problem::Protocol { said, spoken }, .. }) => {
+                return Err(handoff(format!(
+                    "no protocol version in common: the predecessor speaks {said}, the successor \
+                     {spoken}"
+                )));
+            }
             Err(error) => return Err(handoff(format!("MANIFEST: {error}"))),
         };
         if manifest.part != expected {
@@ -291,7 +303,7 @@ fn receive_manifest(socket: &OwnedFd) -> Result<(Manifest, Inheritance), Error> 
     Err(handoff("MANIFEST without an end".into()))
 }
 
-fn refuse(socket: &OwnedFd, reason: &str) {
+fn refuse(socket: &OwnedFd, protocol: u16, reason: &str) {
     // Nothing can be done if nobody hears it; the exit status says the rest.
-    let _ = sys::send(socket, &Message::Refuse(reason.into()).encode(), &[]);
+    let _ = sys::send(socket, &Message::Refuse(reason.into()).encode(protocol), &[]);
 }

@@ -22,7 +22,9 @@ use crate::machine::Event;
 use crate::report::{Cause, Failure, Stage, Timings};
 use crate::sys::{self, Command, Spawned};
 use crate::token::{Kind, Token};
-use crate::wire::{Entry, Hello, Manifest, Message, PROTOCOL, Problem, READY, VARIABLE};
+use crate::wire::{
+    Entry, Hello, Manifest, Message, PROTOCOL, Problem, ProtocolRange, READY, VARIABLE,
+};
 
 /// What the spawning thread answers, and when it had the answer.
 type Answer = (io::Result<Spawned>, Instant);
@@ -43,6 +45,9 @@ pub(crate) struct Successor {
     pipe: Option<OwnedFd>,
     socket: OwnedFd,
     hello: Option<Hello>,
+    /// The protocol versions that are taken from it: all that this build speaks, and from HELLO on
+    /// the one that it chose.
+    speaks: ProtocolRange,
     /// Whether it owes an answer.
     asked: bool,
     /// Why it is lost, once it is.
@@ -131,6 +136,7 @@ impl Successor {
             pipe: Some(pipe),
             socket,
             hello: None,
+            speaks: PROTOCOL,
             asked: false,
             cause: None,
         })
@@ -230,12 +236,16 @@ impl Successor {
                     events.push(Event::SuccessorHungUp);
                     return false;
                 }
-                Ok(received) => match Message::decode(&packet[..received.length]) {
-                    Ok(message) => self.hear(message, events),
+                Ok(received) => match Message::decode(&packet[..received.length], self.speaks) {
+                    Ok((protocol, message)) => self.hear(protocol, message, events),
                     Err(error) => {
                         let cause = match error.problem {
-                            Problem::Protocol(range) => Cause::Protocol(range),
-                            Problem::Truncated
+                            // Once it has chosen, another version is nonsense like any other.
+                            Problem::Protocol { said, .. } if self.hello.is_none() => {
+                                Cause::Protocol(said)
+                            }
+                            Problem::Protocol { .. }
+                            | Problem::Truncated
                             | Problem::TrailingBytes
                             | Problem::TooLong
                             | Problem::NotText
@@ -262,11 +272,12 @@ impl Successor {
         true
     }
 
-    fn hear(&mut self, message: Message, events: &mut Vec<Event>) {
+    fn hear(&mut self, protocol: u16, message: Message, events: &mut Vec<Event>) {
         match message {
             Message::Hello(hello) if self.hello.is_none() => {
-                log::debug!("the successor is {}, protocol {}", hello.build, hello.protocol);
+                log::debug!("the successor is {}, protocol {protocol}", hello.build);
                 self.hello = Some(hello);
+                self.speaks = ProtocolRange::only(protocol);
                 fault::at(Point::HelloHeard);
             }
             // Its exit status follows; what it said is why.
@@ -347,7 +358,7 @@ impl Successor {
     /// Sends a message. Answers `false` if the successor does not read, so that the socket is full;
     /// of a dead one its death will be heard, and tells more.
     pub(crate) fn tell(&self, message: &Message) -> bool {
-        match sys::send(&self.socket, &message.encode(), &[]) {
+        match sys::send(&self.socket, &message.encode(self.speaks.newest), &[]) {
             Ok(()) => true,
             Err(error) => {
                 log::debug!("{} to the successor: {error}", message.name());
@@ -551,7 +562,7 @@ fn send_manifest(socket: &OwnedFd, plan: &Plan<'_>) -> io::Result<()> {
             entries: named.iter().map(|(entry, _)| entry.clone()).collect(),
         });
         let fds: Vec<_> = named.iter().map(|(_, fd)| *fd).collect();
-        sys::send(socket, &manifest.encode(), &fds)?;
+        sys::send(socket, &manifest.encode(PROTOCOL.newest), &fds)?;
     }
     Ok(())
 }

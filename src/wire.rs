@@ -2,13 +2,12 @@
 //!
 //! Each message is one packet on a `SOCK_SEQPACKET` socket (unix(7)), so there is no framing. A
 //! packet is `magic (4) · protocol (2) · kind (1) · body`, numbers little-endian, texts with their
-//! length in front. The header, the first two fields of a MANIFEST (the protocol range) and REFUSE
-//! never change, so that any two builds can at least say that they do not understand each other.
+//! length in front.
 //!
 //! | kind | from | says |
 //! | --- | --- | --- |
 //! | MANIFEST | predecessor | the protocol range, who is speaking, which descriptor is which |
-//! | HELLO | successor | the protocol chosen, the session schemas understood, the build |
+//! | HELLO | successor | by its header the protocol chosen; the session schemas understood, the build |
 //! | REFUSE | successor | why it will not take over, in words |
 //! | COMMIT | predecessor | from here on the successor accepts |
 //! | SERVING | successor | it accepts, and the pid file names it |
@@ -19,6 +18,41 @@
 //!
 //! Decoding never panics and never allocates more than the packet's own size in proportion:
 //! hostile, truncated and oversized input gives a [`WireError`] that names the field.
+//!
+//! # Versions
+//!
+//! Two builds that know nothing of each other meet here, and at least can say that they do not
+//! understand each other. For that, a part of all this is the same in every version:
+//!
+//! - [`VARIABLE`] and what it says, [`READY`], and that no packet is longer than
+//!   [`limits::PACKET_BYTES`];
+//! - the header, and the kinds 1 (MANIFEST) and 3 (REFUSE) in it;
+//! - the first two fields of a MANIFEST: the oldest and the newest version that the predecessor
+//!   speaks;
+//! - REFUSE as a whole, with at most [`limits::TEXT_BYTES`] of text. It is understood whatever
+//!   version its header says.
+//!
+//! Everything else may change, by these rules:
+//!
+//! 1. **A MANIFEST only grows.** Its writer does not know yet what its reader speaks. So it is
+//!    written in the newest version of its range, which is what its header says, and a version adds
+//!    fields to it only behind those of the version before. A reader reads the fields that it knows.
+//!    It ignores what is behind them if the header's version is newer than every version that it
+//!    speaks; otherwise nothing may be behind them. A version whose MANIFEST cannot be read like
+//!    this ends the range: the build that speaks it raises its oldest version. A new kind of
+//!    descriptor is no new field: a build that does not know it refuses, in words.
+//! 2. **The successor chooses, once.** It takes the newest version that both speak, and writes HELLO
+//!    in it: HELLO's header is the choice. From there on every packet in either direction is in
+//!    exactly that version, and one in another is nonsense.
+//! 3. **No version in common** is said in words: the successor sends REFUSE, names both ranges on
+//!    standard error and ends with an error; the predecessor logs its words and goes on serving.
+//!
+//! So a side that listens has a range of versions that it takes: all that it speaks until HELLO,
+//! the chosen one from there on ([`ProtocolRange::only`]). [`Message::decode`] is given that range,
+//! and its newest is what [`Message::encode`] is given.
+//!
+//! `cargo +nightly fuzz run --fuzz-dir tests/fuzz decode` fuzzes the decoder (`handoff` that of the
+//! variable); `cargo test --test wire` decodes the corpus.
 
 use std::fmt;
 
@@ -40,6 +74,10 @@ pub const READY: u8 = b'R';
 
 const MAGIC: [u8; 4] = *b"tclo";
 
+/// The kinds that are the same in every version.
+const MANIFEST: u8 = 1;
+const REFUSE: u8 = 3;
+
 /// An inclusive range of protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProtocolRange {
@@ -50,6 +88,12 @@ pub struct ProtocolRange {
 }
 
 impl ProtocolRange {
+    /// One version and no other, as it is spoken once HELLO has chosen it.
+    #[must_use]
+    pub fn only(version: u16) -> Self {
+        Self { oldest: version, newest: version }
+    }
+
     /// The newest version that both ranges have.
     #[must_use]
     pub fn agree(self, other: Self) -> Option<u16> {
@@ -153,8 +197,6 @@ pub enum Kind {
 /// The successor's answer to the manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The protocol version that is spoken from here on.
-    pub protocol: u16,
     /// The session schemas that the successor can rebuild.
     pub schemas: SchemaRange,
     /// The successor's process id, in its own pid namespace.
@@ -185,8 +227,13 @@ pub enum Problem {
     NotText,
     /// A value that this field cannot have.
     Unknown(u64),
-    /// A protocol version that this build does not speak.
-    Protocol(ProtocolRange),
+    /// A protocol version that is not spoken here, or not any more.
+    Protocol {
+        /// What the packet says.
+        said: ProtocolRange,
+        /// What would have been understood.
+        spoken: ProtocolRange,
+    },
 }
 
 impl Kind {
@@ -202,16 +249,18 @@ impl Kind {
 }
 
 impl Message {
-    /// The packet. Texts longer than the limit are cut; the caller keeps names and counts in
-    /// bounds.
+    /// The packet, written in that protocol version: for a MANIFEST the newest of its range, for a
+    /// HELLO the one that it chooses, from there on the one chosen.
+    ///
+    /// Texts longer than the limit are cut; the caller keeps names and counts in bounds.
     #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self, protocol: u16) -> Vec<u8> {
         let mut out = Vec::with_capacity(64);
         out.extend(MAGIC);
-        out.extend(PROTOCOL.newest.to_le_bytes());
+        out.extend(protocol.to_le_bytes());
         match self {
             Self::Manifest(manifest) => {
-                out.push(1);
+                out.push(MANIFEST);
                 out.extend(manifest.protocol.oldest.to_le_bytes());
                 out.extend(manifest.protocol.newest.to_le_bytes());
                 out.extend(manifest.generation.to_le_bytes());
@@ -226,14 +275,13 @@ impl Message {
             }
             Self::Hello(hello) => {
                 out.push(2);
-                out.extend(hello.protocol.to_le_bytes());
                 out.extend(hello.schemas.oldest.to_le_bytes());
                 out.extend(hello.schemas.newest.to_le_bytes());
                 out.extend(hello.pid.to_le_bytes());
                 put_text(&mut out, &hello.build);
             }
             Self::Refuse(reason) => {
-                out.push(3);
+                out.push(REFUSE);
                 put_text(&mut out, reason);
             }
             Self::Commit => out.push(4),
@@ -246,8 +294,9 @@ impl Message {
         out
     }
 
-    /// The message in a packet.
-    pub fn decode(packet: &[u8]) -> Result<Self, WireError> {
+    /// The message in a packet, and the protocol version that it is written in, which is one of
+    /// `speaks` unless the message is a MANIFEST or a REFUSE.
+    pub fn decode(packet: &[u8], speaks: ProtocolRange) -> Result<(u16, Self), WireError> {
         let mut fields = Fields { rest: packet };
         let magic: [u8; 4] = fields.array("magic")?;
         if magic != MAGIC {
@@ -256,16 +305,16 @@ impl Message {
         }
         let protocol = fields.u16("protocol")?;
         let kind = fields.u8("kind")?;
-        // MANIFEST says a range, HELLO a choice, REFUSE never changes: those three are understood,
-        // or refused in words, whatever version wrote them.
-        if !matches!(kind, 1..=3) && !PROTOCOL.contains(protocol) {
-            let range = ProtocolRange { oldest: protocol, newest: protocol };
-            return Err(WireError { field: "protocol", problem: Problem::Protocol(range) });
+        // Those two are understood in every version, if only as far as they never change.
+        if !matches!(kind, MANIFEST | REFUSE) && !speaks.contains(protocol) {
+            let said = ProtocolRange::only(protocol);
+            let problem = Problem::Protocol { said, spoken: speaks };
+            return Err(WireError { field: "protocol", problem });
         }
         let message = match kind {
-            1 => Self::Manifest(fields.manifest()?),
+            MANIFEST => Self::Manifest(fields.manifest(protocol, speaks)?),
             2 => Self::Hello(fields.hello()?),
-            3 => Self::Refuse(fields.text("reason")?),
+            REFUSE => Self::Refuse(fields.text("reason")?),
             4 => Self::Commit,
             5 => Self::Serving,
             6 => Self::Upgrade,
@@ -277,7 +326,9 @@ impl Message {
             }
         };
         match fields.rest {
-            [] => Ok(message),
+            [] => Ok((protocol, message)),
+            // What a later version has added.
+            [..] if kind == MANIFEST && protocol > speaks.newest => Ok((protocol, message)),
             [..] => Err(WireError { field: "end", problem: Problem::TrailingBytes }),
         }
     }
@@ -352,14 +403,23 @@ impl<'a> Fields<'a> {
         self.utf8(field, length)
     }
 
-    fn manifest(&mut self) -> Result<Manifest, WireError> {
+    fn manifest(&mut self, written: u16, speaks: ProtocolRange) -> Result<Manifest, WireError> {
         let protocol = ProtocolRange {
             oldest: self.u16("oldest protocol")?,
             newest: self.u16("newest protocol")?,
         };
+        if protocol.oldest > protocol.newest {
+            let problem = Problem::Unknown(protocol.newest.into());
+            return Err(WireError { field: "newest protocol", problem });
+        }
         // What follows is ours to read only if there is a version that both speak.
-        if PROTOCOL.agree(protocol).is_none() {
-            return Err(WireError { field: "protocol", problem: Problem::Protocol(protocol) });
+        if speaks.agree(protocol).is_none() {
+            let problem = Problem::Protocol { said: protocol, spoken: speaks };
+            return Err(WireError { field: "protocol", problem });
+        }
+        if written != protocol.newest {
+            let problem = Problem::Unknown(written.into());
+            return Err(WireError { field: "protocol", problem });
         }
         let generation = self.u64("generation")?;
         let predecessor = self.u32("predecessor")?;
@@ -393,14 +453,9 @@ impl<'a> Fields<'a> {
     }
 
     fn hello(&mut self) -> Result<Hello, WireError> {
-        let protocol = self.u16("chosen protocol")?;
-        if !PROTOCOL.contains(protocol) {
-            let range = ProtocolRange { oldest: protocol, newest: protocol };
-            return Err(WireError { field: "chosen protocol", problem: Problem::Protocol(range) });
-        }
         let schemas =
             SchemaRange { oldest: self.u32("oldest schema")?, newest: self.u32("newest schema")? };
-        Ok(Hello { protocol, schemas, pid: self.u32("pid")?, build: self.text("build")? })
+        Ok(Hello { schemas, pid: self.u32("pid")?, build: self.text("build")? })
     }
 }
 
@@ -422,8 +477,8 @@ impl fmt::Display for WireError {
             Problem::TooLong => f.write_str("is longer than allowed"),
             Problem::NotText => f.write_str("is not UTF-8"),
             Problem::Unknown(value) => write!(f, "has the unknown value {value}"),
-            Problem::Protocol(range) => {
-                write!(f, "says protocol {range}, and this build speaks {PROTOCOL}")
+            Problem::Protocol { said, spoken } => {
+                write!(f, "says protocol {said} where {spoken} is spoken")
             }
         }
     }

@@ -179,7 +179,7 @@ fn a_manifest_that_lies_about_its_descriptors_is_an_error() {
         });
         let rights = [ControlMessage::ScmRights(&fds)];
         let control = if fds.is_empty() { &[][..] } else { &rights[..] };
-        let packet = manifest.encode();
+        let packet = manifest.encode(PROTOCOL.newest);
         let slices = [std::io::IoSlice::new(&packet)];
         sendmsg::<()>(near.as_raw_fd(), &slices, control, MsgFlags::empty(), None).expect("sent");
         let (pipe, socket, pid) = (writer.as_raw_fd(), far.as_raw_fd(), std::process::id());
@@ -204,7 +204,10 @@ fn a_handoff_socket_without_a_manifest_is_an_error() {
         (&b""[..], "receive MANIFEST: "),
         (&b"hello"[..], "MANIFEST: field \"magic\" has the unknown value"),
         (&b"tclo\x01\x00\x04"[..], "COMMIT instead of MANIFEST"),
-        (&b"tclo\x01\x00\x01\x07\x00\x09\x00"[..], "says protocol 7 to 9, and this build speaks 1"),
+        (
+            &b"tclo\x01\x00\x01\x07\x00\x09\x00"[..],
+            "the predecessor speaks 7 to 9, the successor 1 to 1",
+        ),
         (&b"tclo\x01\x00\x01\x01\x00\x01\x00"[..], "field \"generation\" is cut off"),
     ] {
         // Not close-on-exec: the demo inherits both by their numbers.

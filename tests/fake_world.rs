@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tablecloth::Config;
 use tablecloth::machine::{Action, Drain, Event, Machine, Predecessor, State, Verdict};
 use tablecloth::timers::Timers;
-use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL, READY};
+use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL, READY, WireError};
 
 const SEEDS: u64 = 20_000;
 const STEPS: usize = 120;
@@ -99,6 +99,11 @@ struct World {
     reports: Vec<usize>,
     calm: bool,
     seen: HashSet<&'static str>,
+}
+
+/// What arrives; nobody in this world speaks another version.
+fn decoded(packet: &[u8]) -> Result<Message, WireError> {
+    Message::decode(packet, PROTOCOL).map(|(_, message)| message)
 }
 
 impl World {
@@ -210,8 +215,7 @@ impl World {
         if std::mem::replace(&mut self.processes[id].set_up, true) {
             return;
         }
-        let hello =
-            Hello { protocol: PROTOCOL.newest, schemas: NO_SCHEMAS, pid: 1, build: "fake".into() };
+        let hello = Hello { schemas: NO_SCHEMAS, pid: 1, build: "fake".into() };
         self.send_to_predecessor(id, &Message::Hello(hello));
         match if self.calm { 9 } else { self.random(10) } {
             0 => self.die(id, Some(1)),
@@ -237,7 +241,7 @@ impl World {
 
     fn read_successor(&mut self, id: usize) {
         let Some(packet) = self.processes[id].from_successor.pop_front() else { return };
-        match Message::decode(&packet).expect("what was encoded") {
+        match decoded(&packet).expect("what was encoded") {
             Message::Hello(_) => {}
             Message::Refuse(_) => self.feed(id, Event::SuccessorHungUp),
             Message::Serving => self.feed(id, Event::SuccessorServing),
@@ -258,7 +262,7 @@ impl World {
             return;
         }
         let Some(packet) = self.processes[id].from_predecessor.pop_front() else { return };
-        match Message::decode(&packet).expect("what was encoded") {
+        match decoded(&packet).expect("what was encoded") {
             Message::Commit => self.feed(id, Event::Committed),
             Message::Upgrade => self.feed(id, Event::UpgradeRequested),
             Message::Ping => self.feed(id, Event::PredecessorAsked),
@@ -335,13 +339,13 @@ impl World {
 
     fn send_to_predecessor(&mut self, id: usize, message: &Message) {
         if let Some(predecessor) = self.processes[id].predecessor {
-            self.processes[predecessor].from_successor.push_back(message.encode());
+            self.processes[predecessor].from_successor.push_back(message.encode(PROTOCOL.newest));
         }
     }
 
     fn send_to_successor(&mut self, id: usize, message: &Message) {
         if let Some(successor) = self.processes[id].successor {
-            self.processes[successor].from_predecessor.push_back(message.encode());
+            self.processes[successor].from_predecessor.push_back(message.encode(PROTOCOL.newest));
         }
     }
 
@@ -412,7 +416,7 @@ impl World {
                 if process.successor.is_none() {
                     let mut found = false;
                     while let Some(packet) = process.from_predecessor.pop_front() {
-                        let commit = Message::decode(&packet) == Ok(Message::Commit);
+                        let commit = decoded(&packet) == Ok(Message::Commit);
                         found |= commit;
                         let event = if commit { Event::Committed } else { Event::UpgradeRequested };
                         process.pending.push_back(event);
@@ -426,7 +430,7 @@ impl World {
                 if matches!(process.machine.state(), State::Draining(_)) {
                     let words: Vec<_> = process.from_successor.drain(..).collect();
                     for packet in &words {
-                        match Message::decode(packet) {
+                        match decoded(packet) {
                             Ok(Message::Serving) => {
                                 process.pending.push_back(Event::SuccessorServing);
                             }
@@ -440,7 +444,8 @@ impl World {
                             Ok(_) | Err(_) => {}
                         }
                     }
-                    let awaited = [Message::Serving.encode(), Message::Pong.encode()];
+                    let awaited = [&Message::Serving, &Message::Pong]
+                        .map(|message| message.encode(PROTOCOL.newest));
                     if !words.iter().any(|word| awaited.contains(word)) {
                         process.pending.push_back(Event::SuccessorSilent);
                     }

@@ -17,96 +17,198 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
     vec(entry, 0..=limits::DESCRIPTORS_PER_PACKET)
 }
 
-fn messages() -> impl Strategy<Value = Message> {
+fn schemas() -> impl Strategy<Value = SchemaRange> {
+    any::<(u32, u32)>().prop_map(|(oldest, newest)| SchemaRange { oldest, newest })
+}
+
+/// A range that has something in common with this build's.
+fn ranges() -> impl Strategy<Value = ProtocolRange> {
+    (0..=PROTOCOL.newest, PROTOCOL.newest..)
+        .prop_map(|(oldest, newest)| ProtocolRange { oldest, newest })
+}
+
+fn manifests() -> impl Strategy<Value = Manifest> {
     let parts = (0u8..4).prop_flat_map(|last| (0..=last, Just(last + 1)));
-    let manifest = (any::<(u64, u32, u64, u64)>(), 1u16.., parts, entries()).prop_map(
-        |((generation, predecessor, blocked, stay), newest, (part, parts), entries)| {
-            let protocol = ProtocolRange { oldest: 1, newest };
-            Message::Manifest(Manifest {
-                protocol,
-                generation,
-                predecessor,
-                blocked,
-                stay,
-                part,
-                parts,
-                entries,
-            })
+    (any::<(u64, u32, u64, u64)>(), ranges(), parts, entries()).prop_map(
+        |((generation, predecessor, blocked, stay), protocol, (part, parts), entries)| Manifest {
+            protocol,
+            generation,
+            predecessor,
+            blocked,
+            stay,
+            part,
+            parts,
+            entries,
         },
-    );
-    let hello = (any::<(u32, u32, u32)>(), texts()).prop_map(|((oldest, newest, pid), build)| {
-        let schemas = SchemaRange { oldest, newest };
-        Message::Hello(Hello { protocol: PROTOCOL.newest, schemas, pid, build })
-    });
-    prop_oneof![
-        manifest,
-        hello,
-        texts().prop_map(Message::Refuse),
+    )
+}
+
+/// Every message, with the version that it is written in.
+fn messages() -> impl Strategy<Value = (u16, Message)> {
+    let later = prop_oneof![
+        (schemas(), any::<u32>(), texts())
+            .prop_map(|(schemas, pid, build)| Message::Hello(Hello { schemas, pid, build })),
         Just(Message::Commit),
         Just(Message::Serving),
         Just(Message::Upgrade),
         Just(Message::Stopping),
         Just(Message::Ping),
         Just(Message::Pong),
+    ];
+    prop_oneof![
+        manifests().prop_map(|manifest| (manifest.protocol.newest, Message::Manifest(manifest))),
+        (any::<u16>(), texts()).prop_map(|(protocol, text)| (protocol, Message::Refuse(text))),
+        later.prop_map(|message| (PROTOCOL.newest, message)),
     ]
 }
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_decoded_and_fits_into_a_packet(message in messages()) {
-        let packet = message.encode();
+    fn what_is_encoded_is_decoded_and_fits_into_a_packet((protocol, message) in messages()) {
+        let packet = message.encode(protocol);
         prop_assert!(packet.len() <= limits::PACKET_BYTES);
-        prop_assert_eq!(Message::decode(&packet), Ok(message));
+        prop_assert_eq!(Message::decode(&packet, PROTOCOL), Ok((protocol, message)));
     }
 
     #[test]
-    fn a_packet_that_is_cut_anywhere_is_an_error_that_names_the_field(message in messages()) {
-        let packet = message.encode();
+    fn a_packet_that_is_cut_anywhere_is_an_error_that_names_the_field(
+        (protocol, message) in messages(),
+    ) {
+        let packet = message.encode(protocol);
         for length in 0..packet.len() {
-            let error = Message::decode(&packet[..length]).expect_err("cut");
+            let error = Message::decode(&packet[..length], PROTOCOL).expect_err("cut");
             prop_assert_eq!(error.problem, Problem::Truncated);
             prop_assert!(!error.field.is_empty());
         }
     }
 
     #[test]
-    fn a_packet_with_something_behind_it_is_an_error(message in messages(), extra in vec(any::<u8>(), 1..9)) {
-        let mut packet = message.encode();
+    fn a_packet_with_something_behind_it_is_an_error_unless_a_later_version_has_added_it(
+        (protocol, message) in messages(),
+        extra in vec(any::<u8>(), 1..9),
+    ) {
+        let mut packet = message.encode(protocol);
         packet.extend(extra);
-        let error = Message::decode(&packet).expect_err("too long");
-        prop_assert_eq!(error.problem, Problem::TrailingBytes);
+        let decoded = Message::decode(&packet, PROTOCOL);
+        if matches!(message, Message::Manifest(_)) && protocol > PROTOCOL.newest {
+            prop_assert_eq!(decoded, Ok((protocol, message)));
+        } else {
+            prop_assert_eq!(decoded.expect_err("too long").problem, Problem::TrailingBytes);
+        }
     }
 
     #[test]
     fn no_bytes_make_the_decoder_panic(packet in vec(any::<u8>(), 0..600)) {
-        let _ = Message::decode(&packet);
+        let _ = Message::decode(&packet, PROTOCOL);
     }
 
     #[test]
     fn no_change_of_a_byte_makes_the_decoder_panic(
-        message in messages(),
+        (protocol, message) in messages(),
         changes in vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
     ) {
-        let mut packet = message.encode();
+        let mut packet = message.encode(protocol);
         for (place, byte) in changes {
             let place = place.index(packet.len());
             packet[place] = byte;
         }
         // Whatever it is taken for has a packet of its own.
-        if let Ok(message) = Message::decode(&packet) {
-            prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
+        if let Ok((protocol, message)) = Message::decode(&packet, PROTOCOL) {
+            let again = message.encode(protocol);
+            prop_assert_eq!(Message::decode(&again, PROTOCOL), Ok((protocol, message)));
         }
+    }
+
+    /// Two builds, each with a range of its own: a predecessor and its successor.
+    #[test]
+    fn any_two_builds_speak_one_version_or_say_that_they_have_none(
+        mut manifest in manifests(),
+        predecessor in any::<(u16, u16)>(),
+        successor in any::<(u16, u16)>(),
+        added in vec(any::<u8>(), 0..9),
+    ) {
+        let range = |(one, other): (u16, u16)| {
+            ProtocolRange { oldest: one.min(other), newest: one.max(other) }
+        };
+        let (predecessor, successor) = (range(predecessor), range(successor));
+        manifest.protocol = predecessor;
+        let mut packet = Message::Manifest(manifest).encode(predecessor.newest);
+        // What the later build's version has, and the other does not know.
+        if predecessor.newest > successor.newest {
+            packet.extend(added);
+        }
+        match Message::decode(&packet, successor) {
+            Ok((_, Message::Manifest(heard))) => {
+                let chosen = successor.agree(heard.protocol).expect("it was decoded");
+                prop_assert!(predecessor.contains(chosen) && successor.contains(chosen));
+                let packet = Message::Serving.encode(chosen);
+                for speaks in [predecessor, successor, ProtocolRange::only(chosen)] {
+                    let expected = Ok((chosen, Message::Serving));
+                    prop_assert_eq!(Message::decode(&packet, speaks), expected);
+                }
+            }
+            Ok((_, other)) => prop_assert!(false, "{other:?}"),
+            Err(error) => {
+                prop_assert_eq!(predecessor.agree(successor), None);
+                let problem = Problem::Protocol { said: predecessor, spoken: successor };
+                prop_assert_eq!(&error.problem, &problem);
+                let refusal = Message::Refuse(error.to_string());
+                let heard = Message::decode(&refusal.encode(successor.newest), predecessor);
+                prop_assert_eq!(heard, Ok((successor.newest, refusal)));
+            }
+        }
+    }
+}
+
+/// What two builds can say to each other, whatever else they speak: byte for byte.
+#[test]
+fn what_never_changes_has_not_changed() {
+    const NEXT: u16 = PROTOCOL.newest + 1;
+    let reason = "no common version".to_owned();
+    let refusal = b"tclo\x02\x00\x03\x11\x00no common version";
+    assert_eq!(Message::decode(refusal, PROTOCOL), Ok((2, Message::Refuse(reason.clone()))));
+    assert_eq!(Message::Refuse(reason).encode(2), refusal);
+    // The range of a MANIFEST is read, whatever is behind it.
+    let manifest = b"tclo\x09\x00\x01\x02\x00\x09\x00anything at all";
+    let error = Message::decode(manifest, PROTOCOL).expect_err("no version in common");
+    let said = ProtocolRange { oldest: NEXT, newest: 9 };
+    assert_eq!(error.problem, Problem::Protocol { said, spoken: PROTOCOL });
+}
+
+#[test]
+fn once_a_version_is_chosen_no_other_is_taken() {
+    let (first, second) = (ProtocolRange::only(1), ProtocolRange { oldest: 1, newest: 2 });
+    let packet = Message::Serving.encode(2);
+    assert_eq!(Message::decode(&packet, second), Ok((2, Message::Serving)));
+    let error = Message::decode(&packet, first).expect_err("another version");
+    assert_eq!(error.to_string(), "field \"protocol\" says protocol 2 to 2 where 1 to 1 is spoken");
+}
+
+#[test]
+fn a_manifest_is_written_in_the_newest_version_of_its_range() {
+    let manifest = |version: u8, oldest: u8, newest: u8| {
+        [&b"tclo"[..], &[version, 0, 1, oldest, 0, newest, 0], &[0; 28], &[0, 1, 0]].concat()
+    };
+    assert!(Message::decode(&manifest(3, 1, 3), PROTOCOL).is_ok());
+    for (packet, words) in [
+        (manifest(2, 1, 3), "field \"protocol\" has the unknown value 2"),
+        (manifest(1, 1, 0), "field \"newest protocol\" has the unknown value 0"),
+    ] {
+        assert_eq!(Message::decode(&packet, PROTOCOL).expect_err(words).to_string(), words);
     }
 }
 
 #[test]
 fn texts_longer_than_allowed_are_cut_between_characters() {
-    let message = Message::Refuse("é".repeat(limits::TEXT_BYTES)).encode();
-    let Ok(Message::Refuse(reason)) = Message::decode(&message) else { panic!("a refusal") };
-    assert_eq!(reason.len(), limits::TEXT_BYTES);
-    let odd = Message::Refuse("x".to_owned() + &"é".repeat(limits::TEXT_BYTES)).encode();
-    let Ok(Message::Refuse(reason)) = Message::decode(&odd) else { panic!("a refusal") };
-    assert_eq!(reason.len(), limits::TEXT_BYTES - 1);
+    let even = "é".repeat(limits::TEXT_BYTES);
+    let odd = "x".to_owned() + &even;
+    for (text, length) in [(even, limits::TEXT_BYTES), (odd, limits::TEXT_BYTES - 1)] {
+        let packet = Message::Refuse(text).encode(PROTOCOL.newest);
+        let Ok((_, Message::Refuse(reason))) = Message::decode(&packet, PROTOCOL) else {
+            panic!("a refusal")
+        };
+        assert_eq!(reason.len(), length);
+    }
 }
 
 #[test]
@@ -124,14 +226,14 @@ fn every_error_names_its_field_in_words() {
         (&b"xxxx\x01\x00\x04"[..], "field \"magic\" has the unknown value"),
         (
             &b"tclo\x02\x00\x04"[..],
-            "field \"protocol\" says protocol 2 to 2, and this build speaks",
+            "field \"protocol\" says protocol 2 to 2 where 1 to 1 is spoken",
         ),
         (&b"tclo\x01\x00\x63"[..], "field \"kind\" has the unknown value 99"),
         (&b"tclo\x01\x00\x03\x02\x00\xff\xff"[..], "field \"reason\" is not UTF-8"),
         (&b"tclo\x01\x00\x03\xff\xff"[..], "field \"reason\" is longer than allowed"),
         (&b"tclo\x01\x00\x05!"[..], "field \"end\" has bytes behind it"),
     ] {
-        let error = Message::decode(packet).expect_err(words).to_string();
+        let error = Message::decode(packet, PROTOCOL).expect_err(words).to_string();
         assert!(error.contains(words), "{error}");
     }
 }

@@ -69,15 +69,13 @@ fn strike(deed: &str) -> io::Result<()> {
         "drown" => while say(b"GET / HTTP/1.1\r\n\r\n", 1).is_ok() {},
         "protocol" => {
             let mut packet = Message::Hello(Hello {
-                protocol: PROTOCOL.newest,
                 schemas: NO_SCHEMAS,
                 pid: std::process::id(),
                 build: "a later one".into(),
             })
-            .encode();
-            // The header's version, and the one chosen.
+            .encode(PROTOCOL.newest);
+            // The header's version is the one chosen.
             packet[4] = 99;
-            packet[7] = 99;
             say(&packet, 1)?;
         }
         // The next descriptor would be one too many.

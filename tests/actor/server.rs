@@ -195,7 +195,6 @@ fn misbehave(deed: &str) -> Result<(), String> {
         pipe.and_then(|mut pipe| pipe.write_all(&[byte])).map_err(|error| error.to_string())
     };
     let hello = Message::Hello(Hello {
-        protocol: PROTOCOL.newest,
         schemas: NO_SCHEMAS,
         pid: std::process::id(),
         build: "a liar".into(),
@@ -219,10 +218,9 @@ fn misbehave(deed: &str) -> Result<(), String> {
             hang();
         }
         "raw-other-protocol" => {
-            let mut packet = hello.encode();
-            // The header's version, and the one chosen.
+            let mut packet = hello.encode(PROTOCOL.newest);
+            // The header's version is the one chosen.
             packet[4] = 99;
-            packet[7] = 99;
             say(&packet)?;
             hang();
         }
@@ -231,18 +229,18 @@ fn misbehave(deed: &str) -> Result<(), String> {
             hang();
         }
         "raw-serving-before-commit" => {
-            say(&hello.encode())?;
-            say(&Message::Serving.encode())?;
+            say(&hello.encode(PROTOCOL.newest))?;
+            say(&Message::Serving.encode(PROTOCOL.newest))?;
             hang();
         }
         // Says everything right, and never serves.
         "raw-ready-and-hang" => {
-            say(&hello.encode())?;
+            say(&hello.encode(PROTOCOL.newest))?;
             ready(b'R')?;
             hang();
         }
         "raw-ready-and-exit" => {
-            say(&hello.encode())?;
+            say(&hello.encode(PROTOCOL.newest))?;
             ready(b'R')?;
             // Committed to, and gone.
             let mut packet = [0; 512];
