@@ -12,6 +12,9 @@ mod logging;
 #[path = "faults.rs"]
 mod faults;
 
+#[path = "other_build.rs"]
+mod other_build;
+
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -222,6 +225,15 @@ fn misbehave(deed: &str) -> Result<(), String> {
             // The header's version is the one chosen.
             packet[4] = 99;
             say(&packet)?;
+            hang();
+        }
+        // Another build: OLDEST-NEWEST is what it speaks.
+        _ if deed.starts_with("raw-speaks:") => {
+            other_build::succeed(deed.trim_start_matches("raw-speaks:"), socket, || ready(b'R'))?;
+        }
+        "raw-changes-version" => {
+            say(&hello.encode(PROTOCOL.newest))?;
+            say(&Message::Serving.encode(PROTOCOL.newest + 1))?;
             hang();
         }
         "raw-ready-without-hello" => {

@@ -6,6 +6,8 @@
 #![allow(clippy::expect_used, reason = "a test says what it expects")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod played;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,0 +1,170 @@
+//! Ring three: this build between builds that speak the next and the previous protocol version.
+//! Either both find a version, or the successor says in words that there is none, and the
+//! predecessor goes on serving.
+
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
+mod harness;
+
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+
+use harness::played::{Part, Played};
+use harness::{Actor, Client, Start, until};
+use nix::sys::signal::Signal;
+use tablecloth::wire::{PROTOCOL, READY};
+
+/// The bytes below are version 1's, and the fakes speak of 0 and 2 as its neighbours.
+const _: () = assert!(PROTOCOL.oldest == 1 && PROTOCOL.newest == 1);
+
+/// A message without a body.
+fn word(version: u8, kind: u8) -> [u8; 7] {
+    [b't', b'c', b'l', b'o', version, 0, kind]
+}
+
+const REFUSE: u8 = 3;
+const COMMIT: u8 = 4;
+const SERVING: u8 = 5;
+const PING: u8 = 8;
+const PONG: u8 = 9;
+
+/// An actor upgrades to a build that speaks these versions.
+fn upgrade_to_a_build_that_speaks(range: &str) -> Actor {
+    let actor = Start::actor().at(1, &format!("raw-speaks:{range}")).serve();
+    actor.signal(actor.pid(), Signal::SIGHUP);
+    actor
+}
+
+#[test]
+fn a_successor_that_shares_a_version_takes_over_in_that_version() {
+    for range in ["0-1", "1-1", "1-2"] {
+        let mut actor = upgrade_to_a_build_that_speaks(range);
+        actor.wait_for("the successor is another build, protocol 1");
+        // It holds every word that it hears against version 1, and ends if one is in another.
+        actor.wait_for("done; spawn");
+        assert!(actor.first_exits().success(), "{range}: the predecessor leaves");
+        let (pid, generation) = actor.who();
+        assert_ne!((pid, generation), (actor.pid(), 0), "{range}: the other build serves");
+        assert!(!actor.has("nonsense"));
+    }
+}
+
+#[test]
+fn a_successor_that_shares_no_version_refuses_in_words_and_the_predecessor_goes_on_serving() {
+    for (range, words) in [
+        ("2-2", "the predecessor speaks 1 to 1, this other build 2 to 2"),
+        ("2-3", "the predecessor speaks 1 to 1, this other build 2 to 3"),
+        ("0-0", "the predecessor speaks 1 to 1, this other build 0 to 0"),
+    ] {
+        let mut actor = upgrade_to_a_build_that_speaks(range);
+        let mut session = actor.connect();
+        let first = (actor.pid(), 0);
+        assert_eq!(session.who(), first);
+        let line = actor.wait_for("failed in");
+        let reason = format!("the successor refused and exited with status 1: {words}.");
+        assert!(line.ends_with(&reason), "{range}: {line}");
+        assert_eq!((session.who(), actor.who()), (first, first));
+        // The successor's last line is its own; the predecessor has one for it.
+        let ours = format!("[{}]", actor.pid());
+        let said = actor.log.iter().filter(|line| line.starts_with(&ours) && line.contains(words));
+        assert_eq!(said.count(), 1, "one line:\n{}", actor.log.join("\n"));
+        until("the successor is gone", || actor.alive() == [first.0]);
+    }
+}
+
+#[test]
+fn a_successor_that_chooses_what_was_not_offered_is_told_by_it() {
+    let mut actor = Start::actor().at(1, "raw-other-protocol").serve();
+    actor.signal(actor.pid(), Signal::SIGHUP);
+    let line = actor.wait_for("failed in");
+    assert!(line.contains("speaks handoff protocol 99 to 99, and this process 1 to 1"), "{line}");
+    assert_eq!(actor.who(), (actor.pid(), 0));
+}
+
+#[test]
+fn a_successor_that_changes_the_version_after_hello_talks_nonsense() {
+    let mut actor = Start::actor().at(1, "raw-changes-version").serve();
+    actor.signal(actor.pid(), Signal::SIGHUP);
+    let line = actor.wait_for("failed in");
+    let words =
+        "nonsense: handoff message: field \"protocol\" says protocol 2 to 2 where 1 to 1 is";
+    assert!(line.contains(words), "{line}");
+    assert_eq!(actor.who(), (actor.pid(), 0));
+}
+
+/// A listening socket, as a predecessor has them, and its address.
+fn listener() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    listener.set_nonblocking(true).expect("a flag");
+    let address = listener.local_addr().expect("bound").to_string();
+    (listener, address)
+}
+
+#[test]
+fn a_predecessor_that_speaks_this_version_and_a_neighbour_is_succeeded_in_this_one() {
+    let neighbours = [
+        // A later one has added something to the manifest that only it knows.
+        Part { version: 2, newest: 2, added: b"\x07 fields of version 2", ..Part::new("main") },
+        Part { version: 2, oldest: 0, newest: 2, ..Part::new("main") },
+        Part { oldest: 0, ..Part::new("main") },
+    ];
+    for manifest in neighbours {
+        let (listener, address) = listener();
+        let mut played = Played::new();
+        played.say_with(&manifest.encode(), &[listener.as_fd()]);
+        let mut actor = played.start(Start::actor()).spawn();
+        let hello = played.hear();
+        assert_eq!(hello[..7], word(1, 2), "it chooses version 1");
+        assert_eq!(hello[15..19], actor.pid().to_le_bytes());
+        assert_eq!(played.hear_ready(), READY);
+        played.say(&word(1, COMMIT));
+        assert_eq!(played.hear(), word(1, SERVING));
+        assert_eq!(Client::connect(&address).who(), (actor.pid(), 1));
+
+        // Another version from here on is no word at all.
+        played.say(&word(2, PING));
+        let line = actor.wait_for("the predecessor talked nonsense");
+        assert!(line.ends_with("field \"protocol\" says protocol 2 to 2 where 1 to 1 is spoken"));
+        played.say(&word(1, PING));
+        assert_eq!(played.hear(), word(1, PONG));
+    }
+}
+
+#[test]
+fn a_predecessor_that_shares_no_version_is_refused_in_words() {
+    for (oldest, newest) in [(2, 2), (2, 9), (0, 0)] {
+        let (listener, address) = listener();
+        let played = Played::new();
+        // What is behind the range is in a version that this build cannot read.
+        let added = b"anything at all";
+        let manifest = Part { version: newest, oldest, newest, added, ..Part::new("main") };
+        played.say_with(&manifest.encode(), &[listener.as_fd()]);
+        let (status, error) = played.start(Start::actor()).run();
+        let words = format!(
+            "handoff from the predecessor: no protocol version in common: the predecessor speaks \
+             {oldest} to {newest}, the successor 1 to 1"
+        );
+        assert_eq!(status.code(), Some(1), "{error}");
+        assert_eq!(error.trim_end(), format!("actor: {words}"));
+        let length = (words.len() as u16).to_le_bytes();
+        let refusal = [&word(1, REFUSE)[..], &length, words.as_bytes()].concat();
+        assert_eq!(played.hear(), refusal);
+        // Nothing was done to the listener: it takes connections as before.
+        let client = std::net::TcpStream::connect(&address).expect("a connection");
+        let (_, peer) = listener.accept().expect("it waits");
+        assert_eq!(peer, client.local_addr().expect("connected"));
+    }
+}
+
+#[test]
+fn a_descriptor_of_a_kind_that_is_not_known_yet_is_refused_in_words() {
+    let (listener, _) = listener();
+    let played = Played::new();
+    let manifest = Part { version: 2, newest: 2, kind: 99, ..Part::new("main") };
+    played.say_with(&manifest.encode(), &[listener.as_fd()]);
+    let (status, error) = played.start(Start::actor()).run();
+    assert_eq!(status.code(), Some(1), "{error}");
+    let words = "MANIFEST: field \"descriptor kind\" has the unknown value 99";
+    assert!(error.contains(words) && error.lines().count() == 1, "{error}");
+    assert!(String::from_utf8_lossy(&played.hear()).contains(words));
+}
