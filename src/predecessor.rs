@@ -170,6 +170,9 @@ impl Predecessor {
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    log::warn!("the predecessor talked nonsense: {error}");
+                }
                 // It was reset: the predecessor died with something unread.
                 Err(_) => {
                     self.hang_up(events);

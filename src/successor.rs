@@ -258,8 +258,8 @@ impl Successor {
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if is_oversized(&error) => {
-                    let cause = Cause::Nonsense("an oversized handoff message".into());
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    let cause = Cause::Nonsense(error.to_string());
                     self.lose(cause, Event::SuccessorLost, events);
                 }
                 // ECONNRESET: it died with something unread.
@@ -565,8 +565,4 @@ fn send_manifest(socket: &OwnedFd, plan: &Plan<'_>) -> io::Result<()> {
         sys::send(socket, &manifest.encode(PROTOCOL.newest), &fds)?;
     }
     Ok(())
-}
-
-fn is_oversized(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(nix::libc::EMSGSIZE)
 }

@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
@@ -289,32 +289,150 @@ pub(crate) struct Received {
 }
 
 /// Receives one packet; its descriptors are close-on-exec. Never blocks. Length 0 is the end of
-/// the stream. A packet longer than the buffer, or one whose descriptors did not all arrive
-/// because this process may not open more, is an error.
+/// the stream, or an empty packet, which is taken for it.
+///
+/// A packet longer than the buffer, or one whose descriptors did not all arrive, is an error of the
+/// kind [`io::ErrorKind::InvalidData`]: it was taken out of the socket, and nothing of it is kept.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut control = nix::cmsg_space!([RawFd; limits::DESCRIPTORS_PER_PACKET]);
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    receive_into(socket, buffer, &mut [0; CONTROL_WORDS])
+}
+
+/// Room for as many descriptors as fit on one packet, in words, because a control buffer is aligned
+/// like its header (cmsg(3)).
+const CONTROL_WORDS: usize = {
+    let bytes = limits::DESCRIPTORS_PER_PACKET * size_of::<RawFd>();
+    // SAFETY: computes a size from a size.
+    (unsafe { libc::CMSG_SPACE(bytes as libc::c_uint) } as usize).div_ceil(size_of::<u64>())
+};
+const _: () = assert!(align_of::<libc::cmsghdr>() <= align_of::<u64>());
+
+/// Not by nix: where descriptors were cut off it does not give out those that have arrived, so that
+/// nobody could close them.
+fn receive_into(socket: impl AsFd, buffer: &mut [u8], control: &mut [u64]) -> io::Result<Received> {
     let mut slices = [IoSliceMut::new(buffer)];
-    let socket = socket.as_fd().as_raw_fd();
-    let message = recvmsg::<()>(socket, &mut slices, Some(&mut control), flags)?;
+    // SAFETY: a message header is numbers and pointers, and null ones are allowed.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    // An IoSliceMut is an iovec, as the standard library promises.
+    message.msg_iov = slices.as_mut_ptr().cast();
+    message.msg_iovlen = slices.len() as _;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(control) as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: every pointer is to something that lives until the call returns, and is as long as
+    // the header says.
+    let length =
+        Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &mut message, flags) })?;
+
     let mut descriptors = Vec::new();
-    // Fails where descriptors were cut off (MSG_CTRUNC, recvmsg(2)); whoever receives descriptors
-    // is a successor setting itself up, which ends with this error and everything it has.
-    let controls = message.cmsgs().map_err(|_| {
-        io::Error::other(
+    // SAFETY: the header is as the kernel has left it, with the control buffer behind it.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&message) };
+    // SAFETY: a pointer from CMSG_FIRSTHDR or CMSG_NXTHDR is null or to a header in the buffer.
+    while let Some(found) = unsafe { header.as_ref() } {
+        if (found.cmsg_level, found.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: a pointer past a header that is in the buffer.
+            let first = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+            // SAFETY: computes a size from a size.
+            let head = unsafe { libc::CMSG_LEN(0) } as usize;
+            #[allow(clippy::unnecessary_cast, reason = "a u32 with musl")]
+            let count = (found.cmsg_len as usize).saturating_sub(head) / size_of::<RawFd>();
+            for index in 0..count {
+                // SAFETY: within the data of this header; the kernel has just made this descriptor
+                // for us, and nobody else knows its number.
+                let fd = unsafe { OwnedFd::from_raw_fd(first.add(index).read_unaligned()) };
+                descriptors.push(fd);
+            }
+        }
+        // SAFETY: as with CMSG_FIRSTHDR, and the header is in the buffer.
+        header = unsafe { libc::CMSG_NXTHDR(&message, header) };
+    }
+
+    // What has arrived of a packet like these is dropped with them, descriptors included.
+    let refused = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return refused(
             "not all descriptors arrived: this process may not open more (RLIMIT_NOFILE)",
-        )
-    })?;
-    for control in controls {
-        if let ControlMessageOwned::ScmRights(numbers) = control {
-            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows
-            // their numbers.
-            descriptors
-                .extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
+        );
+    }
+    if message.msg_flags & libc::MSG_TRUNC != 0 {
+        return refused("an oversized handoff message");
+    }
+    let length = usize::try_from(length).map_err(|_| Errno::EIO)?;
+    Ok(Received { length, descriptors })
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::fcntl::OFlag;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::unistd::{pipe2, read};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .expect("a pair")
+    }
+
+    /// Puts a packet into the socket with the writing ends of pipes on it, which nobody else has.
+    /// Whether they are closed is seen at the reading ends.
+    fn on_its_way(socket: &OwnedFd, packet: &[u8], count: usize) -> Vec<OwnedFd> {
+        let (readers, writers): (Vec<_>, Vec<_>) = (0..count)
+            .map(|_| pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a pipe"))
+            .unzip();
+        let writers: Vec<_> = writers.iter().map(OwnedFd::as_fd).collect();
+        send(socket, packet, &writers).expect("sent");
+        readers
+    }
+
+    fn all_closed(readers: Vec<OwnedFd>) -> bool {
+        // With a writer that is still there, it would be EAGAIN.
+        readers.iter().all(|reader| read(reader, &mut [0]) == Ok(0))
+    }
+
+    #[test]
+    fn descriptors_arrive_in_order_close_on_exec_and_as_many_as_fit_on_a_packet() {
+        let (near, far) = pair();
+        for count in [0, 1, 2, limits::DESCRIPTORS_PER_PACKET] {
+            let readers = on_its_way(&near, b"here they are", count);
+            let received = receive(&far, &mut [0; 64]).expect("a packet");
+            assert_eq!((received.length, received.descriptors.len()), (13, count));
+            for (reader, writer) in readers.into_iter().zip(received.descriptors) {
+                let flags = fcntl(&writer, FcntlArg::F_GETFD).expect("flags");
+                assert_eq!(flags, FdFlag::FD_CLOEXEC.bits());
+                drop(writer);
+                assert!(all_closed(vec![reader]), "it was this pipe's");
+            }
         }
     }
-    if message.flags.contains(MsgFlags::MSG_TRUNC) {
-        return Err(Errno::EMSGSIZE.into());
+
+    #[test]
+    fn descriptors_that_arrive_in_part_are_closed() {
+        let (near, far) = pair();
+        let readers = on_its_way(&near, b"here they are", 3);
+        // Room for a header and one or two descriptors.
+        let error = receive_into(&far, &mut [0; 64], &mut [0; 3]).expect_err("cut off");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(all_closed(readers));
     }
-    Ok(Received { length: message.bytes, descriptors })
+
+    #[test]
+    fn descriptors_on_an_oversized_packet_are_closed() {
+        let (near, far) = pair();
+        let readers = on_its_way(&near, b"more than there is room for", 3);
+        let error = receive(&far, &mut [0; 4]).expect_err("cut off");
+        assert_eq!(error.to_string(), "an oversized handoff message");
+        assert!(all_closed(readers));
+        // And the next one is as good as any.
+        on_its_way(&near, b"next", 0);
+        assert_eq!(receive(&far, &mut [0; 4]).expect("a packet").length, 4);
+    }
+
+    #[test]
+    fn an_empty_socket_is_no_end_and_a_closed_one_is() {
+        let (near, far) = pair();
+        let error = receive(&far, &mut [0; 4]).expect_err("nothing");
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(near);
+        assert_eq!(receive(&far, &mut [0; 4]).expect("the end").length, 0);
+    }
 }

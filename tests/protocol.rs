@@ -131,6 +131,24 @@ fn a_predecessor_that_speaks_this_version_and_a_neighbour_is_succeeded_in_this_o
 }
 
 #[test]
+fn an_oversized_packet_is_nonsense_and_not_the_predecessor_s_end() {
+    let (listener, address) = listener();
+    let mut played = Played::new();
+    played.say_with(&Part::new("main").encode(), &[listener.as_fd()]);
+    // They lie in the socket one behind the other when the successor begins to listen.
+    played.say(&[b'x'; 1024]);
+    played.say(&word(1, COMMIT));
+    let mut actor = played.start(Start::actor()).spawn();
+    assert_eq!(played.hear()[..7], word(1, 2));
+    assert_eq!(played.hear_ready(), READY);
+    assert_eq!(played.hear(), word(1, SERVING), "the COMMIT behind it was heard");
+    assert_eq!(Client::connect(&address).who(), (actor.pid(), 1));
+    let line = actor.wait_for("the predecessor talked nonsense");
+    assert!(line.ends_with("an oversized handoff message"), "{line}");
+    assert!(!actor.has("alone"));
+}
+
+#[test]
 fn a_predecessor_that_shares_no_version_is_refused_in_words() {
     for (oldest, newest) in [(2, 2), (2, 9), (0, 0)] {
         let (listener, address) = listener();
