@@ -202,8 +202,8 @@ impl Listeners {
         make: impl FnOnce(Kind, &Address) -> Result<OwnedFd, socket::Failed>,
     ) -> Result<(OwnedFd, Address, bool), Error> {
         let refuse = |reason| Err(Error::Name { name: name.into(), reason });
-        if name.is_empty() || name.len() > limits::NAME_BYTES {
-            return refuse("a name has 1 to 100 bytes");
+        if name.is_empty() || name.len() > limits::NAME_BYTES || name.contains(char::is_control) {
+            return refuse("a name has 1 to 100 bytes and no control characters");
         }
         if self.named.iter().any(|named| *named.name == *name) {
             return refuse("is used twice");

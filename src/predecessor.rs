@@ -276,12 +276,12 @@ impl Handoff {
 fn receive_manifest(socket: &OwnedFd) -> Result<(Manifest, Inheritance), Error> {
     let handoff = |reason: String| Error::Handoff { reason };
     let mut packet = vec![0; limits::PACKET_BYTES];
-    let mut inheritance = Vec::new();
-    for expected in 0.. {
+    let (mut whole, mut descriptors) = (None, Vec::new());
+    loop {
         let received = sys::receive(socket, &mut packet)
             .map_err(|error| handoff(format!("receive MANIFEST: {error}")))?;
-        let manifest = match Message::decode(&packet[..received.length], PROTOCOL) {
-            Ok((_, Message::Manifest(manifest))) => manifest,
+        let part = match Message::decode(&packet[..received.length], PROTOCOL) {
+            Ok((_, Message::Manifest(part))) => part,
             Ok((_, other)) => return Err(handoff(format!("{} instead of MANIFEST", other.name()))),
             Err(WireError { problem: Problem::Protocol { said, spoken }, .. }) => {
                 return Err(handoff(format!(
@@ -291,19 +291,19 @@ fn receive_manifest(socket: &OwnedFd) -> Result<(Manifest, Inheritance), Error> 
             }
             Err(error) => return Err(handoff(format!("MANIFEST: {error}"))),
         };
-        if manifest.part != expected {
-            return Err(handoff(format!("MANIFEST part {} instead of {expected}", manifest.part)));
-        }
-        if manifest.entries.len() != received.descriptors.len() {
-            let (names, fds) = (manifest.entries.len(), received.descriptors.len());
+        if part.entries.len() != received.descriptors.len() {
+            let (names, fds) = (part.entries.len(), received.descriptors.len());
             return Err(handoff(format!("MANIFEST names {names} descriptors and brings {fds}")));
         }
-        inheritance.extend(manifest.entries.iter().cloned().zip(received.descriptors));
-        if manifest.part + 1 == manifest.parts {
-            return Ok((manifest, inheritance));
+        descriptors.extend(received.descriptors);
+        let mut manifest =
+            part.behind(whole.take()).map_err(|error| handoff(format!("MANIFEST: {error}")))?;
+        if manifest.is_whole() {
+            let entries = std::mem::take(&mut manifest.entries);
+            return Ok((manifest, entries.into_iter().zip(descriptors).collect()));
         }
+        whole = Some(manifest);
     }
-    Err(handoff("MANIFEST without an end".into()))
 }
 
 fn refuse(socket: &OwnedFd, protocol: u16, reason: &str) {

@@ -248,7 +248,11 @@ impl Successor {
                             | Problem::Truncated
                             | Problem::TrailingBytes
                             | Problem::TooLong
+                            | Problem::Empty
                             | Problem::NotText
+                            | Problem::ControlCharacter
+                            | Problem::Repeated
+                            | Problem::Contradiction
                             | Problem::Unknown(_) => {
                                 Cause::Nonsense(format!("handoff message: {error}"))
                             }

@@ -54,6 +54,7 @@
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz decode` fuzzes the decoder (`handoff` that of the
 //! variable); `cargo test --test wire` decodes the corpus.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use crate::limits;
@@ -77,6 +78,9 @@ const MAGIC: [u8; 4] = *b"tclo";
 /// The kinds that are the same in every version.
 const MANIFEST: u8 = 1;
 const REFUSE: u8 = 3;
+
+/// The shortest entry of a MANIFEST: its kind, and a name of one byte with its length.
+const ENTRY_BYTES: usize = 3;
 
 /// An inclusive range of protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,14 +168,15 @@ pub struct Manifest {
     pub part: u8,
     /// How many parts there are.
     pub parts: u8,
-    /// What the descriptors on this packet are.
+    /// What the descriptors on this packet are; no two have the same name.
     pub entries: Vec<Entry>,
 }
 
 /// One passed descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The name under which the successor claims it.
+    /// The name under which the successor claims it: 1 to [`limits::NAME_BYTES`] bytes, no control
+    /// characters.
     pub name: String,
     /// What it is.
     pub kind: Kind,
@@ -223,8 +228,16 @@ pub enum Problem {
     TrailingBytes,
     /// More, or longer, than the limit allows.
     TooLong,
+    /// Nothing, where something has to be.
+    Empty,
     /// Not UTF-8.
     NotText,
+    /// A character that would end or change a line of the log.
+    ControlCharacter,
+    /// The same as before, where each has to be different.
+    Repeated,
+    /// Not what the parts before it say.
+    Contradiction,
     /// A value that this field cannot have.
     Unknown(u64),
     /// A protocol version that is not spoken here, or not any more.
@@ -234,6 +247,45 @@ pub enum Problem {
         /// What would have been understood.
         spoken: ProtocolRange,
     },
+}
+
+impl Manifest {
+    /// This part and those before it, as one. They come in order, differ in their entries alone,
+    /// and no name comes twice.
+    pub fn behind(self, before: Option<Self>) -> Result<Self, WireError> {
+        let expected = before.as_ref().map_or(Some(0), |before| before.part.checked_add(1));
+        if expected != Some(self.part) {
+            let problem = Problem::Unknown(self.part.into());
+            return Err(WireError { field: "part", problem });
+        }
+        let mut entries = Vec::new();
+        if let Some(before) = before {
+            let same = [
+                ("protocol", self.protocol == before.protocol),
+                ("generation", self.generation == before.generation),
+                ("predecessor", self.predecessor == before.predecessor),
+                ("blocked signals", self.blocked == before.blocked),
+                ("stay", self.stay == before.stay),
+                ("parts", self.parts == before.parts),
+            ];
+            if let Some((field, _)) = same.into_iter().find(|(_, same)| !same) {
+                return Err(WireError { field, problem: Problem::Contradiction });
+            }
+            entries = before.entries;
+        }
+        entries.extend(self.entries);
+        let mut names = HashSet::with_capacity(entries.len());
+        if !entries.iter().all(|entry| names.insert(entry.name.as_str())) {
+            return Err(WireError { field: "name", problem: Problem::Repeated });
+        }
+        Ok(Self { entries, ..self })
+    }
+
+    /// Whether no part is to follow.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.part.checked_add(1) == Some(self.parts)
+    }
 }
 
 impl Kind {
@@ -388,19 +440,34 @@ impl<'a> Fields<'a> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 
-    fn utf8(&mut self, field: &'static str, length: usize) -> Result<String, WireError> {
-        match std::str::from_utf8(self.take(field, length)?) {
-            Ok(text) => Ok(text.into()),
-            Err(_) => Err(WireError { field, problem: Problem::NotText }),
-        }
+    fn utf8(&mut self, field: &'static str, length: usize) -> Result<&'a str, WireError> {
+        let bytes = self.take(field, length)?;
+        std::str::from_utf8(bytes).map_err(|_| WireError { field, problem: Problem::NotText })
     }
 
+    fn name(&mut self) -> Result<String, WireError> {
+        let error = |problem| Err(WireError { field: "name", problem });
+        let length = usize::from(self.u8("name")?);
+        if length == 0 {
+            return error(Problem::Empty);
+        }
+        if length > limits::NAME_BYTES {
+            return error(Problem::TooLong);
+        }
+        let name = self.utf8("name", length)?;
+        if name.contains(char::is_control) {
+            return error(Problem::ControlCharacter);
+        }
+        Ok(name.into())
+    }
+
+    /// A text is for the log, where it is not to end the line.
     fn text(&mut self, field: &'static str) -> Result<String, WireError> {
         let length = usize::from(self.u16(field)?);
         if length > limits::TEXT_BYTES {
             return Err(WireError { field, problem: Problem::TooLong });
         }
-        self.utf8(field, length)
+        Ok(self.utf8(field, length)?.replace(char::is_control, " "))
     }
 
     fn manifest(&mut self, written: u16, speaks: ProtocolRange) -> Result<Manifest, WireError> {
@@ -436,18 +503,15 @@ impl<'a> Fields<'a> {
         if count > limits::DESCRIPTORS_PER_PACKET {
             return Err(WireError { field: "count", problem: Problem::TooLong });
         }
-        let mut entries = Vec::with_capacity(count);
+        // Not for as many as a short packet may say that it has.
+        let mut entries = Vec::with_capacity(count.min(self.rest.len() / ENTRY_BYTES));
         for _ in 0..count {
             let code = self.u8("descriptor kind")?;
             let Some(&kind) = Kind::ALL.get(usize::from(code)) else {
                 let problem = Problem::Unknown(code.into());
                 return Err(WireError { field: "descriptor kind", problem });
             };
-            let length = usize::from(self.u8("name")?);
-            if length > limits::NAME_BYTES {
-                return Err(WireError { field: "name", problem: Problem::TooLong });
-            }
-            entries.push(Entry { name: self.utf8("name", length)?, kind });
+            entries.push(Entry { name: self.name()?, kind });
         }
         Ok(Manifest { protocol, generation, predecessor, blocked, stay, part, parts, entries })
     }
@@ -475,7 +539,11 @@ impl fmt::Display for WireError {
             Problem::Truncated => f.write_str("is cut off"),
             Problem::TrailingBytes => f.write_str("has bytes behind it"),
             Problem::TooLong => f.write_str("is longer than allowed"),
+            Problem::Empty => f.write_str("is empty"),
             Problem::NotText => f.write_str("is not UTF-8"),
+            Problem::ControlCharacter => f.write_str("has a control character in it"),
+            Problem::Repeated => f.write_str("comes twice"),
+            Problem::Contradiction => f.write_str("is not what the parts before it say"),
             Problem::Unknown(value) => write!(f, "has the unknown value {value}"),
             Problem::Protocol { said, spoken } => {
                 write!(f, "says protocol {said} where {spoken} is spoken")

@@ -175,6 +175,43 @@ fn a_manifest_that_lies_about_its_descriptors_is_an_error() {
     }
 }
 
+/// A manifest in parts that do not belong together, or with names that are none.
+#[test]
+fn a_manifest_that_contradicts_itself_is_an_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let fd = listener.as_fd();
+    let first = Part { parts: 2, ..Part::new("echo") };
+    for (second, expected) in [
+        (Part { part: 1, parts: 3, ..Part::new("b") }, "field \"parts\" is not what the parts"),
+        (Part { part: 1, parts: 2, generation: 9, ..Part::new("b") }, "\"generation\" is not what"),
+        (Part { part: 1, parts: 2, ..Part::new("echo") }, "field \"name\" comes twice"),
+        (Part { part: 1, parts: 2, ..Part::new("") }, "field \"name\" is empty"),
+        (Part { part: 1, parts: 2, ..Part::new("a\nb") }, "field \"name\" has a control character"),
+        (Part { parts: 2, ..Part::new("b") }, "field \"part\" has the unknown value 0"),
+    ] {
+        let played = Played::new();
+        played.say_with(&first.encode(), &[fd]);
+        played.say_with(&second.encode(), &[fd]);
+        let (status, error) = played.start(Start::program("demo")).run();
+        assert_eq!(status.code(), Some(1), "{error}");
+        assert!(error.starts_with("demo: handoff from the predecessor: MANIFEST: "), "{error}");
+        assert!(error.contains(expected) && error.lines().count() == 1, "{expected}: {error}");
+    }
+    // The second part never comes.
+    refused_handoff(&first.encode(), &[fd], "handoff from the predecessor: receive MANIFEST: ");
+}
+
+#[test]
+fn a_name_that_a_successor_would_not_take_is_an_error_at_once() {
+    for name in ["", "two\nlines", &"x".repeat(101)] {
+        let (status, error) =
+            Start::program("actor").args(&["--listen", &format!("{name}=127.0.0.1:0")]).run();
+        assert_eq!(status.code(), Some(1));
+        let words = "a name has 1 to 100 bytes and no control characters";
+        assert!(error.contains(words) && error.lines().count() == 1, "{error}");
+    }
+}
+
 /// A handoff socket with nothing in it, or with the wrong thing in it.
 #[test]
 fn a_handoff_socket_without_a_manifest_is_an_error() {

@@ -12,9 +12,12 @@ fn texts() -> impl Strategy<Value = String> {
 }
 
 fn entries() -> impl Strategy<Value = Vec<Entry>> {
-    let entry = ("[a-z0-9é:/.-]{0,50}", proptest::sample::select(Kind::ALL.to_vec()))
+    let entry = ("[a-z0-9é:/.-]{1,50}", proptest::sample::select(Kind::ALL.to_vec()))
         .prop_map(|(name, kind)| Entry { name, kind });
-    vec(entry, 0..=limits::DESCRIPTORS_PER_PACKET)
+    prop_oneof![
+        8 => vec(entry.clone(), 0..8),
+        1 => vec(entry, 0..=limits::DESCRIPTORS_PER_PACKET),
+    ]
 }
 
 fn schemas() -> impl Strategy<Value = SchemaRange> {
@@ -75,7 +78,8 @@ proptest! {
         (protocol, message) in messages(),
     ) {
         let packet = message.encode(protocol);
-        for length in 0..packet.len() {
+        // Of a long one, a thousand places.
+        for length in (0..packet.len()).step_by(1 + packet.len() / 1000) {
             let error = Message::decode(&packet[..length], PROTOCOL).expect_err("cut");
             prop_assert_eq!(error.problem, Problem::Truncated);
             prop_assert!(!error.field.is_empty());
@@ -209,6 +213,79 @@ fn texts_longer_than_allowed_are_cut_between_characters() {
         };
         assert_eq!(reason.len(), length);
     }
+}
+
+#[test]
+fn a_text_cannot_end_a_line_of_the_log() {
+    let reason = "one\nline\r\u{1b}[2J\u{85}\0".to_owned();
+    let packet = Message::Refuse(reason).encode(PROTOCOL.newest);
+    let Ok((_, message)) = Message::decode(&packet, PROTOCOL) else { panic!("a refusal") };
+    assert_eq!(message, Message::Refuse("one line  [2J  ".into()));
+}
+
+fn manifest(names: &[&str]) -> Manifest {
+    let entry = |name: &&str| Entry { name: (*name).into(), kind: Kind::Tcp };
+    Manifest {
+        protocol: PROTOCOL,
+        generation: 3,
+        predecessor: 4,
+        blocked: 5,
+        stay: 6,
+        part: 0,
+        parts: 1,
+        entries: names.iter().map(entry).collect(),
+    }
+}
+
+#[test]
+fn a_name_that_is_none_is_an_error() {
+    let long = "x".repeat(limits::NAME_BYTES + 1);
+    for (name, problem) in [
+        ("", Problem::Empty),
+        (&long[..], Problem::TooLong),
+        ("two\nlines", Problem::ControlCharacter),
+        ("\u{7f}", Problem::ControlCharacter),
+    ] {
+        let packet = Message::Manifest(manifest(&["first", name])).encode(PROTOCOL.newest);
+        let error = Message::decode(&packet, PROTOCOL).expect_err(name);
+        assert_eq!((error.field, error.problem), ("name", problem), "{name:?}");
+    }
+    let mut packet = Message::Manifest(manifest(&["x"])).encode(PROTOCOL.newest);
+    *packet.last_mut().expect("a name") = 0xff;
+    let error = Message::decode(&packet, PROTOCOL).expect_err("no text");
+    assert_eq!(error.to_string(), "field \"name\" is not UTF-8");
+}
+
+#[test]
+fn the_parts_of_a_manifest_come_in_order_and_say_the_same() {
+    let part = |part, name| Manifest { part, parts: 3, ..manifest(&[name]) };
+    let first = part(0, "a").behind(None).expect("the first");
+    let second = part(1, "b").behind(Some(first.clone())).expect("the second");
+    assert!(!second.is_whole());
+    let third = part(2, "c").behind(Some(second)).expect("the third");
+    assert!(third.is_whole());
+    let names: Vec<_> = third.entries.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names, ["a", "b", "c"]);
+
+    let next = part(1, "b");
+    let protocol = ProtocolRange { oldest: 0, ..PROTOCOL };
+    for (bad, before, words) in [
+        (part(1, "b"), None, "field \"part\" has the unknown value 1"),
+        (part(0, "b"), Some(&first), "field \"part\" has the unknown value 0"),
+        (part(2, "b"), Some(&first), "field \"part\" has the unknown value 2"),
+        (part(1, "a"), Some(&first), "field \"name\" comes twice"),
+        (Manifest { protocol, ..next.clone() }, Some(&first), "field \"protocol\" is not what"),
+        (Manifest { generation: 0, ..next.clone() }, Some(&first), "\"generation\" is not what"),
+        (Manifest { predecessor: 0, ..next.clone() }, Some(&first), "\"predecessor\" is not what"),
+        (Manifest { blocked: 0, ..next.clone() }, Some(&first), "\"blocked signals\" is not what"),
+        (Manifest { stay: 0, ..next.clone() }, Some(&first), "field \"stay\" is not what"),
+        (Manifest { parts: 4, ..next.clone() }, Some(&first), "field \"parts\" is not what"),
+    ] {
+        let error = bad.behind(before.cloned()).expect_err(words).to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    let error = manifest(&["a", "b", "a"]).behind(None).expect_err("twice");
+    assert_eq!(error.field, "name");
 }
 
 #[test]
