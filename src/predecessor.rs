@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -19,8 +19,8 @@ use crate::machine::Event;
 use crate::sys;
 use crate::token::{Kind, Token};
 use crate::wire::{
-    Entry, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem, ProtocolRange, READY, VARIABLE,
-    WireError,
+    Entry, Handoff, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem, ProtocolRange, READY,
+    VARIABLE, WireError,
 };
 
 /// The predecessor, as long as it is there.
@@ -54,12 +54,12 @@ impl Predecessor {
     pub(crate) fn find() -> Result<Option<(Self, Inheritance)>, Error> {
         let Some(variable) = sys::take_variable(VARIABLE) else { return Ok(None) };
         fault::at(Point::Started);
-        let handoff = Handoff::parse(&variable)?;
+        let handoff = parse(&variable)?;
         // Where threads were running, the variable could not be removed, and a child that is no
         // successor inherited it: its parent is somebody else, and the descriptors are not there.
-        let (pipe, socket) = match handoff.adopt() {
+        let (pipe, socket) = match adopt(handoff) {
             Ok(adopted) => adopted,
-            Err(_) if getppid().as_raw() != handoff.pid => return Ok(None),
+            Err(_) if getppid().as_raw() as u32 != handoff.pid => return Ok(None),
             Err(error) => return Err(error),
         };
         match receive_manifest(&socket) {
@@ -224,52 +224,39 @@ impl Predecessor {
     }
 }
 
-/// The handoff variable, taken apart.
-struct Handoff {
-    pipe: RawFd,
-    socket: RawFd,
-    pid: i32,
+/// Takes the handoff variable apart. What is not UTF-8 in it becomes a character that is in no
+/// handoff.
+fn parse(variable: &OsStr) -> Result<Handoff, Error> {
+    let text = variable.to_string_lossy();
+    Handoff::parse(&text).map_err(|error| {
+        // It may be long, and the error is one line.
+        let found: String = text.chars().take(limits::NAME_BYTES).collect();
+        let reason = format!("expected pipe=FD,socket=FD,pid=PID, found {found:?}: {error}");
+        Error::Environment { reason }
+    })
 }
 
-impl Handoff {
-    fn parse(variable: &OsStr) -> Result<Self, Error> {
-        let error = || Error::Environment {
-            reason: format!("expected pipe=FD,socket=FD,pid=PID, found {variable:?}"),
+/// Adopts both descriptors, after a look at what they are.
+fn adopt(handoff: Handoff) -> Result<(OwnedFd, OwnedFd), Error> {
+    let adopt = |number, what: &str, is: fn(BorrowedFd<'_>) -> bool| {
+        let reason = |problem: &str| Error::Environment {
+            reason: format!("descriptor {number} should be {what}, but {problem}"),
         };
-        let mut fields = variable.to_str().ok_or_else(error)?.split(',');
-        let mut field = |name: &str| {
-            let value = fields.next().and_then(|field| field.strip_prefix(name)?.strip_prefix('='));
-            value.and_then(|number| number.parse().ok()).filter(|number| *number >= 0)
-        };
-        let (pipe, socket, pid) = (field("pipe"), field("socket"), field("pid"));
-        match (pipe, socket, pid, fields.next()) {
-            (Some(pipe), Some(socket), Some(pid), None) => Ok(Self { pipe, socket, pid }),
-            (_, _, _, _) => Err(error()),
+        match sys::adopt(number, is) {
+            Ok(Some(fd)) => Ok(fd),
+            Ok(None) => Err(reason("is something else")),
+            Err(_) => Err(reason("was not passed to this process")),
         }
-    }
-
-    /// Adopts both descriptors, after a look at what they are.
-    fn adopt(&self) -> Result<(OwnedFd, OwnedFd), Error> {
-        let adopt = |number, what: &str, is: fn(BorrowedFd<'_>) -> bool| {
-            let reason = |problem: &str| Error::Environment {
-                reason: format!("descriptor {number} should be {what}, but {problem}"),
-            };
-            match sys::adopt(number, is) {
-                Ok(Some(fd)) => Ok(fd),
-                Ok(None) => Err(reason("is something else")),
-                Err(_) => Err(reason("was not passed to this process")),
-            }
-        };
-        let pipe = adopt(self.pipe, "the readiness pipe", |fd| {
-            fstat(fd).is_ok_and(|stat| {
-                SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO
-            })
-        })?;
-        let socket = adopt(self.socket, "the handoff socket", |fd| {
-            getsockopt(&fd, sockopt::SockType) == Ok(SockType::SeqPacket)
-        })?;
-        Ok((pipe, socket))
-    }
+    };
+    let pipe = adopt(handoff.pipe, "the readiness pipe", |fd| {
+        fstat(fd).is_ok_and(|stat| {
+            SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO
+        })
+    })?;
+    let socket = adopt(handoff.socket, "the handoff socket", |fd| {
+        getsockopt(&fd, sockopt::SockType) == Ok(SockType::SeqPacket)
+    })?;
+    Ok((pipe, socket))
 }
 
 /// The whole manifest; it was put into the socket before this process existed.

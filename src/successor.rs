@@ -23,7 +23,7 @@ use crate::report::{Cause, Failure, Stage, Timings};
 use crate::sys::{self, Command, Spawned};
 use crate::token::{Kind, Token};
 use crate::wire::{
-    Entry, Hello, Manifest, Message, PROTOCOL, Problem, ProtocolRange, READY, VARIABLE,
+    Entry, Handoff, Hello, Manifest, Message, PROTOCOL, Problem, ProtocolRange, READY, VARIABLE,
 };
 
 /// What the spawning thread answers, and when it had the answer.
@@ -87,11 +87,13 @@ impl Successor {
                 .map_err(|errno| failed("make the handoff socket")(errno.into()))?;
         send_manifest(&socket, &plan).map_err(failed("put the manifest into the socket"))?;
 
-        let (pid, pipe_fd, socket_fd) =
-            (std::process::id(), their_pipe.as_raw_fd(), their_socket.as_raw_fd());
-        let variable = format!("{VARIABLE}=pipe={pipe_fd},socket={socket_fd},pid={pid}");
-        let variable =
-            CString::new(variable).map_err(|error| failed("name the descriptors")(error.into()))?;
+        let handoff = Handoff {
+            pipe: their_pipe.as_raw_fd(),
+            socket: their_socket.as_raw_fd(),
+            pid: std::process::id(),
+        };
+        let variable = CString::new(format!("{VARIABLE}={handoff}"))
+            .map_err(|error| failed("name the descriptors")(error.into()))?;
 
         for (fd, kind) in [(&pipe, Kind::ReadinessPipe), (&socket, Kind::Successor)] {
             let token = Token::new(kind, plan.attempt, 0).pack();
@@ -248,6 +250,8 @@ impl Successor {
                             | Problem::Truncated
                             | Problem::TrailingBytes
                             | Problem::TooLong
+                            | Problem::Missing
+                            | Problem::NotNumber
                             | Problem::Empty
                             | Problem::NotText
                             | Problem::ControlCharacter

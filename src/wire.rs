@@ -56,6 +56,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::str::FromStr;
 
 use crate::limits;
 
@@ -65,9 +66,7 @@ pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 1 };
 /// The session schemas that this build understands: none, sessions stay where they are.
 pub const NO_SCHEMAS: SchemaRange = SchemaRange { oldest: 0, newest: 0 };
 
-/// The environment variable that tells a successor where to find the handoff:
-/// `pipe=FD,socket=FD,pid=PID`, the descriptors as numbers in the successor, the process id the
-/// predecessor's.
+/// The environment variable that tells a successor where to find the handoff: a [`Handoff`].
 pub const VARIABLE: &str = "TABLECLOTH_HANDOFF";
 
 /// The one byte on the readiness pipe.
@@ -125,6 +124,17 @@ pub struct SchemaRange {
     pub oldest: u32,
     /// The newest schema understood.
     pub newest: u32,
+}
+
+/// What the variable says: `pipe=FD,socket=FD,pid=PID`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handoff {
+    /// The readiness pipe's number in the successor.
+    pub pipe: i32,
+    /// The handoff socket's number in the successor.
+    pub socket: i32,
+    /// The predecessor's process id, in its own pid namespace.
+    pub pid: u32,
 }
 
 /// A handoff message.
@@ -210,7 +220,7 @@ pub struct Hello {
     pub build: String,
 }
 
-/// A packet that is no message, and where it stops being one.
+/// A packet that is no message, or a variable that is no handoff, and where it stops being one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireError {
     /// The field that does not hold.
@@ -230,6 +240,10 @@ pub enum Problem {
     TooLong,
     /// Nothing, where something has to be.
     Empty,
+    /// Something else in its place.
+    Missing,
+    /// Not a decimal number, or one that is too large.
+    NotNumber,
     /// Not UTF-8.
     NotText,
     /// A character that would end or change a line of the log.
@@ -247,6 +261,44 @@ pub enum Problem {
         /// What would have been understood.
         spoken: ProtocolRange,
     },
+}
+
+impl Handoff {
+    /// Takes the variable's text apart.
+    pub fn parse(text: &str) -> Result<Self, WireError> {
+        let mut fields = text.split(',');
+        let handoff = Self {
+            pipe: number(&mut fields, "pipe")?,
+            socket: number(&mut fields, "socket")?,
+            pid: number(&mut fields, "pid")?,
+        };
+        match fields.next() {
+            None => Ok(handoff),
+            Some(_) => Err(WireError { field: "end", problem: Problem::TrailingBytes }),
+        }
+    }
+}
+
+impl fmt::Display for Handoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pipe, socket, pid } = self;
+        write!(f, "pipe={pipe},socket={socket},pid={pid}")
+    }
+}
+
+/// The next of the fields, which is `NAME=NUMBER`.
+fn number<T: FromStr>(
+    fields: &mut std::str::Split<'_, char>,
+    name: &'static str,
+) -> Result<T, WireError> {
+    let error = |problem| WireError { field: name, problem };
+    let value = fields.next().and_then(|field| field.strip_prefix(name)?.strip_prefix('='));
+    let digits = value.ok_or(error(Problem::Missing))?;
+    // No sign, which a number could have elsewhere.
+    match digits.parse() {
+        Ok(number) if digits.bytes().all(|byte| byte.is_ascii_digit()) => Ok(number),
+        Ok(_) | Err(_) => Err(error(Problem::NotNumber)),
+    }
 }
 
 impl Manifest {
@@ -539,6 +591,8 @@ impl fmt::Display for WireError {
             Problem::Truncated => f.write_str("is cut off"),
             Problem::TrailingBytes => f.write_str("has bytes behind it"),
             Problem::TooLong => f.write_str("is longer than allowed"),
+            Problem::Missing => f.write_str("is missing"),
+            Problem::NotNumber => f.write_str("is not a number, or too large"),
             Problem::Empty => f.write_str("is empty"),
             Problem::NotText => f.write_str("is not UTF-8"),
             Problem::ControlCharacter => f.write_str("has a control character in it"),

@@ -115,6 +115,12 @@ fn a_forged_or_broken_environment_is_an_error() {
         let expected = format!("demo: environment variable {variable}: expected pipe=FD");
         assert!(error.starts_with(&expected) && error.lines().count() == 1, "{error}");
     }
+    // As long as a variable may be (execve(2)): the error is not.
+    let long = format!("pipe=3,socket={}", "4".repeat(100_000));
+    let (status, error) = Start::program("demo").env(variable, &long).run();
+    assert_eq!(status.code(), Some(1));
+    assert!(error.contains("field \"socket\" is not a number, or too large"), "{error}");
+    assert!(error.len() < 300, "{error}");
     // Closed ones, and those that belong to the program itself.
     for numbers in ["pipe=100,socket=101", "pipe=0,socket=1", "pipe=2,socket=2"] {
         let text = format!("{numbers},pid={pid}");

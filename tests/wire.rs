@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tablecloth::limits;
 use tablecloth::wire::{
-    Entry, Hello, Kind, Manifest, Message, PROTOCOL, Problem, ProtocolRange, SchemaRange,
+    Entry, Handoff, Hello, Kind, Manifest, Message, PROTOCOL, Problem, ProtocolRange, SchemaRange,
 };
 
 fn texts() -> impl Strategy<Value = String> {
@@ -161,6 +161,43 @@ proptest! {
                 prop_assert_eq!(heard, Ok((successor.newest, refusal)));
             }
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_handoff_says_what_it_was_given(pipe in 0.., socket in 0.., pid: u32) {
+        let handoff = Handoff { pipe, socket, pid };
+        prop_assert_eq!(Handoff::parse(&handoff.to_string()), Ok(handoff));
+    }
+
+    #[test]
+    fn no_text_makes_the_handoff_s_parser_panic(
+        text in "(pipe|socket|pid|=|,|-|[0-9]{1,11}|\\PC){0,9}",
+    ) {
+        if let Ok(handoff) = Handoff::parse(&text) {
+            prop_assert_eq!(Handoff::parse(&handoff.to_string()), Ok(handoff));
+        }
+    }
+}
+
+#[test]
+fn a_handoff_that_is_none_is_an_error_that_names_the_field() {
+    for (text, words) in [
+        ("", "field \"pipe\" is missing"),
+        ("pipe", "field \"pipe\" is missing"),
+        ("socket=4,pipe=3,pid=1", "field \"pipe\" is missing"),
+        ("pipe=3", "field \"socket\" is missing"),
+        ("pipe=3,socket=4,", "field \"pid\" is missing"),
+        ("pipe=,socket=4,pid=1", "field \"pipe\" is not a number"),
+        ("pipe=3,socket=-4,pid=1", "field \"socket\" is not a number"),
+        ("pipe=+3,socket=4,pid=1", "field \"pipe\" is not a number"),
+        ("pipe=3,socket=4,pid= 1", "field \"pid\" is not a number"),
+        ("pipe=3,socket=2147483648,pid=1", "field \"socket\" is not a number, or too large"),
+        ("pipe=3,socket=4,pid=1,", "field \"end\" has bytes behind it"),
+    ] {
+        let error = Handoff::parse(text).expect_err(text).to_string();
+        assert!(error.starts_with(words), "{text:?}: {error}");
     }
 }
 
