@@ -1,10 +1,19 @@
 //! Ring one: every message, round trip and hostile bytes. proptest prints the seed of a failure.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
+#[path = "wire/holds.rs"]
+mod holds;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tablecloth::limits;
 use tablecloth::wire::{
-    Entry, Handoff, Hello, Kind, Manifest, Message, PROTOCOL, Problem, ProtocolRange, SchemaRange,
+    Entry, Handoff, Hello, Kind, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem, ProtocolRange,
+    SchemaRange,
 };
 
 fn texts() -> impl Strategy<Value = String> {
@@ -103,7 +112,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_the_decoder_panic(packet in vec(any::<u8>(), 0..600)) {
-        let _ = Message::decode(&packet, PROTOCOL);
+        holds::for_packet(&packet);
     }
 
     #[test]
@@ -116,11 +125,7 @@ proptest! {
             let place = place.index(packet.len());
             packet[place] = byte;
         }
-        // Whatever it is taken for has a packet of its own.
-        if let Ok((protocol, message)) = Message::decode(&packet, PROTOCOL) {
-            let again = message.encode(protocol);
-            prop_assert_eq!(Message::decode(&again, PROTOCOL), Ok((protocol, message)));
-        }
+        holds::for_packet(&packet);
     }
 
     /// Two builds, each with a range of its own: a predecessor and its successor.
@@ -175,9 +180,7 @@ proptest! {
     fn no_text_makes_the_handoff_s_parser_panic(
         text in "(pipe|socket|pid|=|,|-|[0-9]{1,11}|\\PC){0,9}",
     ) {
-        if let Ok(handoff) = Handoff::parse(&text) {
-            prop_assert_eq!(Handoff::parse(&handoff.to_string()), Ok(handoff));
-        }
+        holds::for_variable(text.as_bytes());
     }
 }
 
@@ -350,4 +353,105 @@ fn every_error_names_its_field_in_words() {
         let error = Message::decode(packet, PROTOCOL).expect_err(words).to_string();
         assert!(error.contains(words), "{error}");
     }
+}
+
+/// Where the fuzzer begins: each message, and packets that are none in a way of their own. The
+/// messages are version 1 byte for byte, which the files keep.
+fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let every_kind = Manifest {
+        stay: u64::MAX,
+        entries: Kind::ALL.map(|kind| Entry { name: kind.to_string(), kind }).into(),
+        ..manifest(&[])
+    };
+    let full = vec!["a name as long as it may be"; limits::DESCRIPTORS_PER_PACKET];
+    let last = Manifest { part: 3, parts: 4, ..manifest(&["echo", "unix:/run/\u{e9}cho"]) };
+    let next = ProtocolRange { oldest: 1, newest: 2 };
+    let hello = Hello { schemas: NO_SCHEMAS, pid: 7, build: "tablecloth 0.1.0".into() };
+    let packet = |message: Message| message.encode(1);
+    let mut seeds = vec![
+        ("manifest", packet(Message::Manifest(every_kind))),
+        ("manifest-empty", packet(Message::Manifest(manifest(&[])))),
+        ("manifest-full", packet(Message::Manifest(manifest(&full)))),
+        ("manifest-last-part", packet(Message::Manifest(last))),
+        ("hello", packet(Message::Hello(hello))),
+        ("refuse", packet(Message::Refuse("address \"x\": no port".into()))),
+        ("refuse-longest", packet(Message::Refuse("\u{e9}".repeat(limits::TEXT_BYTES)))),
+        ("commit", packet(Message::Commit)),
+        ("serving", packet(Message::Serving)),
+        ("upgrade", packet(Message::Upgrade)),
+        ("stopping", packet(Message::Stopping)),
+        ("ping", packet(Message::Ping)),
+        ("pong", packet(Message::Pong)),
+        ("refuse-of-the-next-version", Message::Refuse("no".into()).encode(2)),
+    ];
+    let grown = Message::Manifest(Manifest { protocol: next, ..manifest(&["echo"]) }).encode(2);
+    seeds.push(("manifest-of-the-next-version", [&grown[..], b"and what it adds"].concat()));
+
+    let one = Message::Manifest(manifest(&["echo"])).encode(1);
+    let changed = |at: usize, byte: u8| {
+        let mut packet = one.clone();
+        packet[at] = byte;
+        packet
+    };
+    seeds.extend([
+        ("hostile-empty", Vec::new()),
+        ("hostile-http", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+        ("hostile-version", changed(4, 2)),
+        ("hostile-kind", changed(6, 99)),
+        ("hostile-range", changed(9, 0)),
+        ("hostile-part", changed(39, 9)),
+        ("hostile-parts", changed(40, 255)),
+        ("hostile-count", changed(41, 253)),
+        ("hostile-descriptor-kind", changed(42, 99)),
+        ("hostile-name-length", changed(43, 255)),
+        ("hostile-name-empty", changed(43, 0)),
+        ("hostile-name-not-text", changed(44, 0xff)),
+        ("hostile-name-of-two-lines", changed(45, b'\n')),
+        ("hostile-cut", one[..one.len() - 1].to_vec()),
+        ("hostile-behind", [&one[..], b"!"].concat()),
+        ("hostile-refuse-length", b"tclo\x01\x00\x03\xff\xff".to_vec()),
+        ("refuse-of-two-lines", packet(Message::Refuse("a\nb\u{9b}2J".into()))),
+    ]);
+    seeds
+}
+
+/// The fuzzer's corpus for a target; `None` in the published package, which comes without it.
+fn corpus(target: &str) -> Option<PathBuf> {
+    let fuzzer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz");
+    fuzzer.join("Cargo.toml").exists().then(|| fuzzer.join("corpus").join(target))
+}
+
+fn files(directory: &Path) -> Vec<Vec<u8>> {
+    let entries = fs::read_dir(directory).expect("a corpus").map(|entry| entry.expect("a file"));
+    entries.map(|entry| fs::read(entry.path()).expect("a file")).collect()
+}
+
+#[test]
+#[ignore = "writes the seeds of the fuzzer's corpus anew, for another version of the protocol"]
+fn write_the_seeds() {
+    let corpus = corpus("decode").expect("a repository");
+    fs::create_dir_all(&corpus).expect("a directory");
+    for (name, packet) in seeds() {
+        fs::write(corpus.join(name), packet).expect("written");
+    }
+}
+
+#[test]
+fn version_1_is_what_it_was_byte_for_byte() {
+    let Some(corpus) = corpus("decode") else { return };
+    for (name, packet) in seeds() {
+        let kept = fs::read(corpus.join(name)).expect(name);
+        assert_eq!(kept, packet, "{name}");
+        let decoded = Message::decode(&kept, PROTOCOL);
+        assert_eq!(decoded.is_err(), name.starts_with("hostile"), "{name}: {decoded:?}");
+    }
+}
+
+#[test]
+fn what_the_fuzzer_has_found_holds() {
+    let (Some(packets), Some(variables)) = (corpus("decode"), corpus("handoff")) else { return };
+    let (packets, variables) = (files(&packets), files(&variables));
+    packets.iter().for_each(|packet| holds::for_packet(packet));
+    variables.iter().for_each(|variable| holds::for_variable(variable));
+    assert!(packets.len() >= seeds().len() && !variables.is_empty());
 }
