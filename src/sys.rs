@@ -289,10 +289,11 @@ pub(crate) struct Received {
 }
 
 /// Receives one packet; its descriptors are close-on-exec. Never blocks. Length 0 is the end of
-/// the stream, or an empty packet, which is taken for it.
+/// the stream.
 ///
-/// A packet longer than the buffer, or one whose descriptors did not all arrive, is an error of the
-/// kind [`io::ErrorKind::InvalidData`]: it was taken out of the socket, and nothing of it is kept.
+/// An empty packet, one longer than the buffer, and one whose descriptors did not all arrive are
+/// errors of the kind [`io::ErrorKind::InvalidData`]: the packet was taken out of the socket, and
+/// nothing of it is kept.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     receive_into(socket, buffer, &mut [0; CONTROL_WORDS])
 }
@@ -357,13 +358,25 @@ fn receive_into(socket: impl AsFd, buffer: &mut [u8], control: &mut [u64]) -> io
         return refused("an oversized handoff message");
     }
     let length = usize::try_from(length).map_err(|_| Errno::EIO)?;
+    if length == 0 && !is_at_end(socket.as_fd()) {
+        return refused("an empty handoff message");
+    }
     Ok(Received { length, descriptors })
+}
+
+/// Whether nobody writes any more: an empty packet reads like the end (recv(2)), and is not.
+fn is_at_end(socket: BorrowedFd<'_>) -> bool {
+    // nix has no name for it, and no set of flags that it is in.
+    let end = PollFlags::from_bits_retain(libc::POLLRDHUP);
+    let mut fds = [PollFd::new(socket, end)];
+    // A socket that cannot be asked is of no more use than one at its end.
+    poll(&mut fds, PollTimeout::ZERO) != Ok(0)
 }
 
 #[cfg(test)]
 mod tests {
     use nix::fcntl::OFlag;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
     use nix::unistd::{pipe2, read};
 
     use super::*;
@@ -428,10 +441,23 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_socket_is_no_end_and_a_closed_one_is() {
+    fn an_empty_packet_is_no_end() {
+        let (near, far) = pair();
+        let readers = on_its_way(&near, b"", 1);
+        on_its_way(&near, b"next", 0);
+        let error = receive(&far, &mut [0; 4]).expect_err("empty");
+        assert_eq!(error.to_string(), "an empty handoff message");
+        assert!(all_closed(readers));
+        assert_eq!(receive(&far, &mut [0; 4]).expect("a packet").length, 4);
+    }
+
+    #[test]
+    fn an_empty_socket_is_no_end_and_one_that_nobody_writes_to_is() {
         let (near, far) = pair();
         let error = receive(&far, &mut [0; 4]).expect_err("nothing");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        shutdown(near.as_raw_fd(), Shutdown::Write).expect("shut down");
+        assert_eq!(receive(&far, &mut [0; 4]).expect("the end").length, 0);
         drop(near);
         assert_eq!(receive(&far, &mut [0; 4]).expect("the end").length, 0);
     }

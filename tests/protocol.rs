@@ -92,6 +92,15 @@ fn a_successor_that_changes_the_version_after_hello_talks_nonsense() {
     assert_eq!(actor.who(), (actor.pid(), 0));
 }
 
+#[test]
+fn a_successor_that_sends_an_empty_packet_talks_nonsense() {
+    let mut actor = Start::actor().at(1, "raw-empty").serve();
+    actor.signal(actor.pid(), Signal::SIGHUP);
+    let line = actor.wait_for("failed in");
+    assert!(line.contains("talked nonsense: an empty handoff message"), "{line}");
+    assert_eq!(actor.who(), (actor.pid(), 0));
+}
+
 /// A listening socket, as a predecessor has them, and its address.
 fn listener() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
@@ -131,12 +140,13 @@ fn a_predecessor_that_speaks_this_version_and_a_neighbour_is_succeeded_in_this_o
 }
 
 #[test]
-fn an_oversized_packet_is_nonsense_and_not_the_predecessor_s_end() {
+fn an_oversized_or_empty_packet_is_nonsense_and_not_the_predecessor_s_end() {
     let (listener, address) = listener();
     let mut played = Played::new();
     played.say_with(&Part::new("main").encode(), &[listener.as_fd()]);
     // They lie in the socket one behind the other when the successor begins to listen.
     played.say(&[b'x'; 1024]);
+    played.say(b"");
     played.say(&word(1, COMMIT));
     let mut actor = played.start(Start::actor()).spawn();
     assert_eq!(played.hear()[..7], word(1, 2));
@@ -145,6 +155,8 @@ fn an_oversized_packet_is_nonsense_and_not_the_predecessor_s_end() {
     assert_eq!(Client::connect(&address).who(), (actor.pid(), 1));
     let line = actor.wait_for("the predecessor talked nonsense");
     assert!(line.ends_with("an oversized handoff message"), "{line}");
+    let line = actor.wait_for("the predecessor talked nonsense");
+    assert!(line.ends_with("an empty handoff message"), "{line}");
     assert!(!actor.has("alone"));
 }
 

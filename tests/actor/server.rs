@@ -220,6 +220,10 @@ fn misbehave(deed: &str) -> Result<(), String> {
             say(&[b'x'; 20_000])?;
             hang();
         }
+        "raw-empty" => {
+            say(b"")?;
+            hang();
+        }
         "raw-other-protocol" => {
             let mut packet = hello.encode(PROTOCOL.newest);
             // The header's version is the one chosen.
