@@ -1,11 +1,16 @@
-//! What the actor does at a step of an upgrade, if a test has put it into the fault file:
-//! one line, `POINT DEED`. Whoever reaches the point takes the file away, so that it happens once.
+//! What the actor does at a step of an upgrade, if a test has put it into the fault file: lines of
+//! `POINT DEED`. Whoever reaches the point of a line takes it out, so that it happens once.
+//!
+//! The lines are in order: who comes to its point while there are lines before its own waits for
+//! those. That is how a test settles a race between the two processes; `pass` is a deed for it.
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
 use nix::sys::socket::{MsgFlags, send};
@@ -31,13 +36,15 @@ fn reached(point: Point) {
         let _ = limit(Resource::As, None);
     }
     let Some(file) = FILE.get() else { return };
-    let Ok(text) = fs::read_to_string(file) else { return };
-    let Some((at, deed)) = text.trim().split_once(' ') else { return };
-    if at != format!("{point:?}") || fs::remove_file(file).is_err() {
-        return;
-    }
+    let Some(deed) = turn_of(point, file) else { return };
     say_aloud(&format!("fault at {point:?}: {deed}"));
-    if let Err(error) = strike(deed) {
+    // Who waits for this line goes on once it is out: a full disk must be full by then, while most
+    // other deeds are the last that this process can do.
+    let done = match deed.starts_with("fill") {
+        true => strike(&deed).and_then(|()| take_line(file)),
+        false => take_line(file).and_then(|()| strike(&deed)),
+    };
+    if let Err(error) = done {
         say_aloud(&format!("fault {deed}: {error}"));
         std::process::abort();
     }
@@ -50,6 +57,31 @@ fn say_aloud(text: &str) {
     let _ = io::stderr().write_all(line.as_bytes());
 }
 
+/// What there is to do at this point, once it is this line's turn.
+fn turn_of(point: Point, file: &Path) -> Option<String> {
+    loop {
+        let text = fs::read_to_string(file).ok()?;
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        match lines.position(|(at, _)| at == format!("{point:?}"))? {
+            0 => return text.lines().next()?.split_once(' ').map(|(_, deed)| deed.into()),
+            _ => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// Takes out the first line, and the file with the last one. It may be read at any moment.
+fn take_line(file: &Path) -> io::Result<()> {
+    let text = fs::read_to_string(file)?;
+    match text.split_once('\n').filter(|(_, rest)| !rest.trim().is_empty()) {
+        Some((_, rest)) => {
+            let new = file.with_extension("new");
+            fs::write(&new, rest)?;
+            fs::rename(new, file)
+        }
+        None => fs::remove_file(file),
+    }
+}
+
 fn strike(deed: &str) -> io::Result<()> {
     let (deed, object) = deed.split_once(' ').unwrap_or((deed, ""));
     match deed {
@@ -59,7 +91,7 @@ fn strike(deed: &str) -> io::Result<()> {
         // Only the thread that comes here: at `Spawned` the loop goes on.
         "wait" => {
             while !PathBuf::from(object).exists() {
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                thread::sleep(Duration::from_millis(1));
             }
         }
         "exit" => std::process::exit(object.parse().unwrap_or(1)),
@@ -78,11 +110,10 @@ fn strike(deed: &str) -> io::Result<()> {
             packet[4] = 99;
             say(&packet, 1)?;
         }
-        // The next descriptor would be one too many.
-        "emfile" => {
-            let free = (0..).find(|n| fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_err());
-            limit(Resource::Nofile, free)?;
-        }
+        "pass" => {}
+        // Standard input, output and error are three: no number is left for another one, however
+        // many are closed meanwhile.
+        "emfile" => limit(Resource::Nofile, Some(3))?,
         // Neither a stack nor anything else can be mapped.
         "enomem" => {
             STARVED.store(true, Ordering::Relaxed);

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tablecloth::fault::Point;
 
 /// How long anything may take before the test has failed. Long, because machines stall.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -167,22 +168,23 @@ impl Actor {
 
     pub(crate) fn wait_for_any(&mut self, texts: &[&str]) -> String {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            while self.seen < self.log.len() {
-                self.seen += 1;
-                let line = &self.log[self.seen - 1];
-                if texts.iter().any(|text| line.contains(text)) {
-                    return line.clone();
-                }
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(line) => self.log.push(line),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    panic!("no line with {texts:?} in\n{}", self.log.join("\n"))
-                }
+        while let Ok(line) = self.next_line(deadline) {
+            if texts.iter().any(|text| line.contains(text)) {
+                return line;
             }
         }
+        panic!("no line with {texts:?} in\n{}", self.log.join("\n"));
+    }
+
+    /// The next line, from where the last wait ended. `Disconnected` if there will never be one,
+    /// because every process that could write it is gone.
+    pub(crate) fn next_line(&mut self, deadline: Instant) -> Result<String, RecvTimeoutError> {
+        if self.seen == self.log.len() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.log.push(self.lines.recv_timeout(left)?);
+        }
+        self.seen += 1;
+        Ok(self.log[self.seen - 1].clone())
     }
 
     /// How many lines so far contain a text.
@@ -249,10 +251,16 @@ impl Actor {
     }
 
     /// The next process that comes to this point of an upgrade does that, once.
-    pub(crate) fn fault(&self, point: tablecloth::fault::Point, deed: &str) {
+    pub(crate) fn fault(&self, point: Point, deed: &str) {
+        self.faults(&[(point, deed)]);
+    }
+
+    /// The same for several points, in this order: who comes to its own too early waits.
+    pub(crate) fn faults(&self, deeds: &[(Point, &str)]) {
+        let lines: Vec<_> = deeds.iter().map(|(at, deed)| format!("{at:?} {deed}\n")).collect();
         // It may be read at any moment, and must be there as a whole.
         let (new, path) = (self.place.path().join("faults.new"), self.place.path().join("faults"));
-        fs::write(&new, format!("{point:?} {deed}")).expect("a file");
+        fs::write(&new, lines.concat()).expect("a file");
         fs::rename(new, path).expect("renamed");
     }
 
