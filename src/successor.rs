@@ -383,14 +383,20 @@ impl Successor {
     ) -> Result<Timings, Failure> {
         match self.cause.take() {
             Some(cause) => Err(Failure { stage: self.stage, cause }),
-            // The ready byte can be here before the spawning thread's answer: then it was spawned by
-            // the time that it was ready.
-            None => Ok(Timings {
-                spawn: self.spawned.unwrap_or(self.ready).saturating_duration_since(self.started),
-                set_up: self.ready.saturating_duration_since(self.spawned.unwrap_or(self.ready)),
-                takeover: now.saturating_duration_since(self.ready),
-                longest_turn,
-            }),
+            None => Ok(self.timings(now, longest_turn)),
+        }
+    }
+
+    /// How long each step took, of one that serves.
+    pub(crate) fn timings(&self, now: Instant, longest_turn: Duration) -> Timings {
+        // The ready byte can be here before the spawning thread's answer: then it was spawned by the
+        // time that it was ready.
+        let spawned = self.spawned.unwrap_or(self.ready);
+        Timings {
+            spawn: spawned.saturating_duration_since(self.started),
+            set_up: self.ready.saturating_duration_since(spawned),
+            takeover: now.saturating_duration_since(self.ready),
+            longest_turn,
         }
     }
 

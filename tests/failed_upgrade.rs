@@ -195,6 +195,22 @@ fn a_successor_that_is_killed_in_the_millisecond_of_its_ready_byte_is_rolled_bac
 }
 
 #[test]
+fn a_successor_that_dies_as_it_says_that_it_serves_is_reported_in_order() {
+    let mut actor = Start::actor().pid_file().faults().serve();
+    let first = actor.pid();
+    // The predecessor hears both in one turn.
+    actor.faults(&[(Point::ServingSaid, "kill"), (Point::CommitSent, "pass")]);
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("done; spawn");
+    actor.wait_for("report: ok");
+    let line = actor.wait_for("failed in");
+    assert!(line.contains("failed in draining: the successor was killed by SIGKILL"), "{line}");
+    actor.wait_for("report: failed");
+    assert_eq!(actor.who(), (first, 0));
+    assert_eq!(actor.count("report: "), 2);
+}
+
+#[test]
 fn a_successor_that_dies_on_probation_is_rolled_back_even_with_no_session_left() {
     let mut actor = Start::actor().pid_file().args(&["--probation-ms", "3600000"]).serve();
     let first = actor.pid();

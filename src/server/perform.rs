@@ -9,7 +9,7 @@ use crate::handler::{Context, Handler};
 use crate::limits;
 use crate::machine::{Action, Drain, Event, State, Timer, Verdict};
 use crate::pid_file::PidFile;
-use crate::report::{Cause, Failure, Report, Stage};
+use crate::report::{Cause, Failure, Report, Stage, Timings};
 use crate::signals;
 use crate::successor::{Plan, Successor};
 use crate::wire::Message;
@@ -304,7 +304,7 @@ impl<H: Handler> Server<H> {
     }
 
     fn kill_successor(&mut self) {
-        let report = self.draw_up_report();
+        let report = self.draw_up_report(Successor::outcome);
         if let Some(successor) = self.successor.take() {
             self.obituary = report;
             self.dying.push(successor.kill(&self.registry));
@@ -312,7 +312,10 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    fn draw_up_report(&mut self) -> Option<Report> {
+    fn draw_up_report(
+        &mut self,
+        outcome: fn(&mut Successor, Instant, Duration) -> Result<Timings, Failure>,
+    ) -> Option<Report> {
         let now = Instant::now();
         let this_turn = now.saturating_duration_since(self.shared.now);
         let longest_turn = self.longest_turn.max(this_turn);
@@ -321,12 +324,15 @@ impl<H: Handler> Server<H> {
             from: std::process::id(),
             to: successor.pid(),
             generation: successor.generation,
-            outcome: successor.outcome(now, longest_turn),
+            outcome: outcome(successor, now, longest_turn),
         })
     }
 
     fn report_upgrade(&mut self) {
-        let report = self.obituary.take().or_else(|| self.draw_up_report());
+        // One that was not killed has come to serve. If its death was heard of in the same turn, that
+        // is the next report's.
+        let served = |successor: &mut Successor, now, longest| Ok(successor.timings(now, longest));
+        let report = self.obituary.take().or_else(|| self.draw_up_report(served));
         let Some(report) = report else { return };
         match &report.outcome {
             Ok(_) => log::info!("{report}."),
