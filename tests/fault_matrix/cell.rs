@@ -1,0 +1,306 @@
+//! One cell of the matrix, from the first process to the upgrade after the one that was disturbed.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Instant;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::expected::{Cell, Expected, Fault, Outcome, Released};
+use crate::harness::{
+    Actor, PATIENCE, Start, children_of, is_alive, kinds_of_descriptors, limit_descriptors,
+    state_of, until,
+};
+use crate::load::{Load, Tally};
+
+/// Long enough for a machine that stalls, short enough to be waited for in the cells in which a
+/// process stands still.
+const DEADLINES: [&str; 6] =
+    ["--upgrade-ms", "2500", "--takeover-ms", "1000", "--probation-ms", "100"];
+
+/// The clients whose connections are short.
+const CLIENTS: usize = 2;
+
+/// What came of it. Panics where a promise is broken.
+pub(crate) fn play(cell: Cell) -> Outcome {
+    let disk = Disk::for_a(cell.fault);
+    let args = ["--pid-file", &disk.path_of("pid")];
+    let mut actor = Start::actor().args(&DEADLINES).args(&args).faults().serve();
+    let first = actor.pid();
+    let bare = kinds_of_descriptors(first);
+    let mut clients = Clients::of(&mut actor);
+
+    let deed = cell.deed(&disk.path());
+    let (before, after) = cell.before_and_after();
+    let deeds = [before.map(|at| (at, "pass")), Some((cell.row.point, deed.as_str()))];
+    let deeds: Vec<_> = deeds.into_iter().flatten().chain(after.map(|at| (at, "pass"))).collect();
+    actor.faults(&deeds);
+    actor.signal(first, Signal::SIGHUP);
+    let (outcome, victim) = Story::of(cell, &mut actor, &mut clients).follow();
+
+    // The fault is taken away; what it has led to is there to stay.
+    match cell.fault {
+        Fault::NoDescriptors if is_alive(victim) => {
+            limit_descriptors(victim, 1024);
+        }
+        Fault::FullDisk => fs::remove_file(disk.path_of("filler")).expect("removed"),
+        Fault::NoDescriptors
+        | Fault::Killed
+        | Fault::Stopped
+        | Fault::StoppedForLong
+        | Fault::ExitsWith0
+        | Fault::ExitsWith1
+        | Fault::Garbage
+        | Fault::NoMemory
+        | Fault::OtherProtocol => {}
+    }
+
+    let survivor = match outcome {
+        Outcome::StartedAgain | Outcome::Ended => None,
+        Outcome::Failed | Outcome::RolledBack => Some((first, 0)),
+        Outcome::Committed | Outcome::SoleOwner => Some((actor.who().0, 1)),
+    };
+    if let Some((pid, generation)) = survivor {
+        assert_eq!(actor.who(), (pid, generation), "a process serves");
+    }
+    clients.end();
+    clients.judge(cell.expected, outcome, first == victim);
+    expect_words(&mut actor, cell, outcome);
+    match survivor {
+        Some((pid, _)) => {
+            assert_eq!(pid == first, matches!(outcome, Outcome::Failed | Outcome::RolledBack));
+            if pid != first {
+                let orderly = actor.first_exits().success();
+                assert!(orderly || victim == first, "the predecessor has left in order");
+            }
+            expect_clean(&mut actor, pid, &bare, &disk);
+            let next = actor.upgrade();
+            expect_clean(&mut actor, next, &bare, &disk);
+        }
+        None => {
+            actor.first_exits();
+            assert_eq!(actor.alive(), [], "nobody is left");
+            start_again(&mut actor, &disk);
+        }
+    }
+    if std::env::var_os("SHOW_LOG").is_some() {
+        println!("{cell}:\n{}\n", actor.log.join("\n"));
+    }
+    outcome
+}
+
+/// One process, no zombie, the descriptors of a process that is by itself, the right pid file and
+/// nothing beside it.
+fn expect_clean(actor: &mut Actor, pid: u32, bare: &[String], disk: &Disk) {
+    until("nobody else is there", || actor.alive() == [pid]);
+    until("no child is left, dead or alive", || children_of(pid).is_empty());
+    let mut found = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while found != bare {
+        assert!(Instant::now() < deadline, "descriptors {found:?} instead of {bare:?}");
+        found = kinds_of_descriptors(pid);
+    }
+    let said = fs::read_to_string(disk.path_of("pid")).expect("a pid file");
+    assert_eq!(said, format!("{pid}\n"), "the pid file");
+    let litter: Vec<_> = fs::read_dir(disk.path()).expect("a directory").flatten().collect();
+    assert_eq!(litter.len(), 1, "beside the pid file: {litter:?}");
+}
+
+/// What a supervisor would do: the same program with the same arguments.
+fn start_again(actor: &mut Actor, disk: &Disk) {
+    let listen = format!("main={}", actor.address());
+    let args = ["--listen", &listen, "--pid-file", &disk.path_of("pid")];
+    let mut again = Start::program("actor").args(&args).serve();
+    assert_eq!(again.who(), (again.pid(), 0));
+    let said = fs::read_to_string(disk.path_of("pid")).expect("a pid file");
+    assert_eq!(said, format!("{}\n", again.pid()), "the pid file");
+}
+
+fn expect_words(actor: &mut Actor, cell: Cell, outcome: Outcome) {
+    let (what, causes) = cell.words(outcome);
+    let lines: Vec<_> = actor.log.iter().filter(|line| line.contains(what)).collect();
+    assert!(!lines.is_empty(), "no line says {what:?}");
+    let known = lines.iter().any(|line| causes.iter().any(|cause| line.contains(cause)));
+    assert!(known, "none of {causes:?} in {lines:?}");
+}
+
+/// What happens, line by line of the log.
+struct Story<'a> {
+    cell: Cell,
+    actor: &'a mut Actor,
+    clients: &'a mut Clients,
+    /// Whom the fault has struck.
+    victim: Option<u32>,
+    /// Whether that is stopped, and to be continued by somebody.
+    stands_still: bool,
+    /// The upgrade was reported to be done.
+    done: bool,
+    /// The predecessor has gone back to `Running`.
+    back: bool,
+}
+
+impl<'a> Story<'a> {
+    fn of(cell: Cell, actor: &'a mut Actor, clients: &'a mut Clients) -> Self {
+        let (victim, stands_still, done, back) = (None, false, false, false);
+        Self { cell, actor, clients, victim, stands_still, done, back }
+    }
+
+    /// To its end: how it came out, and who was struck.
+    fn follow(mut self) -> (Outcome, u32) {
+        let deadline = Instant::now() + PATIENCE;
+        let outcome = loop {
+            let line = match self.actor.next_line(deadline) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => panic!("it comes to no end"),
+                // Nobody is left who could say anything.
+                Err(RecvTimeoutError::Disconnected) => {
+                    let told =
+                        self.actor.log.iter().any(|line| line.contains("finish the process"));
+                    break if told { Outcome::Ended } else { Outcome::StartedAgain };
+                }
+            };
+            self.hear(&line);
+            if line.contains("failed in") {
+                break if self.back { Outcome::RolledBack } else { Outcome::Failed };
+            }
+            if line.contains("] ") && line.ends_with(" alone") {
+                break if self.done { Outcome::Committed } else { Outcome::SoleOwner };
+            }
+        };
+        (outcome, self.victim.expect("the point was come to"))
+    }
+
+    fn hear(&mut self, line: &str) {
+        let point = self.cell.row.point;
+        if line.contains(&format!("fault at {point:?}: ")) {
+            let pid = line.trim_start_matches('[').split(']').next();
+            let victim = pid.and_then(|pid| pid.parse().ok()).expect("a process id");
+            self.victim = Some(victim);
+            self.stands_still = matches!(self.cell.fault, Fault::Stopped | Fault::StoppedForLong);
+            assert_eq!(victim == self.actor.pid(), self.cell.of_predecessor, "{line}");
+            match (self.cell.fault, self.cell.row.released) {
+                (Fault::Stopped, _) => self.release(),
+                (Fault::StoppedForLong, Released::ByServing) => {
+                    let clients = &*self.clients;
+                    until("the other one serves", || clients.served_by_another_than(victim));
+                    self.release();
+                }
+                (_, _) => {}
+            }
+        }
+        if let Released::BySaying(words) = self.cell.row.released {
+            if self.stands_still && line.contains(words) {
+                self.release();
+            }
+        }
+        if line.contains("done; spawn") {
+            self.done = true;
+            // What the predecessor still serves keeps it from leaving.
+            self.clients.end_session();
+        }
+        self.back |= line.contains("Draining -> Running");
+    }
+
+    fn release(&mut self) {
+        let victim = self.victim.expect("it was stopped before");
+        until("it stands still", || state_of(victim) == Some('T'));
+        self.actor.signal(victim, Signal::SIGCONT);
+        self.stands_still = false;
+    }
+}
+
+/// Everybody who is connected, or tries to be.
+struct Clients {
+    short: Load,
+    session: Load,
+    /// What has come of the session, once it has ended.
+    ended: Option<Tally>,
+    /// The first process: the session is its.
+    first: u32,
+}
+
+impl Clients {
+    fn of(actor: &mut Actor) -> Self {
+        let (first, address) = (actor.pid(), actor.address());
+        let session = Load::of_a_long_session(&address);
+        let short = Load::of_short_connections(&address, CLIENTS);
+        until("they are served", || {
+            [&session, &short].iter().all(|load| load.so_far().answers.contains_key(&first))
+        });
+        Self { short, session, ended: None, first }
+    }
+
+    fn served_by_another_than(&self, pid: u32) -> bool {
+        self.short.so_far().answers.keys().any(|served_by| *served_by != pid)
+    }
+
+    fn end_session(&mut self) {
+        if self.ended.is_none() {
+            self.ended = Some(self.session.end());
+        }
+    }
+
+    fn end(&mut self) {
+        self.end_session();
+        self.short.end();
+    }
+
+    /// No connection is dropped, save those that died with their own process.
+    fn judge(&self, expected: Expected, outcome: Outcome, predecessor_died: bool) {
+        let (short, session) = (self.short.so_far(), self.ended.clone().unwrap_or_default());
+        assert!(short.strange.is_empty() && session.strange.is_empty(), "{short:?}, {session:?}");
+        let of_first = session.answers.keys().all(|pid| *pid == self.first);
+        assert!(of_first, "a session stays where it is: {session:?}");
+        let losing = matches!(expected, Expected::Losing(_));
+        let most = if losing { (CLIENTS, usize::from(predecessor_died)) } else { (0, 0) };
+        let found = (short.broken, session.broken);
+        assert!(found.0 <= most.0 && found.1 <= most.1, "dropped {found:?}, at most {most:?}");
+        match outcome {
+            // There was nobody to be connected to.
+            Outcome::StartedAgain | Outcome::Ended => {}
+            Outcome::Committed | Outcome::Failed | Outcome::RolledBack | Outcome::SoleOwner => {
+                assert_eq!(short.refused, 0, "refused: {short:?}");
+            }
+        }
+    }
+}
+
+/// Where the pid file is: a directory, or where it is to be filled, a very small disk.
+struct Disk {
+    place: TempDir,
+    mounted: bool,
+}
+
+impl Disk {
+    fn for_a(fault: Fault) -> Self {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let mut disk = Self { place, mounted: false };
+        if fault == Fault::FullDisk {
+            let args = ["-t", "tmpfs", "-o", "size=64k", "tablecloth", &disk.path()];
+            let mounted = Command::new("mount").args(args).status().expect("mount starts");
+            assert!(mounted.success(), "to mount a disk takes root");
+            disk.mounted = true;
+        }
+        disk
+    }
+
+    fn path(&self) -> String {
+        self.place.path().to_str().expect("text").into()
+    }
+
+    fn path_of(&self, name: &str) -> String {
+        let path: PathBuf = self.place.path().join(name);
+        path.to_str().expect("text").into()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = Command::new("umount").arg("-l").arg(self.place.path()).status();
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! What has to come of each fault at each step: the one place to look it up, and to add to.
+
+use std::fmt;
+
+use tablecloth::fault::Point;
+
+/// What goes wrong: a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Killed,
+    /// And continued as soon as it stands still.
+    Stopped,
+    /// And continued only when the other process has done what it does about it.
+    StoppedForLong,
+    ExitsWith0,
+    ExitsWith1,
+    /// On the handoff socket.
+    Garbage,
+    /// EMFILE.
+    NoDescriptors,
+    /// ENOMEM.
+    NoMemory,
+    /// Under the pid file.
+    FullDisk,
+    OtherProtocol,
+}
+
+impl Fault {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Killed,
+        Self::Stopped,
+        Self::StoppedForLong,
+        Self::ExitsWith0,
+        Self::ExitsWith1,
+        Self::Garbage,
+        Self::NoDescriptors,
+        Self::NoMemory,
+        Self::FullDisk,
+        Self::OtherProtocol,
+    ];
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Killed => "kill -9",
+            Self::Stopped => "stopped",
+            Self::StoppedForLong => "stopped for long",
+            Self::ExitsWith0 => "exit 0",
+            Self::ExitsWith1 => "exit 1",
+            Self::Garbage => "garbage",
+            Self::NoDescriptors => "EMFILE",
+            Self::NoMemory => "ENOMEM",
+            Self::FullDisk => "full disk",
+            Self::OtherProtocol => "other protocol",
+        })
+    }
+}
+
+/// Who serves in the end, and what became of the upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Committed,
+    Failed,
+    RolledBack,
+    SoleOwner,
+    StartedAgain,
+    Ended,
+}
+
+impl Outcome {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Committed,
+        Self::Failed,
+        Self::RolledBack,
+        Self::SoleOwner,
+        Self::StartedAgain,
+        Self::Ended,
+    ];
+
+    pub(crate) const fn meaning(self) -> &'static str {
+        match self {
+            Self::Committed => "the successor serves, and the predecessor has left in order",
+            Self::Failed => "the predecessor serves, and never stopped to",
+            Self::RolledBack => "the predecessor serves again, after it had committed",
+            Self::SoleOwner => "the successor serves, and the predecessor is dead",
+            Self::StartedAgain => {
+                "the process that died was the only one; the next one that somebody starts serves on \
+                 the same address, and finds nothing in its way"
+            }
+            Self::Ended => {
+                "a successor that serves and exits with status 0 was told to stop, and the service \
+                 with it; the next one that somebody starts serves, as above"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Committed => "committed",
+            Self::Failed => "failed",
+            Self::RolledBack => "rolled back",
+            Self::SoleOwner => "sole owner",
+            Self::StartedAgain => "started again",
+            Self::Ended => "ended",
+        })
+    }
+}
+
+/// What a cell has to come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// No connection is dropped.
+    All(Outcome),
+    /// Those that died with the process that had accepted them.
+    Losing(Outcome),
+    /// The fault means nothing there; why.
+    Void(&'static str),
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All(outcome) => write!(f, "{outcome}"),
+            Self::Losing(outcome) => write!(f, "{outcome} †"),
+            Self::Void(_) => f.write_str("—"),
+        }
+    }
+}
+
+/// When a process that was stopped for long is continued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Released {
+    /// There is nobody who could act on a deadline.
+    Nobody,
+    /// When the other process has said this.
+    BySaying(&'static str),
+    /// When the other process serves, which is all that it has to do.
+    ByServing,
+    /// By death: the other process kills it.
+    ByDeath,
+}
+
+/// A step of an upgrade.
+pub(crate) struct Row {
+    /// Its number in the list of steps in state-machine.md.
+    pub(crate) step: u8,
+    pub(crate) point: Point,
+    pub(crate) released: Released,
+    /// By fault, in the order of [`Fault::ALL`].
+    pub(crate) expected: [Expected; 10],
+}
+
+impl Row {
+    const fn new(step: u8, point: Point, released: Released, expected: [Expected; 10]) -> Self {
+        Self { step, point, released, expected }
+    }
+}
+
+pub(crate) const VOIDS: [&str; 4] = [ALONE, NO_SOCKET, ON_SPAWN, IN_HELLO];
+
+const ALONE: &str = "a process that stands still with nobody beside it is merely late";
+const NO_SOCKET: &str = "garbage takes a handoff socket, and somebody at its other end";
+const ON_SPAWN: &str = "what needs memory that may be refused is the spawn; in any other place a Rust \
+                        program that gets none aborts, which is to be killed";
+const IN_HELLO: &str = "the protocol is said in HELLO, and there alone";
+
+const COMMITTED: Expected = Expected::All(Outcome::Committed);
+const FAILED: Expected = Expected::All(Outcome::Failed);
+const BACK: Expected = Expected::All(Outcome::RolledBack);
+/// The successor may have accepted before it is killed.
+const BACK_L: Expected = Expected::Losing(Outcome::RolledBack);
+const SOLE_L: Expected = Expected::Losing(Outcome::SoleOwner);
+const AGAIN_L: Expected = Expected::Losing(Outcome::StartedAgain);
+const ENDED_L: Expected = Expected::Losing(Outcome::Ended);
+const NOBODY: Expected = Expected::Void(ALONE);
+const NO_SOCK: Expected = Expected::Void(NO_SOCKET);
+const NO_MEM: Expected = Expected::Void(ON_SPAWN);
+const NO_HELLO: Expected = Expected::Void(IN_HELLO);
+
+const GIVEN_UP: Released = Released::BySaying("did not commit to this process in time");
+const LEFT: Released = Released::BySaying("finish the old process");
+
+/// Faults of the process that was told to upgrade.
+#[rustfmt::skip]
+pub(crate) const PREDECESSOR: &[Row] = &[
+    // Before there is a successor, its death is that of any server. From the spawn on the
+    // successor has all it needs, and from the ready byte on it waits for a word or an end.
+    Row::new(1, Point::Spawn, Released::Nobody,
+        // kill    stopped    for long  exit 0   exit 1   garbage    EMFILE     ENOMEM  disk       protocol
+        [AGAIN_L, COMMITTED, NOBODY,    AGAIN_L, AGAIN_L, NO_SOCK,   FAILED,    NO_MEM, FAILED,    NO_HELLO]),
+    Row::new(1, Point::Spawning, Released::Nobody,
+        [AGAIN_L, COMMITTED, NOBODY,    AGAIN_L, AGAIN_L, COMMITTED, FAILED,    FAILED, FAILED,    NO_HELLO]),
+    // What is taken from it now, it does not need any more; a full disk is the successor's too.
+    Row::new(1, Point::Spawned, GIVEN_UP,
+        [SOLE_L,  COMMITTED, FAILED,    SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, FAILED,    NO_HELLO]),
+    Row::new(2, Point::HelloHeard, GIVEN_UP,
+        [SOLE_L,  COMMITTED, FAILED,    SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, FAILED,    NO_HELLO]),
+    // It commits when it wakes up, to nobody.
+    Row::new(5, Point::ReadyHeard, GIVEN_UP,
+        [SOLE_L,  COMMITTED, BACK,      SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    Row::new(5, Point::Paused, GIVEN_UP,
+        [SOLE_L,  COMMITTED, BACK,      SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    // From here on the successor serves, whatever becomes of this process.
+    Row::new(5, Point::CommitSent, Released::ByServing,
+        [SOLE_L,  COMMITTED, COMMITTED, SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    Row::new(6, Point::ServingHeard, Released::ByServing,
+        [SOLE_L,  COMMITTED, COMMITTED, SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    // It has no session left that could die with it.
+    Row::new(8, Point::Leaving, Released::ByServing,
+        [COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+];
+
+/// Faults of the process that was spawned.
+#[rustfmt::skip]
+pub(crate) const SUCCESSOR: &[Row] = &[
+    // Until it has said ready its failure is an upgrade's failure, and nobody is served by it.
+    Row::new(2, Point::Started, Released::ByDeath,
+        // kill  stopped    for long exit 0  exit 1  garbage  EMFILE     ENOMEM  disk       protocol
+        [FAILED, COMMITTED, FAILED,  FAILED, FAILED, FAILED,  FAILED,    NO_MEM, FAILED,    NO_HELLO]),
+    Row::new(2, Point::Adopted, Released::ByDeath,
+        [FAILED, COMMITTED, FAILED,  FAILED, FAILED, FAILED,  FAILED,    NO_MEM, FAILED,    FAILED]),
+    Row::new(2, Point::HelloSaid, Released::ByDeath,
+        [FAILED, COMMITTED, FAILED,  FAILED, FAILED, FAILED,  FAILED,    NO_MEM, FAILED,    NO_HELLO]),
+    // Set up, it has every descriptor and the pid file that it needs.
+    Row::new(4, Point::SetUp, Released::ByDeath,
+        [FAILED, COMMITTED, FAILED,  FAILED, FAILED, FAILED,  COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    Row::new(4, Point::ReadySaid, Released::ByDeath,
+        [BACK,   COMMITTED, BACK,    BACK,   BACK,   BACK,    COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    // While nonsense is on its way, it goes on and may accept until it is killed.
+    Row::new(5, Point::CommitHeard, Released::ByDeath,
+        [BACK,   COMMITTED, BACK,    BACK,   BACK,   BACK_L,  COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    Row::new(6, Point::PidFileWritten, Released::ByDeath,
+        [BACK,   COMMITTED, BACK,    BACK,   BACK,   BACK_L,  COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    Row::new(6, Point::Accepting, Released::ByDeath,
+        [BACK,   COMMITTED, BACK,    BACK,   BACK,   BACK_L,  COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    Row::new(6, Point::ServingSaid, LEFT,
+        [BACK,   COMMITTED, COMMITTED, ENDED_L, BACK, BACK_L, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    Row::new(8, Point::Alone, Released::Nobody,
+        [AGAIN_L, COMMITTED, NOBODY, AGAIN_L, AGAIN_L, NO_SOCK, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+];
+
+/// One cell.
+#[derive(Clone, Copy)]
+pub(crate) struct Cell {
+    pub(crate) row: &'static Row,
+    pub(crate) fault: Fault,
+    pub(crate) of_predecessor: bool,
+    pub(crate) expected: Expected,
+}
+
+impl Cell {
+    pub(crate) fn all() -> Vec<Self> {
+        let of = |rows: &'static [Row], of_predecessor| {
+            rows.iter().flat_map(move |row| {
+                let faults = Fault::ALL.into_iter().zip(row.expected);
+                faults.map(move |(fault, expected)| Self { row, fault, of_predecessor, expected })
+            })
+        };
+        of(PREDECESSOR, true).chain(of(SUCCESSOR, false)).collect()
+    }
+
+    /// What the process does at the point.
+    pub(crate) fn deed(&self, disk: &str) -> String {
+        match self.fault {
+            Fault::Killed => "kill".into(),
+            Fault::Stopped | Fault::StoppedForLong => "stop".into(),
+            Fault::ExitsWith0 => "exit 0".into(),
+            Fault::ExitsWith1 => "exit 1".into(),
+            Fault::Garbage => "garbage".into(),
+            Fault::NoDescriptors => "emfile".into(),
+            Fault::NoMemory => "enomem".into(),
+            Fault::FullDisk => format!("fill {disk}"),
+            Fault::OtherProtocol => "protocol".into(),
+        }
+    }
+
+    /// Where the two processes would race, who is to come first, and who second.
+    pub(crate) fn before_and_after(&self) -> (Option<Point>, Option<Point>) {
+        match (self.fault, self.row.point) {
+            // The disk is full before the successor tries it.
+            (Fault::FullDisk, Point::Spawned) => (None, Some(Point::Started)),
+            (Fault::FullDisk, Point::HelloHeard) => (None, Some(Point::HelloSaid)),
+            // The ready byte was read before the nonsense is.
+            (Fault::Garbage, Point::ReadySaid) => (Some(Point::Paused), None),
+            (_, _) => (None, None),
+        }
+    }
+
+    /// What the log must say, and what says that it is known why.
+    pub(crate) fn words(&self, outcome: Outcome) -> (&'static str, &'static [&'static str]) {
+        match outcome {
+            Outcome::Committed if self.fault == Fault::Garbage => {
+                ("the predecessor talked nonsense", &[""])
+            }
+            Outcome::Committed => ("done; spawn", &[""]),
+            Outcome::SoleOwner => ("alone", &[""]),
+            Outcome::StartedAgain => ("fault at", &[""]),
+            Outcome::Ended => ("Draining (probation) -> Draining (shutdown)", &[""]),
+            Outcome::Failed | Outcome::RolledBack => ("failed in", self.cause()),
+        }
+    }
+
+    fn cause(&self) -> &'static [&'static str] {
+        match self.fault {
+            Fault::Killed => &["the successor was killed by SIGKILL"],
+            Fault::ExitsWith0 => &["the successor exited with status 0"],
+            Fault::ExitsWith1 => &["the successor exited with status 1"],
+            Fault::Stopped => &[],
+            Fault::StoppedForLong if self.of_predecessor => &["did not commit to this process"],
+            Fault::StoppedForLong => &["was not ready within", "did not serve within"],
+            Fault::Garbage => &["the successor talked nonsense"],
+            // The spawn does not pass on what lies beyond the limit: EBADF
+            // (posix_spawn_file_actions_adddup2(3)).
+            Fault::NoDescriptors => {
+                &["Too many open files", "RLIMIT_NOFILE", "Bad file descriptor"]
+            }
+            Fault::NoMemory => &["Cannot allocate memory"],
+            Fault::FullDisk => &["No space left on device"],
+            Fault::OtherProtocol => &["the successor speaks handoff protocol 99"],
+        }
+    }
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {:?}", self.fault, self.row.point)
+    }
+}
