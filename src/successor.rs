@@ -166,6 +166,9 @@ impl Successor {
             Err(source) => {
                 let operation = format!("execute {}", self.program);
                 self.lose(Cause::NotSpawned { operation, source }, Event::SuccessorLost, events);
+                // One that was killed because it could not be watched may have lived long enough to
+                // say who it was, and to leave something behind.
+                while self.read_socket(&mut Vec::new()) {}
             }
         }
     }
@@ -407,7 +410,8 @@ impl Successor {
         // It was registered when it was made, and is open.
         let _ = registry.deregister(&mut SourceFd(&self.socket.as_raw_fd()));
         self.process.kill();
-        Dying { attempt: self.attempt, process: self.process }
+        let said = self.hello.map(|hello| hello.pid);
+        Dying { attempt: self.attempt, said, process: self.process }
     }
 }
 
@@ -415,12 +419,14 @@ impl Successor {
 #[derive(Debug)]
 pub(crate) struct Dying {
     attempt: u32,
+    /// Its process id by its own word.
+    said: Option<u32>,
     process: Process,
 }
 
 impl Dying {
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.process.pid()
+        self.process.pid().or(self.said)
     }
 
     /// Reaps it if it can be reaped; answers whether it is over.

@@ -356,6 +356,10 @@ impl<H: Handler> Server<H> {
     fn part_from_predecessor(&mut self) {
         if let Some(predecessor) = self.predecessor.take() {
             predecessor.deregister(&self.registry);
+            if let Some(pid_file) = &self.pid_file {
+                // One that was killed could not take away what it kept for a rollback.
+                pid_file.forget(predecessor.pid, false);
+            }
             fault::at(Point::Alone);
             self.predecessor_watch.announce();
             self.handler.predecessor_gone(&mut Context { shared: &mut self.shared });
