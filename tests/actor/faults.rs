@@ -1,5 +1,6 @@
 //! What the actor does at a step of an upgrade, if a test has put it into the fault file: lines of
-//! `POINT DEED`. Whoever reaches the point of a line takes it out, so that it happens once.
+//! `POINT DEED`. Whoever reaches the point of a line takes it out, so that it happens once; lines of
+//! one point that follow each other are done one after another.
 //!
 //! The lines are in order: who comes to its point while there are lines before its own waits for
 //! those. That is how a test settles a race between the two processes; `pass` is a deed for it.
@@ -21,7 +22,7 @@ use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL};
 /// The fault file, and the directory that a full disk is under.
 static FILE: OnceLock<PathBuf> = OnceLock::new();
 
-/// Whether address space is taken away until the spawn is over.
+/// Whether address space is taken away until the spawn, or the attempt at it, is over.
 static STARVED: AtomicBool = AtomicBool::new(false);
 
 /// Obeys the fault file from now on.
@@ -31,22 +32,31 @@ pub(crate) fn obey(file: PathBuf) {
     }
 }
 
-fn reached(point: Point) {
-    if point == Point::Spawned && STARVED.swap(false, Ordering::Relaxed) {
+/// Memory is to be had again: what it was wanted for is over.
+pub(crate) fn feed() {
+    if STARVED.swap(false, Ordering::Relaxed) {
         let _ = limit(Resource::As, None);
     }
+}
+
+fn reached(point: Point) {
+    if point == Point::Spawned {
+        feed();
+    }
     let Some(file) = FILE.get() else { return };
-    let Some(deed) = turn_of(point, file) else { return };
-    say_aloud(&format!("fault at {point:?}: {deed}"));
-    // Who waits for this line goes on once it is out: a full disk must be full by then, while most
-    // other deeds are the last that this process can do.
-    let done = match deed.starts_with("fill") {
-        true => strike(&deed).and_then(|()| take_line(file)),
-        false => take_line(file).and_then(|()| strike(&deed)),
-    };
-    if let Err(error) = done {
-        say_aloud(&format!("fault {deed}: {error}"));
-        std::process::abort();
+    while let Some(deed) = turn_of(point, file) {
+        say_aloud(&format!("fault at {point:?}: {deed}"));
+        // Who waits for this line goes on once it is out: a full disk must be full by then, while
+        // most other deeds are the last that this process can do.
+        let done = match deed.starts_with("fill") {
+            true => strike(&deed).and_then(|()| take_line(file)),
+            false => take_line(file).and_then(|()| strike(&deed)),
+        };
+        if let Err(error) = done {
+            say_aloud(&format!("fault {deed}: {error}"));
+            std::process::abort();
+        }
+        say_aloud(&format!("struck at {point:?}"));
     }
 }
 

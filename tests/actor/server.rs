@@ -83,6 +83,7 @@ impl Handler for Actor {
     }
 
     fn upgraded(&mut self, _: &mut Context<'_>, report: &Report) {
+        faults::feed();
         log::info!("report: {}", if report.outcome.is_ok() { "ok" } else { "failed" });
     }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::expected::{Cell, Expected, Fault, Outcome, Released};
+use crate::expected::{Cell, Expected, Fault, Outcome, Released, WITHOUT_SESSIONS};
 use crate::harness::{
     Actor, PATIENCE, Start, children_of, is_alive, kinds_of_descriptors, limit_descriptors,
     state_of, until,
@@ -18,8 +18,10 @@ use crate::load::{Load, Tally};
 
 /// Long enough for a machine that stalls, short enough to be waited for in the cells in which a
 /// process stands still.
-const DEADLINES: [&str; 6] =
-    ["--upgrade-ms", "2500", "--takeover-ms", "1000", "--probation-ms", "100"];
+#[rustfmt::skip]
+const DEADLINES: [&str; 8] = [
+    "--upgrade-ms", "2500", "--takeover-ms", "1000", "--probation-ms", "100", "--drain-ms", "2500",
+];
 
 /// The clients whose connections are short.
 const CLIENTS: usize = 2;
@@ -33,10 +35,8 @@ pub(crate) fn play(cell: Cell) -> Outcome {
     let bare = kinds_of_descriptors(first);
     let mut clients = Clients::of(&mut actor);
 
-    let deed = cell.deed(&disk.path());
-    let (before, after) = cell.before_and_after();
-    let deeds = [before.map(|at| (at, "pass")), Some((cell.row.point, deed.as_str()))];
-    let deeds: Vec<_> = deeds.into_iter().flatten().chain(after.map(|at| (at, "pass"))).collect();
+    let deeds = cell.deeds(&disk.path());
+    let deeds: Vec<_> = deeds.iter().map(|(point, deed)| (*point, deed.as_str())).collect();
     actor.faults(&deeds);
     actor.signal(first, Signal::SIGHUP);
     let (outcome, victim) = Story::of(cell, &mut actor, &mut clients).follow();
@@ -44,9 +44,12 @@ pub(crate) fn play(cell: Cell) -> Outcome {
     // The fault is taken away; what it has led to is there to stay.
     match cell.fault {
         Fault::NoDescriptors if is_alive(victim) => {
+            // As many as the next two processes may need.
             limit_descriptors(victim, 1024);
         }
-        Fault::FullDisk => fs::remove_file(disk.path_of("filler")).expect("removed"),
+        Fault::FullDisk | Fault::KilledOnFullDisk => {
+            fs::remove_file(disk.path_of("filler")).expect("removed");
+        }
         Fault::NoDescriptors
         | Fault::Killed
         | Fault::Stopped
@@ -85,9 +88,6 @@ pub(crate) fn play(cell: Cell) -> Outcome {
             assert_eq!(actor.alive(), [], "nobody is left");
             start_again(&mut actor, &disk);
         }
-    }
-    if std::env::var_os("SHOW_LOG").is_some() {
-        println!("{cell}:\n{}\n", actor.log.join("\n"));
     }
     outcome
 }
@@ -136,16 +136,22 @@ struct Story<'a> {
     victim: Option<u32>,
     /// Whether that is stopped, and to be continued by somebody.
     stands_still: bool,
-    /// The upgrade was reported to be done.
-    done: bool,
+    /// The predecessor has left, or was about to.
+    left: bool,
+    /// The fault has done what it does.
+    struck: bool,
+    /// The predecessor only ends what it has.
+    parting: bool,
     /// The predecessor has gone back to `Running`.
     back: bool,
 }
 
 impl<'a> Story<'a> {
     fn of(cell: Cell, actor: &'a mut Actor, clients: &'a mut Clients) -> Self {
-        let (victim, stands_still, done, back) = (None, false, false, false);
-        Self { cell, actor, clients, victim, stands_still, done, back }
+        let (victim, stands_still, left, back) = (None, false, false, false);
+        // Or it will be, when there is no session any more.
+        let struck = WITHOUT_SESSIONS.contains(&cell.row.point);
+        Self { cell, actor, clients, victim, stands_still, left, struck, parting: false, back }
     }
 
     /// To its end: how it came out, and who was struck.
@@ -167,7 +173,7 @@ impl<'a> Story<'a> {
                 break if self.back { Outcome::RolledBack } else { Outcome::Failed };
             }
             if line.contains("] ") && line.ends_with(" alone") {
-                break if self.done { Outcome::Committed } else { Outcome::SoleOwner };
+                break if self.left { Outcome::Committed } else { Outcome::SoleOwner };
             }
         };
         (outcome, self.victim.expect("the point was come to"))
@@ -176,32 +182,38 @@ impl<'a> Story<'a> {
     fn hear(&mut self, line: &str) {
         let point = self.cell.row.point;
         if line.contains(&format!("fault at {point:?}: ")) {
-            let pid = line.trim_start_matches('[').split(']').next();
-            let victim = pid.and_then(|pid| pid.parse().ok()).expect("a process id");
-            self.victim = Some(victim);
-            self.stands_still = matches!(self.cell.fault, Fault::Stopped | Fault::StoppedForLong);
-            assert_eq!(victim == self.actor.pid(), self.cell.of_predecessor, "{line}");
-            match (self.cell.fault, self.cell.row.released) {
-                (Fault::Stopped, _) => self.release(),
-                (Fault::StoppedForLong, Released::ByServing) => {
-                    let clients = &*self.clients;
-                    until("the other one serves", || clients.served_by_another_than(victim));
-                    self.release();
-                }
-                (_, _) => {}
-            }
+            self.strike(line);
         }
         if let Released::BySaying(words) = self.cell.row.released {
             if self.stands_still && line.contains(words) {
                 self.release();
             }
         }
-        if line.contains("done; spawn") {
-            self.done = true;
-            // What the predecessor still serves keeps it from leaving.
+        self.struck |= line.contains(&format!("struck at {point:?}"));
+        self.parting |= line.contains("-> Draining (proven)") || line.contains("(shutdown)");
+        self.left |= line.contains("Draining -> Exited");
+        self.back |= line.contains("Draining -> Running");
+        // What the predecessor still serves keeps it from leaving; so that a fault that strikes
+        // while it is there does not race with its end.
+        if self.struck && self.parting {
             self.clients.end_session();
         }
-        self.back |= line.contains("Draining -> Running");
+    }
+
+    fn strike(&mut self, line: &str) {
+        let pid = line.trim_start_matches('[').split(']').next();
+        let victim = pid.and_then(|pid| pid.parse().ok()).expect("a process id");
+        assert_eq!(victim == self.actor.pid(), self.cell.of_predecessor, "{line}");
+        self.victim = Some(victim);
+        self.stands_still = matches!(self.cell.fault, Fault::Stopped | Fault::StoppedForLong);
+        if self.cell.fault == Fault::Stopped {
+            self.release();
+        }
+        if self.cell.is_deadly() {
+            until("it is dead", || !is_alive(victim));
+        }
+        // Who is dead or stands still does not say that it was struck.
+        self.struck |= self.cell.is_deadly() || self.stands_still;
     }
 
     fn release(&mut self) {
@@ -231,10 +243,6 @@ impl Clients {
             [&session, &short].iter().all(|load| load.so_far().answers.contains_key(&first))
         });
         Self { short, session, ended: None, first }
-    }
-
-    fn served_by_another_than(&self, pid: u32) -> bool {
-        self.short.so_far().answers.keys().any(|served_by| *served_by != pid)
     }
 
     fn end_session(&mut self) {
@@ -278,7 +286,7 @@ impl Disk {
     fn for_a(fault: Fault) -> Self {
         let place = tempfile::tempdir().expect("a temporary directory");
         let mut disk = Self { place, mounted: false };
-        if fault == Fault::FullDisk {
+        if matches!(fault, Fault::FullDisk | Fault::KilledOnFullDisk) {
             let args = ["-t", "tmpfs", "-o", "size=64k", "tablecloth", &disk.path()];
             let mounted = Command::new("mount").args(args).status().expect("mount starts");
             assert!(mounted.success(), "to mount a disk takes root");

@@ -22,11 +22,13 @@ pub(crate) enum Fault {
     NoMemory,
     /// Under the pid file.
     FullDisk,
+    /// Two at once: whoever goes on has to put the pid file right without space for it.
+    KilledOnFullDisk,
     OtherProtocol,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Killed,
         Self::Stopped,
         Self::StoppedForLong,
@@ -36,6 +38,7 @@ impl Fault {
         Self::NoDescriptors,
         Self::NoMemory,
         Self::FullDisk,
+        Self::KilledOnFullDisk,
         Self::OtherProtocol,
     ];
 }
@@ -52,6 +55,7 @@ impl fmt::Display for Fault {
             Self::NoDescriptors => "EMFILE",
             Self::NoMemory => "ENOMEM",
             Self::FullDisk => "full disk",
+            Self::KilledOnFullDisk => "full disk, kill -9",
             Self::OtherProtocol => "other protocol",
         })
     }
@@ -137,8 +141,6 @@ pub(crate) enum Released {
     Nobody,
     /// When the other process has said this.
     BySaying(&'static str),
-    /// When the other process serves, which is all that it has to do.
-    ByServing,
     /// By death: the other process kills it.
     ByDeath,
 }
@@ -150,11 +152,11 @@ pub(crate) struct Row {
     pub(crate) point: Point,
     pub(crate) released: Released,
     /// By fault, in the order of [`Fault::ALL`].
-    pub(crate) expected: [Expected; 10],
+    pub(crate) expected: [Expected; 11],
 }
 
 impl Row {
-    const fn new(step: u8, point: Point, released: Released, expected: [Expected; 10]) -> Self {
+    const fn new(step: u8, point: Point, released: Released, expected: [Expected; 11]) -> Self {
         Self { step, point, released, expected }
     }
 }
@@ -180,6 +182,9 @@ const NO_SOCK: Expected = Expected::Void(NO_SOCKET);
 const NO_MEM: Expected = Expected::Void(ON_SPAWN);
 const NO_HELLO: Expected = Expected::Void(IN_HELLO);
 
+/// Points that are come to only when the last session has ended.
+pub(crate) const WITHOUT_SESSIONS: [Point; 2] = [Point::Leaving, Point::Alone];
+
 const GIVEN_UP: Released = Released::BySaying("did not commit to this process in time");
 const LEFT: Released = Released::BySaying("finish the old process");
 
@@ -189,28 +194,34 @@ pub(crate) const PREDECESSOR: &[Row] = &[
     // Before there is a successor, its death is that of any server. From the spawn on the
     // successor has all it needs, and from the ready byte on it waits for a word or an end.
     Row::new(1, Point::Spawn, Released::Nobody,
-        // kill    stopped    for long  exit 0   exit 1   garbage    EMFILE     ENOMEM  disk       protocol
-        [AGAIN_L, COMMITTED, NOBODY,    AGAIN_L, AGAIN_L, NO_SOCK,   FAILED,    NO_MEM, FAILED,    NO_HELLO]),
+        // kill    stopped    for long   exit 0     exit 1     garbage    EMFILE     ENOMEM  disk       and kill   protocol
+        [AGAIN_L,  COMMITTED, NOBODY,    AGAIN_L,   AGAIN_L,   NO_SOCK,   FAILED,    FAILED, FAILED,    AGAIN_L,   NO_HELLO]),
     Row::new(1, Point::Spawning, Released::Nobody,
-        [AGAIN_L, COMMITTED, NOBODY,    AGAIN_L, AGAIN_L, COMMITTED, FAILED,    FAILED, FAILED,    NO_HELLO]),
-    // What is taken from it now, it does not need any more; a full disk is the successor's too.
+        [AGAIN_L,  COMMITTED, NOBODY,    AGAIN_L,   AGAIN_L,   COMMITTED, FAILED,    FAILED, FAILED,    AGAIN_L,   NO_HELLO]),
+    // What is taken from it now, it does not need any more. A full disk is the successor's too,
+    // which cannot set itself up then, for whomever.
     Row::new(1, Point::Spawned, GIVEN_UP,
-        [SOLE_L,  COMMITTED, FAILED,    SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, FAILED,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, FAILED,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, FAILED,    AGAIN_L,   NO_HELLO]),
     Row::new(2, Point::HelloHeard, GIVEN_UP,
-        [SOLE_L,  COMMITTED, FAILED,    SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, FAILED,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, FAILED,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, FAILED,    AGAIN_L,   NO_HELLO]),
     // It commits when it wakes up, to nobody.
     Row::new(5, Point::ReadyHeard, GIVEN_UP,
-        [SOLE_L,  COMMITTED, BACK,      SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+        [SOLE_L,   COMMITTED, BACK,      SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
     Row::new(5, Point::Paused, GIVEN_UP,
-        [SOLE_L,  COMMITTED, BACK,      SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
-    // From here on the successor serves, whatever becomes of this process.
-    Row::new(5, Point::CommitSent, Released::ByServing,
-        [SOLE_L,  COMMITTED, COMMITTED, SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
-    Row::new(6, Point::ServingHeard, Released::ByServing,
-        [SOLE_L,  COMMITTED, COMMITTED, SOLE_L,  SOLE_L,  COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+        [SOLE_L,   COMMITTED, BACK,      SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+    // From here on the successor serves, whatever becomes of this process. One that does not
+    // leave is killed.
+    Row::new(5, Point::CommitSent, Released::ByDeath,
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+    Row::new(6, Point::ServingHeard, Released::ByDeath,
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+    Row::new(6, Point::ProbationOver, Released::ByDeath,
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+    Row::new(6, Point::PingSent, Released::ByDeath,
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
     // It has no session left that could die with it.
-    Row::new(8, Point::Leaving, Released::ByServing,
-        [COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+    Row::new(8, Point::Leaving, Released::ByDeath,
+        [COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, NO_MEM, COMMITTED, COMMITTED, NO_HELLO]),
 ];
 
 /// Faults of the process that was spawned.
@@ -218,28 +229,35 @@ pub(crate) const PREDECESSOR: &[Row] = &[
 pub(crate) const SUCCESSOR: &[Row] = &[
     // Until it has said ready its failure is an upgrade's failure, and nobody is served by it.
     Row::new(2, Point::Started, Released::ByDeath,
-        // kill  stopped    for long exit 0  exit 1  garbage  EMFILE     ENOMEM  disk       protocol
-        [FAILED, COMMITTED, FAILED,  FAILED, FAILED, FAILED,  FAILED,    NO_MEM, FAILED,    NO_HELLO]),
+        // kill   stopped    for long   exit 0   exit 1   garbage  EMFILE     ENOMEM  disk       and kill protocol
+        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  FAILED,    NO_MEM, FAILED,    FAILED,  NO_HELLO]),
     Row::new(2, Point::Adopted, Released::ByDeath,
-        [FAILED, COMMITTED, FAILED,  FAILED, FAILED, FAILED,  FAILED,    NO_MEM, FAILED,    FAILED]),
+        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  FAILED,    NO_MEM, FAILED,    FAILED,  FAILED]),
     Row::new(2, Point::HelloSaid, Released::ByDeath,
-        [FAILED, COMMITTED, FAILED,  FAILED, FAILED, FAILED,  FAILED,    NO_MEM, FAILED,    NO_HELLO]),
+        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  FAILED,    NO_MEM, FAILED,    FAILED,  NO_HELLO]),
     // Set up, it has every descriptor and the pid file that it needs.
     Row::new(4, Point::SetUp, Released::ByDeath,
-        [FAILED, COMMITTED, FAILED,  FAILED, FAILED, FAILED,  COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  COMMITTED, NO_MEM, COMMITTED, FAILED,  NO_HELLO]),
     Row::new(4, Point::ReadySaid, Released::ByDeath,
-        [BACK,   COMMITTED, BACK,    BACK,   BACK,   BACK,    COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK,    COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
     // While nonsense is on its way, it goes on and may accept until it is killed.
     Row::new(5, Point::CommitHeard, Released::ByDeath,
-        [BACK,   COMMITTED, BACK,    BACK,   BACK,   BACK_L,  COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
     Row::new(6, Point::PidFileWritten, Released::ByDeath,
-        [BACK,   COMMITTED, BACK,    BACK,   BACK,   BACK_L,  COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
     Row::new(6, Point::Accepting, Released::ByDeath,
-        [BACK,   COMMITTED, BACK,    BACK,   BACK,   BACK_L,  COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
-    Row::new(6, Point::ServingSaid, LEFT,
-        [BACK,   COMMITTED, COMMITTED, ENDED_L, BACK, BACK_L, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
+    // Status 0 from one that serves means that it was told to stop.
+    Row::new(6, Point::ServingSaid, Released::ByDeath,
+        [BACK,    COMMITTED, BACK,      ENDED_L, BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
+    // It has sessions of its own by now.
+    Row::new(6, Point::PingHeard, Released::ByDeath,
+        [BACK_L,  COMMITTED, BACK_L,    ENDED_L, BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
+    // Proven, and still rolled back while there is somebody to do it: the predecessor has a session.
+    Row::new(6, Point::PongSaid, LEFT,
+        [BACK_L,  COMMITTED, COMMITTED, ENDED_L, BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
     Row::new(8, Point::Alone, Released::Nobody,
-        [AGAIN_L, COMMITTED, NOBODY, AGAIN_L, AGAIN_L, NO_SOCK, COMMITTED, NO_MEM, COMMITTED, NO_HELLO]),
+        [AGAIN_L, COMMITTED, NOBODY,    AGAIN_L, AGAIN_L, NO_SOCK, COMMITTED, NO_MEM, COMMITTED, AGAIN_L, NO_HELLO]),
 ];
 
 /// One cell.
@@ -262,31 +280,48 @@ impl Cell {
         of(PREDECESSOR, true).chain(of(SUCCESSOR, false)).collect()
     }
 
-    /// What the process does at the point.
-    pub(crate) fn deed(&self, disk: &str) -> String {
-        match self.fault {
-            Fault::Killed => "kill".into(),
-            Fault::Stopped | Fault::StoppedForLong => "stop".into(),
-            Fault::ExitsWith0 => "exit 0".into(),
-            Fault::ExitsWith1 => "exit 1".into(),
-            Fault::Garbage => "garbage".into(),
-            Fault::NoDescriptors => "emfile".into(),
-            Fault::NoMemory => "enomem".into(),
-            Fault::FullDisk => format!("fill {disk}"),
-            Fault::OtherProtocol => "protocol".into(),
+    /// What is done at which point, in this order.
+    pub(crate) fn deeds(&self, disk: &str) -> Vec<(Point, String)> {
+        let fill = format!("fill {disk}");
+        let deeds = match self.fault {
+            Fault::Killed => vec!["kill"],
+            Fault::Stopped | Fault::StoppedForLong => vec!["stop"],
+            Fault::ExitsWith0 => vec!["exit 0"],
+            Fault::ExitsWith1 => vec!["exit 1"],
+            Fault::Garbage => vec!["garbage"],
+            Fault::NoDescriptors => vec!["emfile"],
+            Fault::NoMemory => vec!["enomem"],
+            Fault::FullDisk => vec![fill.as_str()],
+            Fault::KilledOnFullDisk => vec![fill.as_str(), "kill"],
+            Fault::OtherProtocol => vec!["protocol"],
+        };
+        let mut deeds: Vec<_> =
+            deeds.into_iter().map(|deed| (self.row.point, deed.to_owned())).collect();
+        // Where the two processes would race, the one waits for the other.
+        let full = matches!(self.fault, Fault::FullDisk | Fault::KilledOnFullDisk);
+        match self.row.point {
+            // The disk is full before the successor tries it.
+            Point::Spawned if full => deeds.push((Point::Started, "pass".into())),
+            Point::HelloHeard if full => deeds.push((Point::HelloSaid, "pass".into())),
+            // The spawn has what it needs, although HELLO can be here before its answer is.
+            Point::HelloHeard if self.fault == Fault::NoDescriptors => {
+                deeds.insert(0, (Point::Spawned, "pass".into()));
+            }
+            // The ready byte is read before the nonsense is.
+            Point::ReadySaid if self.fault == Fault::Garbage => {
+                deeds.insert(0, (Point::Paused, "pass".into()));
+            }
+            _ => {}
         }
+        deeds
     }
 
-    /// Where the two processes would race, who is to come first, and who second.
-    pub(crate) fn before_and_after(&self) -> (Option<Point>, Option<Point>) {
-        match (self.fault, self.row.point) {
-            // The disk is full before the successor tries it.
-            (Fault::FullDisk, Point::Spawned) => (None, Some(Point::Started)),
-            (Fault::FullDisk, Point::HelloHeard) => (None, Some(Point::HelloSaid)),
-            // The ready byte was read before the nonsense is.
-            (Fault::Garbage, Point::ReadySaid) => (Some(Point::Paused), None),
-            (_, _) => (None, None),
-        }
+    /// Whether the process dies of it by itself.
+    pub(crate) fn is_deadly(&self) -> bool {
+        matches!(
+            self.fault,
+            Fault::Killed | Fault::ExitsWith0 | Fault::ExitsWith1 | Fault::KilledOnFullDisk
+        )
     }
 
     /// What the log must say, and what says that it is known why.
@@ -296,28 +331,34 @@ impl Cell {
                 ("the predecessor talked nonsense", &[""])
             }
             Outcome::Committed => ("done; spawn", &[""]),
+            Outcome::SoleOwner if self.fault == Fault::StoppedForLong => {
+                ("did not leave within", &["killing it"])
+            }
             Outcome::SoleOwner => ("alone", &[""]),
             Outcome::StartedAgain => ("fault at", &[""]),
-            Outcome::Ended => ("Draining (probation) -> Draining (shutdown)", &[""]),
+            Outcome::Ended => ("-> Draining (shutdown)", &["successor stopped"]),
             Outcome::Failed | Outcome::RolledBack => ("failed in", self.cause()),
         }
     }
 
     fn cause(&self) -> &'static [&'static str] {
         match self.fault {
-            Fault::Killed => &["the successor was killed by SIGKILL"],
+            Fault::Killed | Fault::KilledOnFullDisk => &["the successor was killed by SIGKILL"],
             Fault::ExitsWith0 => &["the successor exited with status 0"],
             Fault::ExitsWith1 => &["the successor exited with status 1"],
             Fault::Stopped => &[],
             Fault::StoppedForLong if self.of_predecessor => &["did not commit to this process"],
-            Fault::StoppedForLong => &["was not ready within", "did not serve within"],
+            Fault::StoppedForLong => {
+                &["was not ready within", "did not serve within", "did not answer within"]
+            }
             Fault::Garbage => &["the successor talked nonsense"],
             // The spawn does not pass on what lies beyond the limit: EBADF
             // (posix_spawn_file_actions_adddup2(3)).
             Fault::NoDescriptors => {
                 &["Too many open files", "RLIMIT_NOFILE", "Bad file descriptor"]
             }
-            Fault::NoMemory => &["Cannot allocate memory"],
+            // No stack for the spawning thread: EAGAIN (pthread_create(3)).
+            Fault::NoMemory => &["Cannot allocate memory", "start the spawning thread"],
             Fault::FullDisk => &["No space left on device"],
             Fault::OtherProtocol => &["the successor speaks handoff protocol 99"],
         }
