@@ -298,20 +298,23 @@ impl Cell {
         let mut deeds: Vec<_> =
             deeds.into_iter().map(|deed| (self.row.point, deed.to_owned())).collect();
         // Where the two processes would race, the one waits for the other.
-        let full = matches!(self.fault, Fault::FullDisk | Fault::KilledOnFullDisk);
-        match self.row.point {
+        match (self.row.point, self.fault) {
             // The disk is full before the successor tries it.
-            Point::Spawned if full => deeds.push((Point::Started, "pass".into())),
-            Point::HelloHeard if full => deeds.push((Point::HelloSaid, "pass".into())),
+            (Point::Spawned, Fault::FullDisk | Fault::KilledOnFullDisk) => {
+                deeds.push((Point::Started, "pass".into()));
+            }
+            (Point::HelloHeard, Fault::FullDisk | Fault::KilledOnFullDisk) => {
+                deeds.push((Point::HelloSaid, "pass".into()));
+            }
             // The spawn has what it needs, although HELLO can be here before its answer is.
-            Point::HelloHeard if self.fault == Fault::NoDescriptors => {
+            (Point::HelloHeard, Fault::NoDescriptors) => {
                 deeds.insert(0, (Point::Spawned, "pass".into()));
             }
             // The ready byte is read before the nonsense is.
-            Point::ReadySaid if self.fault == Fault::Garbage => {
+            (Point::ReadySaid, Fault::Garbage) => {
                 deeds.insert(0, (Point::Paused, "pass".into()));
             }
-            _ => {}
+            (_, _) => {}
         }
         deeds
     }
