@@ -239,8 +239,8 @@ pub(crate) const SUCCESSOR: &[Row] = &[
     Row::new(4, Point::SetUp, Released::ByDeath,
         [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  COMMITTED, NO_MEM, COMMITTED, FAILED,  NO_HELLO]),
     Row::new(4, Point::ReadySaid, Released::ByDeath,
-        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK,    COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
-    // While nonsense is on its way, it goes on and may accept until it is killed.
+        // While nonsense is on its way, it goes on and may accept until it is killed.
+        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
     Row::new(5, Point::CommitHeard, Released::ByDeath,
         [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
     Row::new(6, Point::PidFileWritten, Released::ByDeath,
@@ -299,10 +299,9 @@ impl Cell {
             deeds.into_iter().map(|deed| (self.row.point, deed.to_owned())).collect();
         // Where the two processes would race, the one waits for the other.
         match (self.row.point, self.fault) {
+            // What is just after the spawn is before the successor's first step.
+            (Point::Spawned, _) => deeds.push((Point::Started, "pass".into())),
             // The disk is full before the successor tries it.
-            (Point::Spawned, Fault::FullDisk | Fault::KilledOnFullDisk) => {
-                deeds.push((Point::Started, "pass".into()));
-            }
             (Point::HelloHeard, Fault::FullDisk | Fault::KilledOnFullDisk) => {
                 deeds.push((Point::HelloSaid, "pass".into()));
             }

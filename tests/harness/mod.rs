@@ -34,6 +34,12 @@ pub(crate) fn example(name: &str) -> PathBuf {
     path
 }
 
+/// A test's own directory, in memory where there is a place for that: a disk that is busy takes
+/// over a second over a rename, and that is longer than the deadlines of many a test.
+pub(crate) fn place() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
 /// Copies a program by a process of its own: this one starts others all the time, and they would
 /// inherit the copy while it is open for writing, which makes it "busy" (execve(2), ETXTBSY).
 pub(crate) fn copy_program(from: &Path, to: &Path) {
@@ -71,7 +77,7 @@ impl Start {
     }
 
     pub(crate) fn path(program: PathBuf) -> Self {
-        let place = tempfile::tempdir().expect("a temporary directory");
+        let place = place();
         Self { program, args: Vec::new(), env: Vec::new(), directory: None, place }
     }
 
