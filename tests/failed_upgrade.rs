@@ -441,6 +441,8 @@ fn a_predecessor_that_dies_before_the_commit_leaves_the_listeners_to_the_success
     assert_eq!((second, generation), (successor, 1));
     let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
     assert_eq!(pid_file, format!("{second}\n"));
+    let spare = actor.place.path().join(format!(".pid.{first}"));
+    assert!(!spare.exists(), "what it kept for a rollback went with it");
     actor.upgrade();
 }
 
