@@ -173,13 +173,23 @@ impl Actor {
     }
 
     pub(crate) fn wait_for_any(&mut self, texts: &[&str]) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        match self.hears(texts, PATIENCE) {
+            Some(line) => line,
+            None => panic!("no line with {texts:?} in
+{}", self.log.join("
+")),
+        }
+    }
+
+    /// The same, but it may be that there is no such line within that time.
+    pub(crate) fn hears(&mut self, texts: &[&str], within: Duration) -> Option<String> {
+        let deadline = Instant::now() + within;
         while let Ok(line) = self.next_line(deadline) {
             if texts.iter().any(|text| line.contains(text)) {
-                return line;
+                return Some(line);
             }
         }
-        panic!("no line with {texts:?} in\n{}", self.log.join("\n"));
+        None
     }
 
     /// The next line, from where the last wait ended. `Disconnected` if there will never be one,
@@ -191,6 +201,12 @@ impl Actor {
         }
         self.seen += 1;
         Ok(self.log[self.seen - 1].clone())
+    }
+
+    /// Forgets the lines that a wait has looked at. A long run would keep them all.
+    pub(crate) fn forget(&mut self) {
+        self.log.drain(..self.seen);
+        self.seen = 0;
     }
 
     /// How many lines so far contain a text.
@@ -290,7 +306,10 @@ impl Actor {
     pub(crate) fn pids(&mut self) -> BTreeSet<u32> {
         self.log.extend(self.lines.try_iter());
         let pid = |line: &String| line.strip_prefix('[')?.split_once(']')?.0.parse().ok();
-        self.log.iter().filter_map(pid).chain([self.child.id()]).collect()
+        // Once it is waited for, its number may be anybody's.
+        let unwaited = self.child.try_wait().ok().is_some_and(|status| status.is_none());
+        let first = unwaited.then(|| self.child.id());
+        self.log.iter().filter_map(pid).chain(first).collect()
     }
 
     /// Those of them that are there and no zombies.
