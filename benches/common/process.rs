@@ -92,7 +92,15 @@ pub(crate) fn reap(pid: Pid) -> Result<(), String> {
     })
 }
 
-/// A server that this bench started, or the successor of one. It ends with the bench.
+/// The children of a process's main thread, which inherits those of threads that have ended.
+fn children(pid: Pid) -> Vec<Pid> {
+    let pid = pid.as_raw_pid();
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?)).collect()
+}
+
+/// A server that this bench started, or the successor of one. It ends with the bench, and so does
+/// whoever would take over from it.
 pub(crate) struct Started {
     pub(crate) pid: Pid,
 }
@@ -105,9 +113,13 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        // Not reaped yet, so the number still means this process.
-        if kill_process(self.pid, Signal::KILL).is_ok() {
-            let _ = waitpid(Some(self.pid), WaitOptions::empty());
+        // Not reaped yet, so the number still means this process; and once they are adopted, the
+        // same holds for its children.
+        let heirs = children(self.pid);
+        for pid in std::iter::once(self.pid).chain(heirs) {
+            if kill_process(pid, Signal::KILL).is_ok() {
+                let _ = waitpid(Some(pid), WaitOptions::empty());
+            }
         }
     }
 }
