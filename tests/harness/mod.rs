@@ -175,9 +175,7 @@ impl Actor {
     pub(crate) fn wait_for_any(&mut self, texts: &[&str]) -> String {
         match self.hears(texts, PATIENCE) {
             Some(line) => line,
-            None => panic!("no line with {texts:?} in
-{}", self.log.join("
-")),
+            None => panic!("no line with {texts:?} in\n{}", self.log.join("\n")),
         }
     }
 
