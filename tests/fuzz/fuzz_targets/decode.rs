@@ -3,7 +3,8 @@
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz decode -- -max_total_time=600`
 //!
 //! What it finds goes to `corpus/decode`. To keep of it only what adds coverage, move it elsewhere,
-//! restore the corpus, and merge: `... decode -- -merge=1 tests/fuzz/corpus/decode ELSEWHERE`.
+//! restore the corpus, and merge by `... decode tests/fuzz/corpus/decode ELSEWHERE --
+//! -set_cover_merge=1`, which leaves the seeds under their names.
 
 #![no_main]
 
