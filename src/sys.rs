@@ -201,10 +201,17 @@ pub(crate) fn is_dead_by(process: BorrowedFd<'_>, deadline: Instant) -> bool {
     }
 }
 
-/// Whether a process has begun to exit: PF_EXITING, in the ninth field of `/proc/PID/stat`
-/// (proc(5)). The caller knows that the id still means that process.
+/// Whether a process has begun to exit, or will as soon as it is scheduled: PF_EXITING in the ninth
+/// field of `/proc/PID/stat`, or SIGKILL in `SigPnd` of `/proc/PID/status` (proc(5)). The caller
+/// knows that the id still means that process.
 pub(crate) fn is_exiting(pid: u32) -> bool {
     const PF_EXITING: u64 = 4;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:"));
+    let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    if pending.is_some_and(|mask| mask & (1 << (libc::SIGKILL - 1)) != 0) {
+        return true;
+    }
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The second field is the name, in parentheses, and may contain anything.
     let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6));
