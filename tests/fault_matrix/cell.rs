@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -102,6 +103,7 @@ fn expect_clean(actor: &mut Actor, pid: u32, bare: &[String], disk: &Disk) {
     let deadline = Instant::now() + PATIENCE;
     while found != bare {
         assert!(Instant::now() < deadline, "descriptors {found:?} instead of {bare:?}");
+        thread::sleep(Duration::from_millis(1));
         found = kinds_of_descriptors(pid);
     }
     let said = fs::read_to_string(disk.path_of("pid")).expect("a pid file");
