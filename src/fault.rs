@@ -41,10 +41,10 @@ pub enum Point {
     ReadySaid,
     /// Successor: COMMIT was read, and nothing is done about it yet.
     CommitHeard,
-    /// Successor: the pid file names it, and it does not accept yet.
-    PidFileWritten,
-    /// Successor: it accepts, and SERVING is not said yet.
+    /// Successor: it accepts, and the pid file does not name it yet.
     Accepting,
+    /// Successor: the pid file names it, and SERVING is not said yet.
+    PidFileWritten,
     /// Successor: SERVING is said.
     ServingSaid,
     /// Successor: PING was read, and not answered yet.
@@ -75,8 +75,8 @@ impl Point {
         Self::SetUp,
         Self::ReadySaid,
         Self::CommitHeard,
-        Self::PidFileWritten,
         Self::Accepting,
+        Self::PidFileWritten,
         Self::ServingSaid,
         Self::PingHeard,
         Self::PongSaid,

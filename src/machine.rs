@@ -80,6 +80,8 @@ pub enum Event {
     SuccessorSilent,
     /// The predecessor committed to this process.
     Committed,
+    /// The pid file names this process, or could not be written, which is logged.
+    PidFileWritten,
     /// The predecessor asks whether this process still turns.
     PredecessorAsked,
     /// The predecessor is dead.
@@ -136,8 +138,11 @@ pub enum Action {
     KillPredecessor,
     /// Unlink the Unix paths of inherited listeners that nobody claimed.
     UnlinkUnclaimed,
-    /// Write the pid file.
+    /// Write the pid file, before anybody is served.
     WritePidFile,
+    /// Have the pid file name this process, beside the loop, which a slow disk must not stop;
+    /// [`Event::PidFileWritten`] follows.
+    TakePidFile,
     /// Write the pid file again, after a successor may have written its own.
     RestorePidFile,
     /// Poll the listeners.
@@ -348,16 +353,20 @@ impl Machine {
                 ),
             },
             Event::Committed => match self.predecessor {
-                // The one moment at which the listeners change hands. The pid file first: whoever
-                // reads it from now on signals this process.
+                // The one moment at which the listeners change hands.
                 Predecessor::Owner => self.with(Predecessor::Leaving).stays(&[
                     DisarmAll,
-                    WritePidFile,
                     ResumeAccepting,
-                    TellServing,
+                    TakePidFile,
                     Arm(Timer::Departure),
                 ]),
                 Predecessor::Leaving | Predecessor::Gone => self.ignored(),
+            },
+            // The predecessor stays until it has heard this, so that the pid file never names a
+            // dead process: whoever reads it signals one that carries the request on.
+            Event::PidFileWritten => match self.predecessor {
+                Predecessor::Leaving => self.stays(&[TellServing]),
+                Predecessor::Owner | Predecessor::Gone => self.ignored(),
             },
             Event::PredecessorAsked => match self.predecessor {
                 Predecessor::Leaving => self.stays(&[AnswerPredecessor]),
@@ -368,7 +377,7 @@ impl Machine {
                 Predecessor::Owner => or_upgrade!(
                     self.with(Predecessor::Gone),
                     stays,
-                    [DisarmAll, WritePidFile, ResumeAccepting, UnlinkUnclaimed]
+                    [DisarmAll, ResumeAccepting, TakePidFile, UnlinkUnclaimed]
                 ),
                 Predecessor::Leaving => or_upgrade!(
                     self.with(Predecessor::Gone),
@@ -464,6 +473,7 @@ impl Machine {
             Event::SetUpDone
             | Event::SuccessorAnswered
             | Event::Committed
+            | Event::PidFileWritten
             | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
@@ -527,6 +537,7 @@ impl Machine {
             | Event::SuccessorReady
             | Event::SuccessorAnswered
             | Event::Committed
+            | Event::PidFileWritten
             | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
@@ -589,6 +600,7 @@ impl Machine {
             | Event::SuccessorReady
             | Event::SuccessorServing
             | Event::Committed
+            | Event::PidFileWritten
             | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
@@ -622,6 +634,7 @@ impl Machine {
             | Event::SuccessorStopped
             | Event::SuccessorSilent
             | Event::Committed
+            | Event::PidFileWritten
             | Event::PredecessorAsked
             | Event::PredecessorSilent
             | Event::UpgradeTimedOut
@@ -645,6 +658,7 @@ impl Machine {
             | Event::SuccessorStopped
             | Event::SuccessorSilent
             | Event::Committed
+            | Event::PidFileWritten
             | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
 
@@ -10,11 +11,16 @@ use crate::error::Error;
 ///
 /// Its directory is tried out when the server is made, by writing the temporary file that is to be
 /// renamed; a full disk or a missing directory is found while there is still somebody to tell.
+///
+/// Each of these calls can take as long as the disk likes, a second on a busy one. What comes in the
+/// way of an upgrade that goes well is called beside the loop.
 #[derive(Debug)]
 pub(crate) struct PidFile {
     path: PathBuf,
     temporary: PathBuf,
     pid: u32,
+    /// The loop and threads beside it write here, one at a time.
+    writing: Mutex<()>,
 }
 
 impl PidFile {
@@ -28,7 +34,7 @@ impl PidFile {
         let Some(temporary) = temporary_beside(&path, pid) else {
             return Err(error("write")(io::Error::from(io::ErrorKind::InvalidInput)));
         };
-        let file = Self { path, temporary, pid };
+        let file = Self { path, temporary, pid, writing: Mutex::new(()) };
         file.write_temporary().map_err(error("write"))?;
         Ok(file)
     }
@@ -36,6 +42,7 @@ impl PidFile {
     /// Makes the file name this process.
     pub(crate) fn publish(&self) -> Result<(), Error> {
         let error = |step| move |source| Error::PidFile { path: self.path.clone(), step, source };
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.temporary.exists() {
             self.write_temporary().map_err(error("write"))?;
         }
@@ -46,6 +53,7 @@ impl PidFile {
     /// no space on the disk, only a rename.
     pub(crate) fn keep_spare(&self) -> Result<(), Error> {
         let error = |source| Error::PidFile { path: self.path.clone(), step: "write", source };
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.write_temporary().map_err(error)
     }
 

@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Registry, Waker};
@@ -78,7 +79,9 @@ pub struct Server<H: Handler> {
     signals: Signals,
     remote: Remote,
     timers: Timers,
-    pid_file: Option<PidFile>,
+    pid_file: Option<Arc<PidFile>>,
+    /// Tells when the thread that writes it has done so.
+    writing: Option<Receiver<()>>,
     /// What a successor is spawned from.
     command: Arc<Command>,
     predecessor: Option<Predecessor>,
@@ -158,7 +161,7 @@ impl<H: Handler> Server<H> {
         let command = Arc::new(program::of_this_process()?);
         let listeners = Listeners::new(inheritance)?;
         let prepare = |path: &Path| PidFile::prepare(path, std::process::id());
-        let pid_file = config.pid_file.as_deref().map(prepare).transpose()?;
+        let pid_file = config.pid_file.as_deref().map(prepare).transpose()?.map(Arc::new);
         let poll = Poll::new().map_err(Error::system("make an epoll instance"))?;
         let registry = poll.registry().try_clone().map_err(Error::system("duplicate epoll"))?;
         let polled = Error::system("poll");
@@ -192,6 +195,7 @@ impl<H: Handler> Server<H> {
             remote: Remote::new(Arc::new(waker)),
             timers: Timers::default(),
             pid_file,
+            writing: None,
             command,
             predecessor: None,
             predecessor_watch: PredecessorWatch::new(predecessor.is_none()),

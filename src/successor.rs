@@ -16,6 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{pipe2, read};
 
+use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::limits;
 use crate::machine::Event;
@@ -27,7 +28,14 @@ use crate::wire::{
 };
 
 /// What the spawning thread answers, and when it had the answer.
-type Answer = (io::Result<Spawned>, Instant);
+type Answer = (Result<Spawned, NotSpawned>, Instant);
+
+/// What went wrong on the spawning thread.
+#[derive(Debug)]
+enum NotSpawned {
+    Before(Error),
+    Spawn(io::Error),
+}
 
 /// A successor, from the moment it is wanted.
 #[derive(Debug)]
@@ -67,6 +75,8 @@ pub(crate) struct Plan<'a> {
     /// How long this process stays after COMMIT, at the most.
     pub(crate) stay: Duration,
     pub(crate) started: Instant,
+    /// What has to be done first, on the spawning thread.
+    pub(crate) before: Box<dyn FnOnce() -> Result<(), Error> + Send>,
 }
 
 impl Successor {
@@ -107,11 +117,13 @@ impl Successor {
         let blocked = plan.blocked;
         thread::Builder::new()
             .name("tablecloth-spawn".into())
-            .stack_size(limits::SPAWN_STACK_BYTES)
+            .stack_size(limits::THREAD_STACK_BYTES)
             .spawn(move || {
                 let keep = [their_pipe.as_fd(), their_socket.as_fd()];
                 fault::at(Point::Spawning);
-                let result = sys::spawn(&command, &variable, &keep, blocked);
+                let result = (plan.before)().map_err(NotSpawned::Before).and_then(|()| {
+                    sys::spawn(&command, &variable, &keep, blocked).map_err(NotSpawned::Spawn)
+                });
                 fault::at(Point::Spawned);
                 // The successor's ends are closed before the loop hears of it: from then on their
                 // end of file means the successor.
@@ -158,14 +170,20 @@ impl Successor {
     pub(crate) fn hear_spawn(&mut self, registry: &Registry, events: &mut Vec<Event>) {
         let Some((result, at)) = self.process.answer() else { return };
         self.spawned = Some(at);
-        let result = result.and_then(|spawned| self.process.watch(spawned, registry, self.attempt));
-        match result {
+        let mut watch = |spawned| self.process.watch(spawned, registry, self.attempt);
+        match result.and_then(|spawned| watch(spawned).map_err(NotSpawned::Spawn)) {
             // A ready byte can be here before the answer is: then it is past this stage already.
             Ok(()) if self.stage == Stage::Spawn => self.stage = Stage::SetUp,
             Ok(()) => {}
-            Err(source) => {
-                let operation = format!("execute {}", self.program);
-                self.lose(Cause::NotSpawned { operation, source }, Event::SuccessorLost, events);
+            Err(error) => {
+                let cause = match error {
+                    NotSpawned::Before(error) => Cause::PidFile(error),
+                    NotSpawned::Spawn(source) => {
+                        let operation = format!("execute {}", self.program);
+                        Cause::NotSpawned { operation, source }
+                    }
+                };
+                self.lose(cause, Event::SuccessorLost, events);
                 // One that was killed because it could not be watched may have lived long enough to
                 // say who it was, and to leave something behind.
                 while self.read_socket(&mut Vec::new()) {}
@@ -305,6 +323,11 @@ impl Successor {
                 }
                 events.push(Event::SuccessorServing);
             }
+            // Who was told to stop has served, and may not have come to say so.
+            Message::Stopping if self.stage == Stage::Takeover => {
+                self.stage = Stage::Draining;
+                events.extend([Event::SuccessorServing, Event::SuccessorStopped]);
+            }
             Message::Stopping if self.stage == Stage::Draining => {
                 events.push(Event::SuccessorStopped);
             }
@@ -433,7 +456,9 @@ impl Dying {
     pub(crate) fn settle(&mut self, registry: &Registry) -> bool {
         if let Some((result, _)) = self.process.answer() {
             // One that cannot be watched is killed all the same; it is reaped with the next look.
-            let _ = result.and_then(|spawned| self.process.watch(spawned, registry, self.attempt));
+            if let Ok(spawned) = result {
+                let _ = self.process.watch(spawned, registry, self.attempt);
+            }
             match &self.process {
                 Process::Alive { .. } => self.process.kill(),
                 Process::Spawning(_) | Process::None => return true,
@@ -513,7 +538,7 @@ impl Process {
                 // The thread panicked: the answer will not come.
                 Err(TryRecvError::Disconnected) => {
                     let error = io::Error::other("the spawning thread ended without an answer");
-                    Some((Err(error), Instant::now()))
+                    Some((Err(NotSpawned::Spawn(error)), Instant::now()))
                 }
             },
             Self::Alive { .. } | Self::None => None,

@@ -439,8 +439,9 @@ fn a_predecessor_that_dies_before_the_commit_leaves_the_listeners_to_the_success
     actor.wait_for("alone");
     let (second, generation) = actor.who();
     assert_eq!((second, generation), (successor, 1));
-    let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
-    assert_eq!(pid_file, format!("{second}\n"));
+    let pid_file = actor.place.path().join("pid");
+    let named = || fs::read_to_string(&pid_file).expect("a pid file");
+    until("the pid file names it", || named() == format!("{second}\n"));
     let spare = actor.place.path().join(format!(".pid.{first}"));
     assert!(!spare.exists(), "what it kept for a rollback went with it");
     actor.upgrade();

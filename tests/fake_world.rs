@@ -492,6 +492,10 @@ impl World {
             }
             Action::TellServing => self.send_to_predecessor(id, &Message::Serving),
             Action::TellStopping => self.send_to_predecessor(id, &Message::Stopping),
+            Action::TakePidFile => {
+                self.pid_file = Some(id);
+                self.processes[id].pending.push_back(Event::PidFileWritten);
+            }
             Action::WritePidFile | Action::RestorePidFile => self.pid_file = Some(id),
             Action::RemovePidFile => self.pid_file = self.pid_file.filter(|own| *own != id),
             Action::ResumeAccepting => self.processes[id].polls = true,

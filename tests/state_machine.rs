@@ -180,6 +180,7 @@ fn a_process_polls_its_listeners_exactly_while_the_machine_says_so() {
                     | Action::KillPredecessor
                     | Action::UnlinkUnclaimed
                     | Action::WritePidFile
+                    | Action::TakePidFile
                     | Action::RestorePidFile
                     | Action::DrainSessions
                     | Action::CloseSessions

@@ -35,7 +35,7 @@ impl Predecessor {
 
 impl Event {
     /// Every event, in the order of this page.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::SetUpDone,
         Self::UpgradeRequested,
         Self::ShutdownRequested,
@@ -48,6 +48,7 @@ impl Event {
         Self::SuccessorStopped,
         Self::SuccessorSilent,
         Self::Committed,
+        Self::PidFileWritten,
         Self::PredecessorAsked,
         Self::PredecessorGone,
         Self::PredecessorSilent,
@@ -144,6 +145,7 @@ impl fmt::Display for Event {
             Self::SuccessorStopped => "successor stopped",
             Self::SuccessorSilent => "successor silent",
             Self::Committed => "committed to by the predecessor",
+            Self::PidFileWritten => "pid file written",
             Self::PredecessorAsked => "asked by the predecessor",
             Self::PredecessorGone => "predecessor gone",
             Self::PredecessorSilent => "not committed to in time",

@@ -1,5 +1,7 @@
 //! What the machine says is done here, and nothing is decided.
 
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::{Pending, Server, Sweep};
@@ -98,6 +100,7 @@ impl<H: Handler> Server<H> {
             | Event::SuccessorLost
             | Event::SuccessorStopped
             | Event::Committed
+            | Event::PidFileWritten
             | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
@@ -140,7 +143,7 @@ impl<H: Handler> Server<H> {
                 fault::at(Point::ReadySaid);
             }
             Action::TellServing => {
-                fault::at(Point::Accepting);
+                fault::at(Point::PidFileWritten);
                 self.tell_predecessor(&Message::Serving);
                 fault::at(Point::ServingSaid);
             }
@@ -155,12 +158,14 @@ impl<H: Handler> Server<H> {
                 }
             }
             Action::UnlinkUnclaimed => self.listeners.unlink_abandoned(),
-            Action::WritePidFile => {
-                self.write_pid_file();
-                fault::at(Point::PidFileWritten);
+            Action::WritePidFile => publish(self.pid_file.as_deref()),
+            Action::TakePidFile => self.take_pid_file(),
+            Action::RestorePidFile => {
+                self.wait_for_pid_file();
+                publish(self.pid_file.as_deref());
             }
-            Action::RestorePidFile => self.write_pid_file(),
             Action::RemovePidFile => {
+                self.wait_for_pid_file();
                 if let Some(pid_file) = &self.pid_file {
                     pid_file.remove_own();
                 }
@@ -222,9 +227,9 @@ impl<H: Handler> Server<H> {
         self.longest_turn = Duration::ZERO;
         let blocked = self.signals.to_block();
         let generation = self.shared.generation + 1;
-        // A rollback must not need space on a disk that may be full by then.
-        let spare = self.pid_file.as_ref().map_or(Ok(()), PidFile::keep_spare);
-        let plan = Plan {
+        // Its own writing has to be over before another process can write.
+        let (pid_file, writing) = (self.pid_file.clone(), self.writing.take());
+        let started = Successor::start(Plan {
             attempt: self.attempts,
             generation,
             command: &self.command,
@@ -235,11 +240,13 @@ impl<H: Handler> Server<H> {
             waker: self.remote.waker(),
             stay: self.config.longest_stay(),
             started: self.shared.now,
-        };
-        let started = match spare {
-            Ok(()) => Successor::start(plan),
-            Err(error) => Err(Cause::PidFile(error)),
-        };
+            // A rollback must not need space on a disk that may be full by then.
+            before: Box::new(move || {
+                // An error says that the thread has ended, which is as good.
+                let _ = writing.map(|writing| writing.recv());
+                pid_file.map_or(Ok(()), |pid_file| pid_file.keep_spare())
+            }),
+        });
         match started {
             Ok(successor) => self.successor = Some(successor),
             Err(cause) => {
@@ -346,10 +353,47 @@ impl<H: Handler> Server<H> {
         self.handler.upgraded(&mut Context { shared: &mut self.shared }, &report);
     }
 
-    fn write_pid_file(&self) {
-        if let Some(Err(error)) = self.pid_file.as_ref().map(|pid_file| pid_file.publish()) {
-            // Nothing to fall back to: serving comes first.
-            log::error!("{error}");
+    /// On a thread of its own, because nobody would be served meanwhile. Where there is none to be
+    /// had, that is better than no pid file.
+    fn take_pid_file(&mut self) {
+        fault::at(Point::Accepting);
+        let Some(pid_file) = self.pid_file.clone() else { return self.note_pid_file() };
+        let (waker, (written, writing)) = (Arc::clone(self.remote.waker()), channel());
+        let write = move || {
+            publish(Some(&pid_file));
+            let _ = written.send(());
+            // A loop that has ended hears nothing, and needs to hear nothing.
+            let _ = waker.wake();
+        };
+        let thread = std::thread::Builder::new().name("tablecloth-pid-file".into());
+        match thread.stack_size(limits::THREAD_STACK_BYTES).spawn(write) {
+            Ok(_) => self.writing = Some(writing),
+            Err(error) => {
+                log::debug!("start the thread that writes the pid file: {error}");
+                publish(self.pid_file.as_deref());
+                self.note_pid_file();
+            }
+        }
+    }
+
+    /// Hears whether the pid file is written.
+    pub(super) fn hear_pid_file(&mut self) {
+        if self.writing.as_ref().is_some_and(|writing| writing.try_recv().is_ok()) {
+            self.writing = None;
+            self.feed(Event::PidFileWritten);
+        }
+    }
+
+    /// Stepped when this step's actions are done.
+    fn note_pid_file(&mut self) {
+        self.pending.push_back(Pending { event: Event::PidFileWritten, attempt: None });
+    }
+
+    /// What it writes comes before what is written next.
+    fn wait_for_pid_file(&mut self) {
+        if let Some(writing) = self.writing.take() {
+            // An error says that the thread has ended, which is as good.
+            let _ = writing.recv();
         }
     }
 
@@ -398,5 +442,12 @@ impl<H: Handler> Server<H> {
                 pid_file.forget(pid, false);
             }
         }
+    }
+}
+
+fn publish(pid_file: Option<&PidFile>) {
+    if let Some(Err(error)) = pid_file.map(PidFile::publish) {
+        // Nothing to fall back to: serving comes first.
+        log::error!("{error}");
     }
 }

@@ -146,6 +146,7 @@ impl<H: Handler> Server<H> {
             let asked = self.remote.take();
             self.request(asked);
             self.hear_spawn();
+            self.hear_pid_file();
         }
     }
 

@@ -243,14 +243,14 @@ pub(crate) const SUCCESSOR: &[Row] = &[
         [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
     Row::new(5, Point::CommitHeard, Released::ByDeath,
         [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
-    Row::new(6, Point::PidFileWritten, Released::ByDeath,
-        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
     Row::new(6, Point::Accepting, Released::ByDeath,
         [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
+    // The pid file is written beside the loop: it has sessions of its own by now.
+    Row::new(6, Point::PidFileWritten, Released::ByDeath,
+        [BACK_L,  COMMITTED, BACK_L,    BACK_L,  BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
     // Status 0 from one that serves means that it was told to stop.
     Row::new(6, Point::ServingSaid, Released::ByDeath,
-        [BACK,    COMMITTED, BACK,      ENDED_L, BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
-    // It has sessions of its own by now.
+        [BACK_L,  COMMITTED, BACK_L,    ENDED_L, BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
     Row::new(6, Point::PingHeard, Released::ByDeath,
         [BACK_L,  COMMITTED, BACK_L,    ENDED_L, BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
     // Proven, and still rolled back while there is somebody to do it: the predecessor has a session.

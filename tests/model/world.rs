@@ -78,6 +78,8 @@ pub(crate) struct Process {
     pub(crate) has_listeners: bool,
     pub(crate) session: bool,
     set_up: bool,
+    /// The pid file is being written.
+    writing: bool,
     armed: Vec<Timer>,
     hup_pending: bool,
     quit_pending: bool,
@@ -123,6 +125,7 @@ pub(crate) enum Deed {
     SetUp(usize),
     FailSetUp(usize),
     ExitInSetUp(usize),
+    WritePidFile(usize),
     ReadPipe(usize),
     ReadSuccessor(usize),
     ReadPredecessor(usize),
@@ -143,6 +146,7 @@ impl Process {
             has_listeners: true,
             session: false,
             set_up: false,
+            writing: false,
             armed: Vec::new(),
             hup_pending: false,
             quit_pending: false,
@@ -200,6 +204,7 @@ impl World {
             if !process.set_up {
                 continue;
             }
+            may(process.writing, Deed::WritePidFile(id));
             may(process.hup_pending, Deed::HearHup(id));
             may(process.quit_pending, Deed::HearQuit(id));
             may(process.pipe, Deed::ReadPipe(id));
@@ -260,6 +265,11 @@ impl World {
                 self.budget.failures -= 1;
                 self.die(id, Life::Exited(0));
             }
+            Deed::WritePidFile(id) => {
+                self.processes[id].writing = false;
+                self.pid_file = Some(id);
+                self.feed(id, Event::PidFileWritten, step);
+            }
             Deed::ReadPipe(id) => self.read_pipe(id, step),
             Deed::ReadSuccessor(id) => self.read_successor(id, step),
             Deed::ReadPredecessor(id) => self.read_predecessor(id, step),
@@ -295,9 +305,16 @@ impl World {
     }
 
     fn read_successor(&mut self, id: usize, step: StepFn) {
+        let committed = State::Draining(Drain::Committed);
         let event = match self.processes[id].from_successor.remove(0) {
             Word::Serving => Event::SuccessorServing,
-            Word::Stopping => Event::SuccessorStopped,
+            Word::Stopping => {
+                // Who was told to stop has served, and may not have come to say so.
+                if self.processes[id].machine.state() == committed {
+                    self.feed(id, Event::SuccessorServing, step);
+                }
+                Event::SuccessorStopped
+            }
             Word::Pong => Event::SuccessorAnswered,
             word @ (Word::Commit | Word::Upgrade | Word::Ping) => {
                 unreachable!("{word:?} from a successor")
@@ -400,7 +417,7 @@ impl World {
                 self.broken.left_over |= process.successor.is_some()
                     || process.pipe
                     || process.has_timers()
-                    || self.pid_file != Some(id);
+                    || (self.pid_file != Some(id) && !process.writing);
             }
         }
     }
@@ -428,6 +445,10 @@ impl World {
         match action {
             Action::SpawnSuccessor => {
                 self.owed = false;
+                // What it was writing is written first.
+                if std::mem::take(&mut self.processes[id].writing) {
+                    self.pid_file = Some(id);
+                }
                 let fails = self.processes.len() >= PROCESSES;
                 if fails {
                     pending.push(Event::SuccessorLost);
@@ -440,14 +461,21 @@ impl World {
             Action::LookOnce => {
                 if matches!(self.processes[id].machine.state(), State::Draining(_)) {
                     let words = std::mem::take(&mut self.processes[id].from_successor);
-                    pending.extend(words.iter().map(|word| match word {
-                        Word::Serving => Event::SuccessorServing,
-                        Word::Pong => Event::SuccessorAnswered,
-                        Word::Stopping | Word::Commit | Word::Upgrade | Word::Ping => {
-                            Event::SuccessorStopped
+                    for word in &words {
+                        match word {
+                            Word::Serving => pending.push(Event::SuccessorServing),
+                            Word::Pong => pending.push(Event::SuccessorAnswered),
+                            Word::Stopping if words.contains(&Word::Serving) => {
+                                pending.push(Event::SuccessorStopped);
+                            }
+                            Word::Stopping => {
+                                pending.extend([Event::SuccessorServing, Event::SuccessorStopped]);
+                            }
+                            Word::Commit | Word::Upgrade | Word::Ping => {}
                         }
-                    }));
-                    if !words.contains(&Word::Serving) && !words.contains(&Word::Pong) {
+                    }
+                    let served = pending.contains(&Event::SuccessorServing);
+                    if !served && !words.contains(&Word::Pong) {
                         pending.push(Event::SuccessorSilent);
                     }
                 } else if self.processes[id].successor.is_some() {
@@ -515,8 +543,16 @@ impl World {
             }
             Action::TellServing => self.tell_predecessor(id, Word::Serving),
             Action::TellStopping => self.tell_predecessor(id, Word::Stopping),
-            Action::WritePidFile | Action::RestorePidFile => self.pid_file = Some(id),
-            Action::RemovePidFile => self.pid_file = self.pid_file.filter(|named| *named != id),
+            Action::TakePidFile => self.processes[id].writing = true,
+            Action::WritePidFile | Action::RestorePidFile => {
+                self.processes[id].writing = false;
+                self.pid_file = Some(id);
+            }
+            // What is being written is waited for.
+            Action::RemovePidFile => {
+                self.processes[id].writing = false;
+                self.pid_file = self.pid_file.filter(|named| *named != id);
+            }
             Action::ResumeAccepting => {
                 self.broken.resurrected |= self.stop_asked;
                 let process = &mut self.processes[id];
