@@ -1,14 +1,19 @@
 //! What a user writes, and what is at hand meanwhile.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::Instant;
 
+use mio::Registry;
+
 use crate::address::Address;
 use crate::io_event::IoEvent;
+use crate::limits;
 use crate::machine::{Machine, Predecessor, State};
 use crate::report::Report;
 use crate::stream::Stream;
+use crate::token::Token;
 
 /// A server's protocol: what to do with a connection, and what to make of what happens.
 ///
@@ -42,6 +47,34 @@ pub trait Handler {
     fn drain(&mut self, cx: &mut Context<'_>, session: &mut Self::Session) -> Verdict {
         let _ = (cx, session);
         Verdict::Keep
+    }
+
+    /// The schemas of packed sessions that [`Handler::unpack`] understands, oldest and newest. None
+    /// by default: sessions do not move, they drain.
+    fn schemas(&self) -> Option<RangeInclusive<u32>> {
+        None
+    }
+
+    /// Takes a session apart, for it to move to the successor: the session's sockets, and in bytes
+    /// whatever the next owner has to know. Nothing of it may be read or written any more. A session
+    /// that cannot move now is given back as it was, and is asked to drain; it is asked again
+    /// every [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL).
+    fn pack(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: Self::Session,
+    ) -> Result<Packed, Self::Session> {
+        let _ = cx;
+        Err(session)
+    }
+
+    /// Puts a session together from what [`Handler::pack`] made of it, in the successor, or here
+    /// again if the successor could not take it. The sockets are registered already, in their
+    /// order as the sources 0, 1 and so on, and their first events follow; nothing may be read or
+    /// written before. An error gives the session back to the predecessor.
+    fn unpack(&mut self, cx: &mut Context<'_>, packed: Packed) -> io::Result<Self::Session> {
+        let _ = (cx, packed);
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// One of [`Config::user_signals`](crate::Config::user_signals) came, once or several times.
@@ -84,6 +117,17 @@ impl Accepted {
     }
 }
 
+/// A session on its way from one process to the next.
+#[derive(Debug)]
+pub struct Packed {
+    /// The form of `state`, by the application's own count; 1 or more.
+    pub schema: u32,
+    /// What the next owner has to know, at most [`STATE_BYTES`](crate::limits::STATE_BYTES).
+    pub state: Vec<u8>,
+    /// The session's sockets, at most [`SOURCES`](crate::limits::SOURCES).
+    pub streams: Vec<Stream>,
+}
+
 /// What becomes of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -109,6 +153,10 @@ pub(crate) struct Shared {
     pub(crate) now: Instant,
     pub(crate) sessions: usize,
     pub(crate) requests: Requests,
+    pub(crate) registry: Rc<Registry>,
+    /// The session that the handler was called for, and when it wants to be woken.
+    pub(crate) session: Option<Token>,
+    pub(crate) wake: Option<Instant>,
 }
 
 /// What was asked for and not looked at yet. Several requests of a kind are one.
@@ -122,6 +170,15 @@ pub(crate) struct Requests {
 impl Requests {
     pub(crate) fn any(self) -> bool {
         self.upgrade || self.shutdown || self.exit
+    }
+}
+
+impl<'a> Context<'a> {
+    /// For a method that is called for this session.
+    pub(crate) fn of(shared: &'a mut Shared, session: Token) -> Self {
+        shared.session = Some(session);
+        shared.wake = None;
+        Self { shared }
     }
 }
 
@@ -160,6 +217,33 @@ impl Context<'_> {
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.shared.sessions
+    }
+
+    /// Connects a stream for the session at hand, without waiting: it is registered as the session's
+    /// `source`, from 1 on, and the event that says writable, or an error, tells how the connection
+    /// came out ([`Stream::take_error`]). [`IoEvent::of`] tells the sources apart.
+    ///
+    /// In a method that is called for no session it fails.
+    pub fn connect(&mut self, address: &Address, source: u8) -> io::Result<Stream> {
+        let mut stream = Stream::connect(address)?;
+        self.attach(&mut stream, source)?;
+        Ok(stream)
+    }
+
+    /// Registers a stream as a source of the session at hand.
+    pub(crate) fn attach(&mut self, stream: &mut Stream, source: u8) -> io::Result<()> {
+        let Some(session) = self.shared.session.filter(|_| usize::from(source) < limits::SOURCES)
+        else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        stream.register(&self.shared.registry, session.of_source(source).pack())
+    }
+
+    /// Wakes the session at hand at that time, by an event that
+    /// [is a timeout](IoEvent::is_timeout), in place of the time that it may have asked for before.
+    /// Not called for a session, it does nothing.
+    pub fn wake_at(&mut self, at: Instant) {
+        self.shared.wake = Some(at);
     }
 
     /// Asks for an upgrade, as the signal does. The answer is in the log and the [`Report`].

@@ -2,18 +2,30 @@
 
 use std::fmt;
 
-/// What the kernel said of a socket since the last event: facts that may be out of date, and never
-/// a promise. The call that reads or writes decides.
+use crate::limits;
+
+/// What the kernel said of a session's sockets since the last event: facts that may be out of date,
+/// and never a promise. The call that reads or writes decides.
+///
+/// Asked directly it speaks of the session's first socket, the one that was accepted; of the others
+/// by [`IoEvent::of`].
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct IoEvent {
-    bits: u8,
+    /// Eight for each source.
+    bits: u32,
 }
 
-const READABLE: u8 = 1;
-const WRITABLE: u8 = 2;
-const READ_CLOSED: u8 = 4;
-const WRITE_CLOSED: u8 = 8;
-const ERROR: u8 = 16;
+const READABLE: u32 = 1;
+const WRITABLE: u32 = 2;
+const READ_CLOSED: u32 = 4;
+const WRITE_CLOSED: u32 = 8;
+const ERROR: u32 = 16;
+/// Of the session, and not of a socket.
+const TIMEOUT: u32 = 32;
+const SOURCE_BITS: u32 = 8;
+
+/// Every source has its bits.
+const _: () = assert!(limits::SOURCES as u32 * SOURCE_BITS <= u32::BITS);
 
 impl IoEvent {
     /// An event that says readable, and nothing else.
@@ -28,15 +40,35 @@ impl IoEvent {
         Self { bits: WRITABLE }
     }
 
-    pub(crate) fn from_mio(event: &mio::event::Event) -> Self {
-        let bit = |on: bool, bit: u8| if on { bit } else { 0 };
-        Self {
-            bits: bit(event.is_readable(), READABLE)
-                | bit(event.is_writable(), WRITABLE)
-                | bit(event.is_read_closed(), READ_CLOSED)
-                | bit(event.is_write_closed(), WRITE_CLOSED)
-                | bit(event.is_error(), ERROR),
+    /// The session's time has come.
+    pub(crate) const fn timeout() -> Self {
+        Self { bits: TIMEOUT }
+    }
+
+    pub(crate) fn from_mio(event: &mio::event::Event, source: u8) -> Self {
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        let bits = bit(event.is_readable(), READABLE)
+            | bit(event.is_writable(), WRITABLE)
+            | bit(event.is_read_closed(), READ_CLOSED)
+            | bit(event.is_write_closed(), WRITE_CLOSED)
+            | bit(event.is_error(), ERROR);
+        Self { bits: bits.checked_shl(u32::from(source) * SOURCE_BITS).unwrap_or(0) }
+    }
+
+    /// What happened to the socket that was attached as `source`; 0 is the accepted one.
+    #[must_use]
+    pub const fn of(self, source: u8) -> Self {
+        let shift = source as u32 * SOURCE_BITS;
+        if shift >= u32::BITS {
+            return Self { bits: 0 };
         }
+        Self { bits: (self.bits >> shift) & ((1 << SOURCE_BITS) - 1) }
+    }
+
+    /// The time has come that [`Context::wake_at`](crate::Context::wake_at) was asked for.
+    #[must_use]
+    pub const fn is_timeout(self) -> bool {
+        self.bits & TIMEOUT != 0
     }
 
     /// There may be bytes to read, or the end of the stream.
@@ -76,12 +108,41 @@ impl IoEvent {
 
 impl fmt::Debug for IoEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IoEvent")
-            .field("readable", &self.is_readable())
-            .field("writable", &self.is_writable())
-            .field("read_closed", &self.is_read_closed())
-            .field("write_closed", &self.is_write_closed())
-            .field("error", &self.is_error())
-            .finish()
+        let mut sources = f.debug_struct("IoEvent");
+        for (source, name) in (0..).zip(["first", "second", "third", "fourth"]) {
+            let of = self.of(source);
+            let words = [
+                (of.is_readable(), "readable"),
+                (of.is_writable(), "writable"),
+                (of.is_read_closed(), "read closed"),
+                (of.is_write_closed(), "write closed"),
+                (of.is_error(), "error"),
+                (of.is_timeout(), "timeout"),
+            ];
+            let words: Vec<_> = words.into_iter().filter(|(on, _)| *on).map(|(_, w)| w).collect();
+            if !words.is_empty() {
+                sources.field(name, &words);
+            }
+        }
+        sources.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sources_of_a_session_are_told_apart() {
+        let mut event = IoEvent::readable();
+        event.merge(IoEvent { bits: WRITABLE << SOURCE_BITS });
+        event.merge(IoEvent::timeout());
+        assert!(event.is_readable() && !event.is_writable() && event.is_timeout());
+        let second = event.of(1);
+        assert!(second.is_writable() && !second.is_readable() && !second.is_timeout());
+        assert_eq!(event.of(2), IoEvent::default());
+        assert_eq!(event.of(u8::MAX), IoEvent::default());
+        let text = r#"IoEvent { first: ["readable", "timeout"], second: ["writable"] }"#;
+        assert_eq!(format!("{event:?}"), text);
     }
 }

@@ -71,7 +71,7 @@ pub mod wire;
 pub use address::Address;
 pub use config::Config;
 pub use error::Error;
-pub use handler::{Accepted, Context, Handler, Verdict};
+pub use handler::{Accepted, Context, Handler, Packed, Verdict};
 pub use io_event::IoEvent;
 pub use remote::{PredecessorWatch, Remote};
 pub use report::{Cause, Failure, Report, Stage, Timings};

@@ -29,6 +29,12 @@ pub const MESSAGES_PER_TURN: usize = 64;
 /// that a process is usually given, so that the kernel's limit is met first.
 pub const SESSIONS: usize = 65_536;
 
+/// Sockets of one session that can be told apart by their events: a proxied session has two.
+pub const SOURCES: usize = 4;
+
+/// What a session may say of itself when it moves, in bytes. A relay's buffers fit.
+pub const STATE_BYTES: usize = 80 * 1024;
+
 /// How long accepting pauses when the process or the machine has no descriptor left (EMFILE,
 /// ENFILE, accept(2)). A session that ends meanwhile resumes it at once.
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -84,5 +90,5 @@ const _: () = assert!(TEXT_BYTES + 64 <= PACKET_BYTES);
 /// they wait; and a session waits for no more than two turns for each poll's worth before it.
 const _: () = assert!(SESSION_EVENTS_PER_TURN * 2 >= EVENTS_PER_POLL);
 
-/// A session's index fits into a token.
-const _: () = assert!(SESSIONS <= u32::MAX as usize);
+/// A session's index fits into a token, beside its sources.
+const _: () = assert!(SESSIONS <= crate::token::INDEXES && SOURCES <= crate::token::SOURCES);

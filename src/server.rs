@@ -164,6 +164,7 @@ impl<H: Handler> Server<H> {
         let pid_file = config.pid_file.as_deref().map(prepare).transpose()?.map(Arc::new);
         let poll = Poll::new().map_err(Error::system("make an epoll instance"))?;
         let registry = poll.registry().try_clone().map_err(Error::system("duplicate epoll"))?;
+        let registry = Rc::new(registry);
         let polled = Error::system("poll");
         let waker = Waker::new(&registry, Token::single(Source::Waker).pack()).map_err(polled)?;
         let mut signals = Signals::install(config.signals())?;
@@ -185,10 +186,13 @@ impl<H: Handler> Server<H> {
                 now: Instant::now(),
                 sessions: 0,
                 requests: Requests::default(),
+                registry: Rc::clone(&registry),
+                session: None,
+                wake: None,
             },
             poll,
             events: Events::with_capacity(limits::EVENTS_PER_POLL),
-            registry: Rc::new(registry),
+            registry,
             listeners,
             sessions: Sessions::new(config.max_sessions),
             signals,

@@ -4,12 +4,14 @@
 //! for the closed session never meets a stranger in its slot; the generation in the token catches
 //! what comes later still.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::time::Instant;
 
 use slab::Slab;
 
 use crate::io_event::IoEvent;
-use crate::token::{Kind, Token};
+use crate::token::{self, Kind, Token};
 
 /// Every session of this process.
 pub(crate) struct Sessions<S> {
@@ -18,6 +20,8 @@ pub(crate) struct Sessions<S> {
     queue: VecDeque<u32>,
     /// The slots whose session ended in this turn.
     ended: Vec<u32>,
+    /// When to look at whom. An entry may be out of date: the slot knows better.
+    alarms: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     generation: u32,
     live: usize,
     limit: usize,
@@ -27,6 +31,10 @@ struct Slot<S> {
     generation: u32,
     pending: IoEvent,
     queued: bool,
+    /// When the session wants to be woken.
+    wake: Option<Instant>,
+    /// The entry that there is among the alarms, if it is still to come.
+    alarm: Option<Instant>,
     /// `None` once the session has ended, until the end of the turn.
     session: Option<S>,
 }
@@ -38,8 +46,8 @@ pub(crate) struct Vacancy {
 }
 
 impl Vacancy {
-    pub(crate) fn token(&self) -> mio::Token {
-        Token::new(Kind::Session, self.generation, self.index).pack()
+    pub(crate) fn token(&self) -> Token {
+        Token::new(Kind::Session, self.generation, self.index)
     }
 }
 
@@ -49,9 +57,10 @@ impl<S> Sessions<S> {
             slots: Slab::new(),
             queue: VecDeque::new(),
             ended: Vec::new(),
+            alarms: BinaryHeap::new(),
             generation: 0,
             live: 0,
-            limit,
+            limit: limit.min(token::INDEXES),
         }
     }
 
@@ -78,8 +87,14 @@ impl<S> Sessions<S> {
     /// Fills the vacancy that was asked for last.
     pub(crate) fn insert(&mut self, vacancy: Vacancy, session: S) {
         let Vacancy { generation, .. } = vacancy;
-        let pending = IoEvent::default();
-        self.slots.insert(Slot { generation, pending, queued: false, session: Some(session) });
+        self.slots.insert(Slot {
+            generation,
+            pending: IoEvent::default(),
+            queued: false,
+            wake: None,
+            alarm: None,
+            session: Some(session),
+        });
         self.live += 1;
     }
 
@@ -98,7 +113,7 @@ impl<S> Sessions<S> {
     }
 
     /// The next session that has an event, and the event; it is off the queue then.
-    pub(crate) fn next_queued(&mut self) -> Option<(u32, &mut S, IoEvent)> {
+    pub(crate) fn next_queued(&mut self) -> Option<(Token, &mut S, IoEvent)> {
         loop {
             let index = self.queue.pop_front()?;
             let Some(slot) = self.slots.get_mut(index as usize) else { continue };
@@ -109,7 +124,8 @@ impl<S> Sessions<S> {
             }
             let slot = self.slots.get_mut(index as usize)?;
             let event = std::mem::take(&mut slot.pending);
-            return Some((index, slot.session.as_mut()?, event));
+            let token = Token::new(Kind::Session, slot.generation, index);
+            return Some((token, slot.session.as_mut()?, event));
         }
     }
 
@@ -124,12 +140,50 @@ impl<S> Sessions<S> {
         }
     }
 
+    /// Wakes a session at a time, in place of the one that it may have wanted before.
+    pub(crate) fn wake_at(&mut self, index: u32, at: Instant) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        slot.wake = Some(at);
+        // An earlier alarm looks again; most are put off many times before they ring.
+        if slot.alarm.is_none_or(|alarm| at < alarm) {
+            slot.alarm = Some(at);
+            self.alarms.push(Reverse((at, index, slot.generation)));
+        }
+    }
+
+    /// When the next alarm rings, if there is one.
+    pub(crate) fn next_alarm(&self) -> Option<Instant> {
+        self.alarms.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// Queues whom the time has come for.
+    pub(crate) fn ring(&mut self, now: Instant) {
+        while let Some(Reverse((at, index, generation))) = self.alarms.peek().copied() {
+            if at > now {
+                return;
+            }
+            self.alarms.pop();
+            let Some(slot) = self.slots.get_mut(index as usize) else { continue };
+            if slot.generation != generation || slot.session.is_none() || slot.alarm != Some(at) {
+                continue;
+            }
+            slot.alarm = None;
+            match slot.wake.take() {
+                Some(wake) if wake > now => self.wake_at(index, wake),
+                Some(_) => self.again(index, IoEvent::timeout()),
+                None => {}
+            }
+        }
+    }
+
     /// The session in the first occupied slot at or behind `from`.
-    pub(crate) fn next_from(&mut self, from: u32) -> Option<(u32, &mut S)> {
+    pub(crate) fn next_from(&mut self, from: u32) -> Option<(Token, &mut S)> {
         let end = self.slots.capacity();
         let index = (from as usize..end)
             .find(|index| self.slots.get(*index).is_some_and(|slot| slot.session.is_some()))?;
-        Some((index as u32, self.slots.get_mut(index)?.session.as_mut()?))
+        let slot = self.slots.get_mut(index)?;
+        let token = Token::new(Kind::Session, slot.generation, index as u32);
+        Some((token, slot.session.as_mut()?))
     }
 
     /// Ends a session: it is dropped now, its slot is freed at the end of the turn.
@@ -160,13 +214,15 @@ impl<S> Sessions<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const READABLE: IoEvent = IoEvent::readable();
 
     fn open(sessions: &mut Sessions<&'static str>, name: &'static str) -> Token {
         let vacancy = sessions.vacancy();
-        let token = Token::unpack(vacancy.token()).expect("one of ours");
+        let token = vacancy.token();
         sessions.insert(vacancy, name);
         token
     }
@@ -204,11 +260,11 @@ mod tests {
         let token = open(&mut sessions, "one");
         sessions.note(token, READABLE);
         sessions.note(token, IoEvent::writable());
-        let (index, _, event) = sessions.next_queued().expect("queued once");
+        let (token, _, event) = sessions.next_queued().expect("queued once");
         assert!(event.is_readable() && event.is_writable());
         assert!(sessions.next_queued().is_none());
 
-        sessions.again(index, event);
+        sessions.again(token.index, event);
         assert_eq!(sessions.queued(), 1);
     }
 
@@ -223,6 +279,40 @@ mod tests {
         assert_ne!(new.index, old.index);
         assert!(sessions.next_queued().is_none());
         assert!(sessions.free_ended());
+    }
+
+    #[test]
+    fn a_session_is_woken_once_at_the_time_that_it_wanted_last() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let mut sessions = Sessions::new(8);
+        let one = open(&mut sessions, "one");
+        sessions.wake_at(one.index, after(10));
+        sessions.wake_at(one.index, after(30));
+        sessions.ring(after(20));
+        assert!(sessions.next_queued().is_none(), "put off");
+        sessions.wake_at(one.index, after(25));
+        assert_eq!(sessions.next_alarm(), Some(after(25)));
+        sessions.ring(after(40));
+        let event = sessions.next_queued().map(|(_, _, event)| event);
+        assert_eq!(event, Some(IoEvent::timeout()));
+        sessions.ring(after(90));
+        assert!(sessions.next_queued().is_none(), "once");
+        assert_eq!(sessions.next_alarm(), None);
+    }
+
+    #[test]
+    fn an_alarm_of_an_ended_session_does_not_wake_the_next_one_in_its_slot() {
+        let start = Instant::now();
+        let mut sessions = Sessions::new(8);
+        let old = open(&mut sessions, "old");
+        sessions.wake_at(old.index, start);
+        sessions.end(old.index);
+        sessions.free_ended();
+        let new = open(&mut sessions, "new");
+        assert_eq!(new.index, old.index);
+        sessions.ring(start);
+        assert!(sessions.next_queued().is_none());
     }
 
     #[test]

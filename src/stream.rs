@@ -4,10 +4,14 @@
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::SocketAddr;
 use std::rc::Rc;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
+
+use crate::address::Address;
 
 /// A connected TCP or Unix stream, non-blocking and close-on-exec.
 ///
@@ -32,6 +36,33 @@ pub(crate) enum Inner {
 impl Stream {
     pub(crate) fn new(inner: Inner) -> Self {
         Self { inner, registry: None }
+    }
+
+    /// Connects, without waiting for the answer (connect(2), EINPROGRESS).
+    pub(crate) fn connect(address: &Address) -> io::Result<Self> {
+        let inner = match address {
+            Address::Internet(address) => {
+                let stream = mio::net::TcpStream::connect(*address)?;
+                stream.set_nodelay(true)?;
+                Inner::Tcp(stream)
+            }
+            Address::Path(path) => Inner::Unix(mio::net::UnixStream::connect(path)?),
+            Address::Abstract(name) => {
+                let address = SocketAddr::from_abstract_name(name)?;
+                Inner::Unix(mio::net::UnixStream::connect_addr(&address)?)
+            }
+            Address::Unnamed => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        Ok(Self::new(inner))
+    }
+
+    /// The error that the socket has, which is taken from it (SO_ERROR, socket(7)): how a connection
+    /// came out.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        match &self.inner {
+            Inner::Tcp(stream) => stream.take_error(),
+            Inner::Unix(stream) => stream.take_error(),
+        }
     }
 
     /// Registers for both directions, once and for the stream's whole life.

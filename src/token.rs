@@ -42,8 +42,15 @@ const KINDS: [Kind; 9] = [
 const KIND_SHIFT: u32 = 56;
 const GENERATION_SHIFT: u32 = 32;
 const GENERATION_MASK: u32 = 0x00ff_ffff;
+const SOURCE_SHIFT: u32 = 24;
+const INDEX_MASK: u32 = 0x00ff_ffff;
 
-/// Kind, generation and index share the 64 bits that the kernel keeps for an epoll registration.
+/// How many indexes there are.
+pub(crate) const INDEXES: usize = INDEX_MASK as usize + 1;
+/// How many sources of one thing can be told apart.
+pub(crate) const SOURCES: usize = 256;
+
+/// Kind, generation, source and index share the 64 bits that the kernel keeps for an epoll registration.
 const _: () = assert!(usize::BITS == 64, "tablecloth needs a 64-bit target");
 
 /// A token, taken apart. Generations count modulo 2^24: a slot has to be reused sixteen million
@@ -53,11 +60,19 @@ pub(crate) struct Token {
     pub(crate) kind: Kind,
     pub(crate) generation: u32,
     pub(crate) index: u32,
+    /// Which of the session's sockets.
+    pub(crate) source: u8,
 }
 
 impl Token {
     pub(crate) const fn new(kind: Kind, generation: u32, index: u32) -> Self {
-        Self { kind, generation: generation & GENERATION_MASK, index }
+        let (generation, index) = (generation & GENERATION_MASK, index & INDEX_MASK);
+        Self { kind, generation, index, source: 0 }
+    }
+
+    /// The same for another socket of the same session.
+    pub(crate) const fn of_source(self, source: u8) -> Self {
+        Self { source, ..self }
     }
 
     /// The token of a thing of which there is one.
@@ -69,6 +84,7 @@ impl Token {
         mio::Token(
             (self.kind as usize) << KIND_SHIFT
                 | (self.generation as usize) << GENERATION_SHIFT
+                | (self.source as usize) << SOURCE_SHIFT
                 | self.index as usize,
         )
     }
@@ -77,7 +93,8 @@ impl Token {
     pub(crate) fn unpack(token: mio::Token) -> Option<Self> {
         let kind = *KINDS.get(token.0 >> KIND_SHIFT)?;
         let generation = (token.0 >> GENERATION_SHIFT) as u32 & GENERATION_MASK;
-        Some(Self { kind, generation, index: token.0 as u32 })
+        let source = (token.0 >> SOURCE_SHIFT) as u8;
+        Some(Self { kind, generation, index: token.0 as u32 & INDEX_MASK, source })
     }
 }
 
@@ -90,8 +107,8 @@ mod tests {
         for (place, kind) in KINDS.into_iter().enumerate() {
             assert_eq!(kind as usize, place, "the table is in the order of the enum");
             for generation in [0, 1, GENERATION_MASK] {
-                for index in [0, 1, u32::MAX] {
-                    let token = Token::new(kind, generation, index);
+                for (index, source) in [(0, 0), (1, 1), (INDEX_MASK, u8::MAX)] {
+                    let token = Token::new(kind, generation, index).of_source(source);
                     assert_eq!(Token::unpack(token.pack()), Some(token));
                 }
             }

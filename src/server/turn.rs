@@ -86,7 +86,12 @@ impl<H: Handler> Server<H> {
         if left_over {
             return Some(self.shared.now);
         }
-        let deadlines = [self.timers.next_deadline(), self.listeners.deadline(), self.next_sweep];
+        let deadlines = [
+            self.timers.next_deadline(),
+            self.listeners.deadline(),
+            self.next_sweep,
+            self.sessions.next_alarm(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -110,7 +115,7 @@ impl<H: Handler> Server<H> {
                 continue;
             };
             let ours = self.successor.as_ref().is_some_and(|successor| successor.owns(token));
-            let io_event = IoEvent::from_mio(event);
+            let io_event = IoEvent::from_mio(event, token.source);
             let lively = match token.kind {
                 Kind::Session => self.sessions.note(token, io_event),
                 Kind::Listener => match self.listeners.note(token) {
@@ -254,18 +259,16 @@ impl<H: Handler> Server<H> {
     fn serve_sessions(&mut self, harvest: &Harvest) {
         // What was found before the listeners were paused in this very turn is the successor's (I3).
         let accepts = self.shared.machine.accepts();
-        let mut cx = Context { shared: &mut self.shared };
         for (name, event) in harvest.watched.iter().filter(|_| accepts) {
-            self.handler.watched(&mut cx, name, *event);
+            self.handler.watched(&mut Context { shared: &mut self.shared }, name, *event);
         }
+        self.sessions.ring(self.shared.now);
         // Who has more to do goes to the end of the queue, and has its turn in the next one.
         for _ in 0..self.sessions.queued().min(limits::SESSION_EVENTS_PER_TURN) {
-            let Some((index, session, event)) = self.sessions.next_queued() else { break };
-            match self.handler.event(&mut cx, session, event) {
-                Verdict::Keep => {}
-                Verdict::Again => self.sessions.again(index, event),
-                Verdict::Close => self.sessions.end(index),
-            }
+            let Some((token, session, event)) = self.sessions.next_queued() else { break };
+            let mut cx = Context::of(&mut self.shared, token);
+            let verdict = self.handler.event(&mut cx, session, event);
+            self.conclude(token.index, verdict, event);
         }
         self.shared.sessions = self.sessions.len();
     }
@@ -285,14 +288,21 @@ impl<H: Handler> Server<H> {
                 return;
             };
             let vacancy = self.sessions.vacancy();
-            if let Err(error) = stream.register(&self.registry, vacancy.token()) {
+            let token = vacancy.token();
+            if let Err(error) = stream.register(&self.registry, token.pack()) {
                 log::warn!("connection from [{peer}] closed: epoll_ctl: {error}");
                 continue;
             }
-            let mut cx = Context { shared: &mut self.shared };
+            let mut cx = Context::of(&mut self.shared, token);
             match self.handler.open(&mut cx, Accepted::new(listener, peer, stream)) {
-                Ok(session) => self.sessions.insert(vacancy, session),
-                Err(error) => log::warn!("connection refused by the handler: {error}"),
+                Ok(session) => {
+                    self.sessions.insert(vacancy, session);
+                    self.conclude(token.index, Verdict::Keep, IoEvent::default());
+                }
+                Err(error) => {
+                    self.shared.session = None;
+                    log::warn!("connection refused by the handler: {error}");
+                }
             }
             self.shared.sessions = self.sessions.len();
         }
@@ -306,26 +316,34 @@ impl<H: Handler> Server<H> {
         }
         let Some(mut sweep) = self.sweep else { return };
         for _ in 0..limits::DRAINS_PER_TURN {
-            let Some((index, session)) = self.sessions.next_from(sweep.next) else {
+            let Some((token, session)) = self.sessions.next_from(sweep.next) else {
                 self.sweep = None;
                 self.next_sweep = Some(self.shared.now + limits::DRAIN_INTERVAL);
                 self.shared.sessions = self.sessions.len();
                 return;
             };
-            sweep.next = index + 1;
-            let mut cx = Context { shared: &mut self.shared };
+            sweep.next = token.index + 1;
             let verdict = match sweep.closing {
                 true => Verdict::Close,
-                false => self.handler.drain(&mut cx, session),
+                false => self.handler.drain(&mut Context::of(&mut self.shared, token), session),
             };
-            match verdict {
-                Verdict::Keep => {}
-                Verdict::Again => self.sessions.again(index, IoEvent::default()),
-                Verdict::Close => self.sessions.end(index),
-            }
+            self.conclude(token.index, verdict, IoEvent::default());
         }
         self.sweep = Some(sweep);
         self.shared.sessions = self.sessions.len();
+    }
+
+    /// Does with a session what its handler has said.
+    fn conclude(&mut self, index: u32, verdict: Verdict, event: IoEvent) {
+        self.shared.session = None;
+        if let Some(at) = self.shared.wake.take() {
+            self.sessions.wake_at(index, at);
+        }
+        match verdict {
+            Verdict::Keep => {}
+            Verdict::Again => self.sessions.again(index, event),
+            Verdict::Close => self.sessions.end(index),
+        }
     }
 
     fn expire_timers(&mut self) {
