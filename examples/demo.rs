@@ -11,17 +11,21 @@
 mod common;
 
 use std::io::{self, Read, Write};
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use common::logging;
 use common::options::{self, Common};
+use common::{descriptors, logging};
 use lexopt::Parser;
 use tablecloth::limits::DRAIN_INTERVAL;
-use tablecloth::{Accepted, Address, Context, Handler, IoEvent, Server, Stream, Verdict};
+use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Stream, Verdict};
 
 /// Bytes that one session may echo before the others have their turn.
 const BYTES_PER_TURN: usize = 256 * 1024;
+
+/// The form in which a session says of itself what its next owner has to know.
+const SCHEMA: u32 = 1;
 
 /// Echoes what it reads.
 struct Echo {
@@ -32,7 +36,8 @@ struct Echo {
 /// A client.
 struct EchoSession {
     stream: Stream,
-    peer: Address,
+    /// Where it comes from, for the log.
+    peer: String,
     /// Read and not yet sent back, because the client does not read. Nothing more is read until it
     /// is gone: that is what makes the client's own writes wait.
     unsent: Vec<u8>,
@@ -50,7 +55,7 @@ impl Handler for Echo {
 
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<EchoSession> {
         let Accepted { stream, peer, .. } = accepted;
-        let (unsent, active) = (Vec::new(), cx.now());
+        let (unsent, active, peer) = (Vec::new(), cx.now(), peer.to_string());
         Ok(EchoSession { stream, peer, unsent, ended: false, active, stopping: false })
     }
 
@@ -79,6 +84,34 @@ impl Handler for Echo {
         // is where the client pauses. What it has sent by then is still echoed.
         session.stopping = cx.now().saturating_duration_since(session.active) >= DRAIN_INTERVAL;
         if session.stopping { Verdict::Again } else { Verdict::Keep }
+    }
+
+    fn schemas(&self) -> Option<RangeInclusive<u32>> {
+        Some(SCHEMA..=SCHEMA)
+    }
+
+    /// A line that says who it is and whether more will come, and behind it what is not sent back
+    /// yet.
+    fn pack(&mut self, _: &mut Context<'_>, session: EchoSession) -> Result<Packed, EchoSession> {
+        let EchoSession { stream, peer, unsent, ended, .. } = session;
+        let more = if ended { "ended" } else { "open" };
+        let state = [format!("{more} {peer}\n").as_bytes(), &unsent].concat();
+        Ok(Packed { schema: SCHEMA, state, streams: vec![stream] })
+    }
+
+    fn unpack(&mut self, cx: &mut Context<'_>, packed: Packed) -> io::Result<EchoSession> {
+        let Packed { state, mut streams, .. } = packed;
+        let error = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+        let end = state.iter().position(|byte| *byte == b'\n').ok_or_else(|| error("no line"))?;
+        let line = std::str::from_utf8(&state[..end]).map_err(io::Error::other)?;
+        let (ended, peer) = match line.split_once(' ') {
+            Some(("ended", peer)) => (true, peer),
+            Some(("open", peer)) => (false, peer),
+            Some((_, _)) | None => return Err(error("neither open nor ended")),
+        };
+        let stream = streams.pop().ok_or_else(|| error("no socket"))?;
+        let (peer, unsent) = (peer.to_owned(), state[end + 1..].to_vec());
+        Ok(EchoSession { stream, peer, unsent, ended, active: cx.now(), stopping: false })
     }
 }
 
@@ -111,8 +144,8 @@ impl EchoSession {
             let sent = self.send(message)?;
             self.unsent.extend_from_slice(&message[sent..]);
             // A read that did not fill the buffer has emptied the socket (epoll(7)), unless the
-            // end of the stream came with it.
-            let emptied = read < buffer.len() && !event.is_read_closed();
+            // end of the stream came with it, or urgent data, which a read stops at.
+            let emptied = read < buffer.len() && !event.is_read_closed() && !event.is_urgent();
             if emptied && self.unsent.is_empty() {
                 return Ok(Verdict::Keep);
             }
@@ -181,6 +214,7 @@ fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
 
 fn serve(options: Options) -> Result<(), String> {
     logging::start(options.common.log_level)?;
+    descriptors::raise_limit();
     let echo = Echo { buffer: vec![0; 64 * 1024].into() };
     let mut server = Server::new(options.common.config, echo).map_err(|error| error.to_string())?;
     server.listen("echo", &options.listen).map_err(|error| error.to_string())?;

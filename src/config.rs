@@ -30,7 +30,8 @@ pub struct Config {
     /// the upgrade rolled back then. Successor: from its ready byte to the commit; it exits then,
     /// and the predecessor goes on. 5 seconds.
     ///
-    /// A predecessor that has not left by this much more than [`Config::longest_stay`] is killed.
+    /// A predecessor whose process has not ended by this much more than [`Config::longest_stay`] is
+    /// killed, whatever its program does after [`Server::run`](crate::Server::run).
     pub takeover_timeout: Duration,
     /// How long a draining process stays, at least, so that it can take over again if the
     /// successor dies, or does not answer at the end of this time; unless it is told to stop. An
@@ -101,10 +102,10 @@ impl Config {
     }
 
     /// How long a predecessor stays after the commit at the most: until its successor is proven,
-    /// and until its sessions had their time.
+    /// and then until its sessions have moved or had their time.
     #[must_use]
     pub fn longest_stay(&self) -> Duration {
         let proof = self.takeover_timeout.saturating_mul(2).saturating_add(self.probation);
-        proof.max(self.drain_timeout)
+        proof.saturating_add(self.drain_timeout)
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a server could not be set up, or had to end.
 ///
@@ -72,7 +73,10 @@ pub enum Error {
     },
     /// The predecessor did not commit to this process in time, and is not dead: the listeners are
     /// its own, this process must not accept.
-    NotCommitted,
+    NotCommitted {
+        /// How long this process has waited, ready.
+        deadline: Duration,
+    },
     /// The system refused something that every server needs.
     System {
         /// What was refused.
@@ -108,8 +112,10 @@ impl fmt::Display for Error {
             Self::PidFile { path, step, source } => {
                 write!(f, "pid file {}: {step}: {source}", path.display())
             }
-            Self::NotCommitted => f.write_str(
-                "the predecessor did not commit to this process in time, and keeps its listeners",
+            Self::NotCommitted { deadline } => write!(
+                f,
+                "the predecessor did not commit to this process within {deadline:?}, and keeps its \
+                 listeners",
             ),
             Self::System { operation, source } => write!(f, "{operation}: {source}"),
         }
@@ -128,7 +134,7 @@ impl std::error::Error for Error {
             | Self::Environment { .. }
             | Self::Handoff { .. }
             | Self::Signal { .. }
-            | Self::NotCommitted => None,
+            | Self::NotCommitted { .. } => None,
         }
     }
 }

@@ -27,6 +27,10 @@ pub enum Point {
     ProbationOver,
     /// Predecessor: PING is sent.
     PingSent,
+    /// Predecessor: a packet of sessions is sent.
+    SessionsSent,
+    /// Predecessor: ACK was read, and the sessions are its own still.
+    AckHeard,
     /// Predecessor: about to leave.
     Leaving,
     /// Successor: started, and nothing is adopted yet.
@@ -51,13 +55,17 @@ pub enum Point {
     PingHeard,
     /// Successor: PONG is said.
     PongSaid,
+    /// Successor: a packet of sessions was read, and nothing is done about it yet.
+    SessionsHeard,
+    /// Successor: ACK is said, and no byte of the sessions is touched yet.
+    AckSaid,
     /// Successor: its predecessor is gone.
     Alone,
 }
 
 impl Point {
     /// Every point, in the order of an upgrade, the predecessor's first.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 27] = [
         Self::Spawn,
         Self::Spawning,
         Self::Spawned,
@@ -68,6 +76,8 @@ impl Point {
         Self::ServingHeard,
         Self::ProbationOver,
         Self::PingSent,
+        Self::SessionsSent,
+        Self::AckHeard,
         Self::Leaving,
         Self::Started,
         Self::Adopted,
@@ -80,6 +90,8 @@ impl Point {
         Self::ServingSaid,
         Self::PingHeard,
         Self::PongSaid,
+        Self::SessionsHeard,
+        Self::AckSaid,
         Self::Alone,
     ];
 }

@@ -88,7 +88,8 @@ pub trait Handler {
         let _ = (cx, name, event);
     }
 
-    /// An upgrade of this process ended, well or badly; [`Report`] says how.
+    /// An upgrade of this process ended, well or badly; [`Report`] says how. One that went well and
+    /// is rolled back later ends a second time.
     fn upgraded(&mut self, cx: &mut Context<'_>, report: &Report) {
         let _ = (cx, report);
     }

@@ -23,6 +23,7 @@
 //! # The house
 //!
 //! ```text
+//!  service     relay                                           bytes between two sockets
 //!  loop        server (turn, perform)  handler  config  remote     polls, steps, performs
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
 //!  kernel      sys  program  socket  stream  report  io_event  token   the only unsafe is in sys
@@ -39,6 +40,8 @@
 //! - Start threads before [`Server::new`], if its children are to inherit a clean environment.
 //! - Restore the default of SIGPIPE, which ends a successor whose predecessor dies just before it
 //!   says ready; Rust programs ignore it.
+//! - Work on for long after [`Server::run`] has returned: the successor begins no upgrade before
+//!   this process has ended, and kills it after [`Config::longest_stay`] and a takeover timeout.
 //! - Block in a [`Handler`]: while one of its methods runs, nobody else is served.
 
 mod address;
@@ -54,6 +57,7 @@ pub mod machine;
 mod pid_file;
 mod predecessor;
 mod program;
+pub mod relay;
 mod remote;
 mod report;
 mod server;

@@ -33,7 +33,8 @@ pub enum Drain {
     /// For a successor that serves and is on probation. At its end it is asked whether it still
     /// turns.
     Probation,
-    /// For a successor that has passed its probation, the question at the end included: this process leaves with its last session.
+    /// For a successor that has passed its probation, the question at the end included: this process
+    /// leaves with its last session.
     Proven,
     /// For the end: this process does not come back.
     Shutdown,
@@ -68,6 +69,8 @@ pub enum Event {
     SuccessorServing,
     /// The successor answered that it still turns.
     SuccessorAnswered,
+    /// The successor was asked for an upgrade, and can begin it only when this process is gone.
+    SuccessorWantsUpgrade,
     /// The successor closed its end of the pipe or of the handoff socket; its exit status is not
     /// known yet.
     SuccessorHungUp,
@@ -88,6 +91,10 @@ pub enum Event {
     PredecessorGone,
     /// The last look into the handoff socket found no COMMIT.
     PredecessorSilent,
+    /// Sessions are on their way to the successor, or more of them are after it has answered.
+    SessionsSent,
+    /// No session is on its way any more.
+    SessionsSettled,
     /// A draining process has no session left.
     SessionsGone,
     /// The [`Upgrade`](Timer::Upgrade) timer ran out.
@@ -116,9 +123,12 @@ pub enum Action {
     CommitUpgrade,
     /// Tell the successor of an upgrade request that came to this process.
     PassOnUpgrade,
+    /// Tell the predecessor of an upgrade request that came to this process.
+    TellWanted,
     /// Ask the successor whether it still turns.
     AskSuccessor,
-    /// Kill the successor where it still lives, reap it, close what belonged to it.
+    /// Kill the successor where it still lives, reap it, close what belonged to it, and take back the
+    /// sessions that were on their way to it.
     KillSuccessor,
     /// Log how the upgrade ended and hand the report to the user.
     ReportUpgrade,
@@ -153,8 +163,11 @@ pub enum Action {
     CloseListeners,
     /// Close the listeners for good and unlink their Unix paths.
     RetireListeners,
-    /// Tell every session to come to its end.
+    /// Tell every session to come to its end. None moves any more.
     DrainSessions,
+    /// Hand every session over to the successor that can move, and tell the others to come to their
+    /// end.
+    MoveSessions,
     /// Close every session.
     CloseSessions,
     /// Remove the pid file, if it still names this process.
@@ -172,8 +185,9 @@ pub enum Action {
 pub enum Timer {
     /// From the spawn to the ready byte; [`Event::UpgradeTimedOut`].
     Upgrade,
-    /// Predecessor: from COMMIT until the successor serves, and again from the end of its
-    /// probation until it has answered. Successor: from the ready byte to COMMIT.
+    /// Predecessor: from COMMIT until the successor serves, again from the end of its probation
+    /// until it has answered, and from answer to answer while sessions are on their way. Successor:
+    /// from the ready byte to COMMIT.
     /// [`Event::TakeoverTimedOut`].
     Takeover,
     /// From the successor's hang-up until its exit status is known; [`Event::StatusTimedOut`].
@@ -331,8 +345,9 @@ impl Machine {
                     self.moves(State::Upgrading, &[SpawnSuccessor, Arm(Timer::Upgrade)])
                 }
                 // A third process never appears beside two (I2): wanted, and carried out when the
-                // predecessor is gone (I4).
-                Predecessor::Leaving | Predecessor::Owner => self.wanting().stays(&[]),
+                // predecessor is gone; the predecessor knows of it, if this process should be lost
+                // (I4).
+                Predecessor::Leaving | Predecessor::Owner => self.remembers(&[TellWanted]),
             },
             Event::ShutdownRequested => match self.predecessor {
                 // It never served, and its predecessor still does: nothing is to be drained, and
@@ -401,10 +416,13 @@ impl Machine {
             Event::SuccessorReady
             | Event::SuccessorServing
             | Event::SuccessorAnswered
+            | Event::SuccessorWantsUpgrade
             | Event::SuccessorHungUp
             | Event::SuccessorLost
             | Event::SuccessorStopped
             | Event::SuccessorSilent
+            | Event::SessionsSent
+            | Event::SessionsSettled
             | Event::SessionsGone
             | Event::UpgradeTimedOut
             | Event::StatusTimedOut
@@ -418,7 +436,8 @@ impl Machine {
         match event {
             // Several requests become one (I4): the next process is started after the last of them,
             // by this process or, should it come to serve, by the successor.
-            Event::UpgradeRequested => self.passes_on(),
+            Event::UpgradeRequested => self.remembers(&[PassOnUpgrade]),
+            Event::SuccessorWantsUpgrade => self.remembers(&[]),
             Event::ShutdownRequested => for_good!(
                 self,
                 State::Draining(Drain::Shutdown),
@@ -443,18 +462,13 @@ impl Machine {
                     RemovePidFile,
                 ]
             ),
-            // This process stops polling before the successor is told to start (I3). A wanted
-            // upgrade is the successor's now, and kept here for a rollback (I4).
+            // This process stops polling before the successor is told to start (I3). Its sessions
+            // notice nothing of it before the successor is proven, so that nothing has happened to
+            // them if it is rolled back. A wanted upgrade is the successor's now, and kept here for
+            // a rollback (I4).
             Event::SuccessorReady => self.moves(
                 State::Draining(Drain::Committed),
-                &[
-                    DisarmAll,
-                    PauseAccepting,
-                    CommitUpgrade,
-                    DrainSessions,
-                    Arm(Timer::Takeover),
-                    Arm(Timer::Drain),
-                ],
+                &[DisarmAll, PauseAccepting, CommitUpgrade, Arm(Timer::Takeover)],
             ),
             // Died, refused, talked nonsense (to serve before COMMIT is nonsense), or found silent
             // by the last look: as if nothing had happened (I6), and on to the next if one is
@@ -477,6 +491,8 @@ impl Machine {
             | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
+            | Event::SessionsSent
+            | Event::SessionsSettled
             | Event::SessionsGone
             | Event::TakeoverTimedOut
             | Event::ProbationOver
@@ -488,7 +504,8 @@ impl Machine {
     const fn committed(self, event: Event) -> Step {
         use Action::*;
         match event {
-            Event::UpgradeRequested => self.passes_on(),
+            Event::UpgradeRequested => self.remembers(&[PassOnUpgrade]),
+            Event::SuccessorWantsUpgrade => self.remembers(&[]),
             // The upgrade is not over before the successor serves: as in `Upgrading`, to stop is to
             // stop both, and nothing of either is left.
             Event::ShutdownRequested => for_good!(
@@ -496,9 +513,9 @@ impl Machine {
                 State::Draining(Drain::Shutdown),
                 [
                     KillSuccessor,
-                    ReportUpgrade,
                     DisarmAll,
                     RestorePidFile,
+                    ReportUpgrade,
                     RetireListeners,
                     DrainSessions,
                     Arm(Timer::Drain),
@@ -509,9 +526,9 @@ impl Machine {
                 State::Exited,
                 [
                     KillSuccessor,
-                    ReportUpgrade,
                     DisarmAll,
                     RestorePidFile,
+                    ReportUpgrade,
                     RetireListeners,
                     CloseSessions,
                     RemovePidFile,
@@ -530,9 +547,8 @@ impl Machine {
             // SERVING and the deadline may race: a SERVING that is there wins.
             Event::TakeoverTimedOut => self.stays(&[LookOnce]),
             Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
-            // The sessions' time is over, but nobody is known to serve yet: this process stays.
-            Event::DrainTimedOut => self.stays(&[CloseSessions]),
             Event::SessionsGone => self.stays(&[]),
+            Event::SessionsSent | Event::SessionsSettled => self.ignored(),
             Event::SetUpDone
             | Event::SuccessorReady
             | Event::SuccessorAnswered
@@ -543,6 +559,7 @@ impl Machine {
             | Event::PredecessorSilent
             | Event::UpgradeTimedOut
             | Event::ProbationOver
+            | Event::DrainTimedOut
             | Event::DepartureTimedOut => self.ignored(),
         }
     }
@@ -551,17 +568,20 @@ impl Machine {
     const fn trusting(self, event: Event, drain: Drain) -> Step {
         use Action::*;
         match event {
-            Event::UpgradeRequested => self.passes_on(),
-            Event::ShutdownRequested => self.comes_back_no_more(),
+            Event::UpgradeRequested => self.remembers(&[PassOnUpgrade]),
+            Event::SuccessorWantsUpgrade => self.remembers(&[]),
+            Event::ShutdownRequested => self.comes_back_no_more(drain),
             Event::ExitRequested => {
                 self.satisfied().moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
             }
             // It died although nobody told it to: the upgrade never happened.
             Event::SuccessorLost | Event::StatusTimedOut => self.rolls_back(),
             // It was told to stop, and with it the service: this process only ends what it has.
-            Event::SuccessorStopped => {
-                for_good!(self, State::Draining(Drain::Shutdown), [CloseListeners, DrainSessions])
-            }
+            Event::SuccessorStopped => for_good!(
+                self,
+                State::Draining(Drain::Shutdown),
+                [Disarm(Timer::Takeover), CloseListeners, DrainSessions, Arm(Timer::Drain)]
+            ),
             Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
             // To have lived so long is not enough: it may stand still. It proves itself by an
             // answer, because nobody takes over from it once this process has left.
@@ -570,19 +590,23 @@ impl Machine {
                 Drain::Proven | Drain::Committed | Drain::Shutdown => self.ignored(),
             },
             Event::SuccessorAnswered => match drain {
-                Drain::Probation => {
-                    self.moves(State::Draining(Drain::Proven), &[Disarm(Timer::Takeover)])
-                }
+                Drain::Probation => self.moves(
+                    State::Draining(Drain::Proven),
+                    &[Disarm(Timer::Takeover), MoveSessions, Arm(Timer::Drain)],
+                ),
                 Drain::Proven | Drain::Committed | Drain::Shutdown => self.ignored(),
             },
             // The answer and the deadline may race: an answer that is there wins.
-            Event::TakeoverTimedOut => match drain {
-                Drain::Probation => self.stays(&[LookOnce]),
-                Drain::Proven | Drain::Committed | Drain::Shutdown => self.ignored(),
+            Event::TakeoverTimedOut => self.stays(&[LookOnce]),
+            Event::SuccessorSilent => self.rolls_back(),
+            // Proven or not, it is given sessions only as long as it answers.
+            Event::SessionsSent => match drain {
+                Drain::Proven => self.stays(&[Arm(Timer::Takeover)]),
+                Drain::Probation | Drain::Committed | Drain::Shutdown => self.ignored(),
             },
-            Event::SuccessorSilent => match drain {
-                Drain::Probation => self.rolls_back(),
-                Drain::Proven | Drain::Committed | Drain::Shutdown => self.ignored(),
+            Event::SessionsSettled => match drain {
+                Drain::Proven => self.stays(&[Disarm(Timer::Takeover)]),
+                Drain::Probation | Drain::Committed | Drain::Shutdown => self.ignored(),
             },
             Event::SessionsGone => match drain {
                 Drain::Probation => self.stays(&[]),
@@ -591,7 +615,7 @@ impl Machine {
                 }
             },
             Event::DrainTimedOut => match drain {
-                Drain::Probation => self.stays(&[CloseSessions]),
+                Drain::Probation => self.ignored(),
                 Drain::Proven | Drain::Committed | Drain::Shutdown => self
                     .satisfied()
                     .moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll]),
@@ -618,6 +642,7 @@ impl Machine {
                 self.moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
             }
             Event::SessionsGone => self.moves(State::Exited, &[RemovePidFile, DisarmAll]),
+            Event::SessionsSent | Event::SessionsSettled => self.ignored(),
             Event::PredecessorGone => match self.predecessor {
                 Predecessor::Leaving | Predecessor::Owner => {
                     self.with(Predecessor::Gone).stays(&[Disarm(Timer::Departure), UnlinkUnclaimed])
@@ -625,13 +650,15 @@ impl Machine {
                 Predecessor::Gone => self.ignored(),
             },
             Event::DepartureTimedOut => self.departs(),
+            // Nothing moves to it any more. It is not killed, because it may be the one that serves.
+            Event::SuccessorStopped | Event::SuccessorLost | Event::SuccessorHungUp => {
+                self.stays(&[DrainSessions])
+            }
             Event::SetUpDone
             | Event::SuccessorReady
             | Event::SuccessorServing
             | Event::SuccessorAnswered
-            | Event::SuccessorHungUp
-            | Event::SuccessorLost
-            | Event::SuccessorStopped
+            | Event::SuccessorWantsUpgrade
             | Event::SuccessorSilent
             | Event::Committed
             | Event::PidFileWritten
@@ -653,6 +680,7 @@ impl Machine {
             | Event::SuccessorReady
             | Event::SuccessorServing
             | Event::SuccessorAnswered
+            | Event::SuccessorWantsUpgrade
             | Event::SuccessorHungUp
             | Event::SuccessorLost
             | Event::SuccessorStopped
@@ -662,6 +690,8 @@ impl Machine {
             | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
+            | Event::SessionsSent
+            | Event::SessionsSettled
             | Event::SessionsGone
             | Event::UpgradeTimedOut
             | Event::TakeoverTimedOut
@@ -691,17 +721,27 @@ impl Machine {
         }
     }
 
-    /// Once is enough: what was passed on is remembered there until it can be carried out.
-    const fn passes_on(self) -> Step {
-        if self.wanted { self.stays(&[]) } else { self.wanting().stays(&[Action::PassOnUpgrade]) }
+    /// Both know of a wanted upgrade, and whoever serves in the end carries it out. Once is enough:
+    /// what was told is remembered there.
+    const fn remembers(self, tell: &'static [Action]) -> Step {
+        if self.wanted { self.stays(&[]) } else { self.wanting().stays(tell) }
     }
 
     /// Told to stop while its successor serves, a process leaves in any case. The successor goes on;
     /// should it be lost all the same, nobody takes over from it, because this process was told to
     /// stop.
-    const fn comes_back_no_more(self) -> Step {
+    const fn comes_back_no_more(self, drain: Drain) -> Step {
         use Action::*;
-        self.satisfied().moves(State::Draining(Drain::Shutdown), &[CloseListeners, DrainSessions])
+        self.satisfied().moves(
+            State::Draining(Drain::Shutdown),
+            match drain {
+                // Nobody has asked the successor yet, and nobody will: to move is better than to end.
+                Drain::Probation | Drain::Committed | Drain::Shutdown => {
+                    &[Disarm(Timer::Takeover), CloseListeners, MoveSessions, Arm(Timer::Drain)]
+                }
+                Drain::Proven => &[CloseListeners],
+            },
+        )
     }
 
     const fn wanting(self) -> Self {

@@ -39,6 +39,23 @@ impl PidFile {
         Ok(file)
     }
 
+    /// Removes what dead processes have left beside the file: those that were killed in the middle of
+    /// an upgrade, with nobody to clear up after them. For the first process.
+    pub(crate) fn clear_up(&self) {
+        let Some(prefix) = temporary_beside(&self.path, 0) else { return };
+        let Some(prefix) = prefix.file_name().and_then(|name| name.to_str()) else { return };
+        let prefix = prefix.trim_end_matches('0');
+        let directory = self.path.parent().map(fs::read_dir);
+        for entry in directory.into_iter().flatten().flatten().flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                // Somebody else may have been faster.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Makes the file name this process.
     pub(crate) fn publish(&self) -> Result<(), Error> {
         let error = |step| move |source| Error::PidFile { path: self.path.clone(), step, source };
@@ -91,7 +108,9 @@ impl PidFile {
     }
 
     fn write_temporary(&self) -> io::Result<()> {
-        let mut file = fs::File::create(&self.temporary)?;
+        // Whatever lies there is not ours, or is old; what it may point to is not written to.
+        self.discard_spare();
+        let mut file = fs::File::create_new(&self.temporary)?;
         let written = file.write_all(format!("{}\n", self.pid).as_bytes());
         if written.is_err() {
             // Half of it is of no use.
@@ -166,6 +185,25 @@ mod tests {
         own.forget(22, true);
         assert_eq!(fs::read_dir(place.path()).expect("a directory").count(), 1);
         assert_eq!(read(&path), "11\n");
+
+        // A link that somebody has put there is replaced, and not followed.
+        let (other, spare) = (place.path().join("other"), place.path().join(".echo.pid.11"));
+        fs::write(&other, "not a pid").expect("written");
+        std::os::unix::fs::symlink(&other, &spare).expect("linked");
+        own.keep_spare().expect("written");
+        assert_eq!(read(&other), "not a pid");
+        assert_eq!(read(&spare), "11\n");
+        own.discard_spare();
+        fs::remove_file(other).expect("removed");
+
+        // Of a process that nobody could clear up after, and of one that lives.
+        let (dead, alive) = (u32::MAX, std::process::id());
+        for pid in [dead, alive] {
+            std::mem::forget(PidFile::prepare(&path, pid).expect("writable"));
+        }
+        own.clear_up();
+        assert!(!place.path().join(format!(".echo.pid.{dead}")).exists());
+        fs::remove_file(place.path().join(format!(".echo.pid.{alive}"))).expect("it is there");
 
         // Killed in the middle of its rename.
         PidFile::prepare(&path, 33).expect("writable").publish().expect("renamed");

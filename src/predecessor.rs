@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
+use nix::libc::ESRCH;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::getppid;
@@ -19,8 +20,8 @@ use crate::machine::Event;
 use crate::sys;
 use crate::token::{Kind, Token};
 use crate::wire::{
-    Entry, Handoff, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem, ProtocolRange, READY,
-    VARIABLE, WireError,
+    Ack, Entry, Handoff, Hello, Manifest, Message, PROTOCOL, Problem, ProtocolRange, READY,
+    SchemaRange, SessionEntry, Sessions, VARIABLE, WireError,
 };
 
 /// The predecessor, as long as it is there.
@@ -43,6 +44,17 @@ pub(crate) struct Predecessor {
     process: Option<OwnedFd>,
     /// Whether its end of the socket is closed: it is dead, or dying.
     hung_up: bool,
+    /// Sessions that it has sent and that have no answer yet.
+    arrived: Vec<Arrived>,
+    /// Room for one packet.
+    packet: Vec<u8>,
+}
+
+/// A packet of sessions, with their sockets.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) packet: u32,
+    pub(crate) sessions: Vec<(SessionEntry, Vec<OwnedFd>)>,
 }
 
 /// What a predecessor leaves to its successor.
@@ -51,7 +63,7 @@ pub(crate) type Inheritance = Vec<(Entry, OwnedFd)>;
 impl Predecessor {
     /// Finds the predecessor that the environment points to, and what it passes on. `None` if this
     /// process was started by hand.
-    pub(crate) fn find() -> Result<Option<(Self, Inheritance)>, Error> {
+    pub(crate) fn find(schemas: SchemaRange) -> Result<Option<(Self, Inheritance)>, Error> {
         let Some(variable) = sys::take_variable(VARIABLE) else { return Ok(None) };
         fault::at(Point::Started);
         let handoff = parse(&variable)?;
@@ -64,7 +76,7 @@ impl Predecessor {
         };
         match receive_manifest(&socket) {
             Ok((manifest, inheritance)) => {
-                let predecessor = Self::new(pipe, socket, &manifest)?;
+                let predecessor = Self::new(pipe, socket, &manifest, schemas)?;
                 Ok(Some((predecessor, inheritance)))
             }
             Err(error) => {
@@ -74,12 +86,17 @@ impl Predecessor {
         }
     }
 
-    fn new(pipe: OwnedFd, socket: OwnedFd, manifest: &Manifest) -> Result<Self, Error> {
+    fn new(
+        pipe: OwnedFd,
+        socket: OwnedFd,
+        manifest: &Manifest,
+        schemas: SchemaRange,
+    ) -> Result<Self, Error> {
         // `receive_manifest` has made sure that there is a version that both speak.
         let protocol = PROTOCOL.agree(manifest.protocol).unwrap_or(PROTOCOL.newest);
         let build = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into();
         let pid = std::process::id();
-        let hello = Message::Hello(Hello { schemas: NO_SCHEMAS, pid, build });
+        let hello = Message::Hello(Hello { schemas, pid, build });
         // Its id is known to mean the predecessor as long as it is this process's parent; what the
         // id of a dead one means is found out by asking again once the descriptor is open.
         let is_parent = || getppid().as_raw() as u32 == manifest.predecessor;
@@ -100,6 +117,8 @@ impl Predecessor {
             speaks: ProtocolRange::only(protocol),
             process,
             hung_up: false,
+            arrived: Vec::new(),
+            packet: vec![0; limits::SESSIONS_BYTES],
         };
         // A dead predecessor does not hear it; this process has all it needs and goes on.
         fault::at(Point::Adopted);
@@ -146,32 +165,53 @@ impl Predecessor {
 
     /// What the predecessor has said since the last call. Answers whether it may have said more.
     pub(crate) fn read(&mut self, events: &mut Vec<Event>) -> bool {
-        let mut packet = [0; 256];
+        let mut packet = std::mem::take(&mut self.packet);
+        let left = self.read_into(&mut packet, events);
+        self.packet = packet;
+        left
+    }
+
+    fn read_into(&mut self, packet: &mut [u8], events: &mut Vec<Event>) -> bool {
         for _ in 0..limits::MESSAGES_PER_TURN {
-            match sys::receive(&self.socket, &mut packet) {
+            // Their answer comes first, and what they cost is enough for one turn.
+            if !self.arrived.is_empty() {
+                return true;
+            }
+            match sys::receive(&self.socket, packet) {
                 Ok(received) if received.length == 0 => {
                     self.hang_up(events);
                     return false;
                 }
-                Ok(received) => match Message::decode(&packet[..received.length], self.speaks) {
-                    Ok((_, Message::Commit)) => {
-                        fault::at(Point::CommitHeard);
-                        events.push(Event::Committed);
+                Ok(mut received) => {
+                    match Message::decode(&packet[..received.length], self.speaks) {
+                        Ok((_, Message::Sessions(sessions))) => {
+                            self.arrive(sessions, &mut received.descriptors);
+                        }
+                        Ok((_, Message::Commit)) => {
+                            fault::at(Point::CommitHeard);
+                            events.push(Event::Committed);
+                        }
+                        Ok((_, Message::Upgrade)) => events.push(Event::UpgradeRequested),
+                        Ok((_, Message::Ping)) => {
+                            fault::at(Point::PingHeard);
+                            events.push(Event::PredecessorAsked);
+                        }
+                        Ok((_, message)) => {
+                            log::warn!("the predecessor sent {} out of turn", message.name())
+                        }
+                        Err(error) => log::warn!("the predecessor talked nonsense: {error}"),
                     }
-                    Ok((_, Message::Upgrade)) => events.push(Event::UpgradeRequested),
-                    Ok((_, Message::Ping)) => {
-                        fault::at(Point::PingHeard);
-                        events.push(Event::PredecessorAsked);
-                    }
-                    Ok((_, message)) => {
-                        log::warn!("the predecessor sent {} out of turn", message.name())
-                    }
-                    Err(error) => log::warn!("the predecessor talked nonsense: {error}"),
-                },
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    log::warn!("the predecessor talked nonsense: {error}");
+                    // Sessions without their sockets: it keeps them.
+                    if let Some((packet, count)) = Message::peek_sessions(packet) {
+                        log::warn!("sessions of the predecessor are refused: {error}");
+                        self.acknowledge(Ack { packet, refused: (0..count).collect() });
+                    } else {
+                        log::warn!("the predecessor talked nonsense: {error}");
+                    }
                 }
                 // It was reset: the predecessor died with something unread.
                 Err(_) => {
@@ -181,6 +221,42 @@ impl Predecessor {
             }
         }
         true
+    }
+
+    /// Gives each session its sockets.
+    fn arrive(&mut self, sent: Sessions, sockets: &mut Vec<OwnedFd>) {
+        let expected: usize = sent.sessions.iter().map(|session| session.sockets.len()).sum();
+        if expected != sockets.len() {
+            log::warn!("SESSIONS names {expected} sockets and brings {}", sockets.len());
+            let refused = (0..).zip(&sent.sessions).map(|(place, _)| place).collect();
+            self.acknowledge(Ack { packet: sent.packet, refused });
+            return;
+        }
+        let mut sockets = sockets.drain(..);
+        let sessions = sent.sessions.into_iter().map(|session| {
+            let own = sockets.by_ref().take(session.sockets.len()).collect();
+            (session, own)
+        });
+        self.arrived.push(Arrived { packet: sent.packet, sessions: sessions.collect() });
+    }
+
+    /// The sessions that have arrived since the last call. Each packet wants an answer, before a
+    /// byte of its sessions is touched.
+    pub(crate) fn take_arrived(&mut self) -> Vec<Arrived> {
+        std::mem::take(&mut self.arrived)
+    }
+
+    /// Answers a packet of sessions. `false` if the answer cannot reach a predecessor that lives:
+    /// then they are still its own.
+    pub(crate) fn acknowledge(&self, ack: Ack) -> bool {
+        match sys::send(&self.socket, &Message::Ack(ack).encode(self.speaks.newest), &[]) {
+            Ok(()) => true,
+            Err(error) => {
+                log::debug!("ACK to the predecessor: {error}");
+                // EPIPE, ECONNRESET: it is dead, and whoever has them is their only owner.
+                error.kind() != io::ErrorKind::WouldBlock
+            }
+        }
     }
 
     /// It closes the socket by dying and not before. If its death itself is watched, that comes in
@@ -208,7 +284,13 @@ impl Predecessor {
             Some(process) => {
                 log::warn!("the predecessor {pid} did not leave within {after:?}: killing it.");
                 // ESRCH: it is dead already, which is what is wanted.
-                let _ = sys::kill(process.as_fd());
+                let killed = sys::kill(process.as_fd());
+                let failed = killed.err().filter(|error| error.raw_os_error() != Some(ESRCH));
+                if let Some(error) = failed {
+                    log::error!(
+                        "kill the predecessor {pid}: {error}: no upgrade can begin before it is gone."
+                    );
+                }
             }
             None => log::error!(
                 "the predecessor {pid} did not leave within {after:?}, and cannot be killed from \

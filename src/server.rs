@@ -1,7 +1,9 @@
 //! The reactor: what a user makes, sets up and runs.
 //!
-//! `turn` polls and dispatches, `perform` does what the machine says; both are parts of this noun.
+//! `turn` polls and dispatches, `perform` does what the machine says, `handoff` moves sessions; they
+//! are parts of this noun.
 
+mod handoff;
 mod perform;
 mod turn;
 
@@ -36,7 +38,8 @@ use crate::successor::{Dying, Successor};
 use crate::sys::Command;
 use crate::timers::Timers;
 use crate::token::{Kind as Source, Token};
-use crate::wire::Kind;
+use crate::wire::{Kind, NO_SCHEMAS, SchemaRange};
+use handoff::InFlight;
 
 /// A server whose process can be replaced while it serves.
 ///
@@ -95,6 +98,14 @@ pub struct Server<H: Handler> {
     /// Events that wait to be stepped: a step's actions are all performed before the next step.
     pending: VecDeque<Pending>,
     sweep: Option<Sweep>,
+    /// How sessions are asked again.
+    moving: Walk,
+    /// Sessions that were sent to a successor and have no answer yet.
+    in_flight: VecDeque<InFlight>,
+    /// Packets of sessions that were sent.
+    packets: u32,
+    /// Sessions that have moved in this upgrade.
+    moved: u64,
     /// When a draining process asks its sessions again.
     next_sweep: Option<Instant>,
     /// Whether the handoff had more to say than a turn's budget.
@@ -118,12 +129,22 @@ struct Pending {
     attempt: Option<u32>,
 }
 
-/// A walk over all sessions, in the budget of several turns: to tell them to drain, or to close
-/// them.
+/// A walk over all sessions, in the budget of several turns.
 #[derive(Clone, Copy)]
 struct Sweep {
     next: u32,
-    closing: bool,
+    walk: Walk,
+}
+
+/// What it is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    /// To hand them over, and to tell to drain who cannot move.
+    Move,
+    /// To tell them to drain.
+    Drain,
+    /// To close them.
+    Close,
 }
 
 impl<H: Handler> Server<H> {
@@ -134,7 +155,11 @@ impl<H: Handler> Server<H> {
     /// can be changed only then. A variable that had to stay is inherited by children, who
     /// recognise it as not theirs.
     pub fn new(config: Config, handler: H) -> Result<Self, Error> {
-        let (predecessor, inheritance) = match Predecessor::find()? {
+        let schemas = handler.schemas().map_or(NO_SCHEMAS, |schemas| SchemaRange {
+            oldest: *schemas.start(),
+            newest: *schemas.end(),
+        });
+        let (predecessor, inheritance) = match Predecessor::find(schemas)? {
             Some((predecessor, inheritance)) => (Some(predecessor), inheritance),
             None => (None, Vec::new()),
         };
@@ -209,6 +234,10 @@ impl<H: Handler> Server<H> {
             obituary: None,
             pending: VecDeque::new(),
             sweep: None,
+            moving: Walk::Drain,
+            in_flight: VecDeque::new(),
+            packets: 0,
+            moved: 0,
             next_sweep: None,
             handoff_left: false,
             longest_turn: Duration::ZERO,
@@ -326,6 +355,12 @@ impl<H: Handler> Server<H> {
         };
         self.last_error = result.as_ref().err().map(Error::to_string).or(self.last_error.take());
         result
+    }
+
+    /// Ends the set-up because of something that only the application knows, a mistake in its
+    /// configuration for one: a predecessor is told why, in its log and its [`Report`], and goes on.
+    pub fn refuse(mut self, reason: &str) {
+        self.last_error = Some(reason.into());
     }
 
     /// The address of a named socket.

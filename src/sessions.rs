@@ -27,6 +27,9 @@ pub(crate) struct Sessions<S> {
     limit: usize,
 }
 
+/// Alarms that may be there beside those of the living, without being looked through.
+const ALARMS: usize = 256;
+
 struct Slot<S> {
     generation: u32,
     pending: IoEvent,
@@ -35,6 +38,8 @@ struct Slot<S> {
     wake: Option<Instant>,
     /// The entry that there is among the alarms, if it is still to come.
     alarm: Option<Instant>,
+    /// Whether it has tried to move and could not.
+    stays: bool,
     /// `None` once the session has ended, until the end of the turn.
     session: Option<S>,
 }
@@ -93,6 +98,7 @@ impl<S> Sessions<S> {
             queued: false,
             wake: None,
             alarm: None,
+            stays: false,
             session: Some(session),
         });
         self.live += 1;
@@ -140,6 +146,21 @@ impl<S> Sessions<S> {
         }
     }
 
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut S> {
+        self.slots.get_mut(index as usize)?.session.as_mut()
+    }
+
+    /// Whether a session has tried to move and could not.
+    pub(crate) fn stays(&self, index: u32) -> bool {
+        self.slots.get(index as usize).is_some_and(|slot| slot.stays)
+    }
+
+    pub(crate) fn set_stays(&mut self, index: u32, stays: bool) {
+        if let Some(slot) = self.slots.get_mut(index as usize) {
+            slot.stays = stays;
+        }
+    }
+
     /// Wakes a session at a time, in place of the one that it may have wanted before.
     pub(crate) fn wake_at(&mut self, index: u32, at: Instant) {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
@@ -148,7 +169,23 @@ impl<S> Sessions<S> {
         if slot.alarm.is_none_or(|alarm| at < alarm) {
             slot.alarm = Some(at);
             self.alarms.push(Reverse((at, index, slot.generation)));
+            self.forget_old_alarms();
         }
+    }
+
+    /// Sessions that end leave their alarms behind, and many short ones may each want to be woken
+    /// after a long time: the alarms that nobody waits for are thrown away when they outnumber the
+    /// living, so that there is a bound on them and a constant cost for each.
+    fn forget_old_alarms(&mut self) {
+        if self.alarms.len() <= 2 * self.live + ALARMS {
+            return;
+        }
+        let slots = &self.slots;
+        self.alarms.retain(|Reverse((at, index, generation))| {
+            slots
+                .get(*index as usize)
+                .is_some_and(|slot| slot.generation == *generation && slot.alarm == Some(*at))
+        });
     }
 
     /// When the next alarm rings, if there is one.
@@ -184,6 +221,18 @@ impl<S> Sessions<S> {
         let slot = self.slots.get_mut(index)?;
         let token = Token::new(Kind::Session, slot.generation, index as u32);
         Some((token, slot.session.as_mut()?))
+    }
+
+    /// Takes a session out of its slot, for as long as `f` has it: what `f` gives back is put in
+    /// again, and otherwise the session has ended here.
+    pub(crate) fn lend(&mut self, index: u32, f: impl FnOnce(Token, S) -> Option<S>) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        let Some(session) = slot.session.take() else { return };
+        slot.session = f(Token::new(Kind::Session, slot.generation, index), session);
+        if slot.session.is_none() {
+            self.live -= 1;
+            self.ended.push(index);
+        }
     }
 
     /// Ends a session: it is dropped now, its slot is freed at the end of the turn.
@@ -299,6 +348,23 @@ mod tests {
         sessions.ring(after(90));
         assert!(sessions.next_queued().is_none(), "once");
         assert_eq!(sessions.next_alarm(), None);
+    }
+
+    #[test]
+    fn many_short_sessions_with_a_long_time_do_not_pile_up_alarms() {
+        let far = Instant::now() + Duration::from_secs(600);
+        let mut sessions = Sessions::new(8);
+        let stays = open(&mut sessions, "stays");
+        sessions.wake_at(stays.index, far);
+        for short in 1..10_000 {
+            let one = open(&mut sessions, "short");
+            sessions.wake_at(one.index, far + Duration::from_millis(short));
+            sessions.end(one.index);
+            sessions.free_ended();
+        }
+        assert!(sessions.alarms.len() < 2 * ALARMS, "{}", sessions.alarms.len());
+        sessions.ring(far);
+        assert_eq!(sessions.next_queued().map(|(_, name, _)| *name), Some("stays"));
     }
 
     #[test]

@@ -24,7 +24,8 @@ use crate::report::{Cause, Failure, Stage, Timings};
 use crate::sys::{self, Command, Spawned};
 use crate::token::{Kind, Token};
 use crate::wire::{
-    Entry, Handoff, Hello, Manifest, Message, PROTOCOL, Problem, ProtocolRange, READY, VARIABLE,
+    Ack, Entry, Handoff, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem, ProtocolRange,
+    READY, SchemaRange, Sessions, VARIABLE,
 };
 
 /// What the spawning thread answers, and when it had the answer.
@@ -58,6 +59,8 @@ pub(crate) struct Successor {
     speaks: ProtocolRange,
     /// Whether it owes an answer.
     asked: bool,
+    /// Which sessions it has taken, or not, by its last answers.
+    acks: Vec<Ack>,
     /// Why it is lost, once it is.
     cause: Option<Cause>,
 }
@@ -152,6 +155,7 @@ impl Successor {
             hello: None,
             speaks: PROTOCOL,
             asked: false,
+            acks: Vec::new(),
             cause: None,
         })
     }
@@ -176,6 +180,10 @@ impl Successor {
             Ok(()) if self.stage == Stage::Spawn => self.stage = Stage::SetUp,
             Ok(()) => {}
             Err(error) => {
+                if let Process::Spawning(_) = self.process {
+                    // There was one answer, and there is nobody to wait for.
+                    self.process = Process::None;
+                }
                 let cause = match error {
                     NotSpawned::Before(error) => Cause::PidFile(error),
                     NotSpawned::Spawn(source) => {
@@ -227,7 +235,7 @@ impl Successor {
     }
 
     /// Looks once more for the word that is awaited: ready; once it was committed to, SERVING; once
-    /// it was asked, PONG. Answers whether it has come.
+    /// it was asked, PONG; with sessions on their way, ACK. Answers whether it has come.
     pub(crate) fn look(
         &mut self,
         registry: &Registry,
@@ -239,7 +247,9 @@ impl Successor {
             events.contains(&Event::SuccessorReady)
         } else {
             self.read_socket(events);
-            events.contains(&Event::SuccessorServing) || events.contains(&Event::SuccessorAnswered)
+            events.contains(&Event::SuccessorServing)
+                || events.contains(&Event::SuccessorAnswered)
+                || !self.acks.is_empty()
         }
     }
 
@@ -335,13 +345,16 @@ impl Successor {
                 self.asked = false;
                 events.push(Event::SuccessorAnswered);
             }
+            Message::Ack(ack) if self.stage == Stage::Draining => self.acks.push(ack),
+            Message::Upgrade => events.push(Event::SuccessorWantsUpgrade),
             Message::Stopping
             | Message::Pong
+            | Message::Ack(_)
+            | Message::Sessions(_)
             | Message::Ping
             | Message::Hello(_)
             | Message::Manifest(_)
-            | Message::Commit
-            | Message::Upgrade => {
+            | Message::Commit => {
                 let cause = Cause::Nonsense(format!("{} out of turn", message.name()));
                 self.lose(cause, Event::SuccessorLost, events);
             }
@@ -349,14 +362,14 @@ impl Successor {
     }
 
     /// It died, or something of it became readable. What it said before comes first: a packet
-    /// socket delivers what was queued before the end.
+    /// socket delivers what was queued before the end. Answers whether it is dead.
     pub(crate) fn read_death(
         &mut self,
         registry: &Registry,
         now: Instant,
         events: &mut Vec<Event>,
-    ) {
-        let Some(ending) = self.process.ending() else { return };
+    ) -> bool {
+        let Some(ending) = self.process.ending() else { return false };
         self.read_pipe(registry, now, events);
         while self.read_socket(events) {}
         // The end of the pipe and of the socket is old news now.
@@ -376,6 +389,7 @@ impl Successor {
             Ending::Unknown => Cause::Ended,
         };
         self.lose(cause, event, events);
+        true
     }
 
     /// The first cause is the one: what follows follows from it.
@@ -399,6 +413,32 @@ impl Successor {
                 error.kind() != io::ErrorKind::WouldBlock
             }
         }
+    }
+
+    /// Whether it can put together what is packed in that form.
+    pub(crate) fn understands(&self, schema: u32) -> bool {
+        let schemas = self.hello.as_ref().map_or(NO_SCHEMAS, |hello| hello.schemas);
+        schema > 0 && (schemas.oldest..=schemas.newest).contains(&schema)
+    }
+
+    /// The schemas that it can put together.
+    pub(crate) fn schemas(&self) -> SchemaRange {
+        self.hello.as_ref().map_or(NO_SCHEMAS, |hello| hello.schemas)
+    }
+
+    /// Sends sessions and their sockets. An error, and nothing has been sent.
+    pub(crate) fn send_sessions(
+        &self,
+        sessions: Sessions,
+        sockets: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let packet = Message::Sessions(sessions).encode(self.speaks.newest);
+        sys::send(&self.socket, &packet, sockets)
+    }
+
+    /// The answers since the last call.
+    pub(crate) fn take_acks(&mut self) -> Vec<Ack> {
+        std::mem::take(&mut self.acks)
     }
 
     /// How far it came, and how it ended if it did.
@@ -433,8 +473,13 @@ impl Successor {
         // It was registered when it was made, and is open.
         let _ = registry.deregister(&mut SourceFd(&self.socket.as_raw_fd()));
         self.process.kill();
-        let said = self.hello.map(|hello| hello.pid);
-        Dying { attempt: self.attempt, said, process: self.process }
+        Dying {
+            attempt: self.attempt,
+            said: self.hello.map(|hello| hello.pid),
+            process: self.process,
+            socket: self.socket,
+            speaks: self.speaks,
+        }
     }
 }
 
@@ -445,11 +490,38 @@ pub(crate) struct Dying {
     /// Its process id by its own word.
     said: Option<u32>,
     process: Process,
+    /// What it said last is read when it is dead: until then it may say more.
+    socket: OwnedFd,
+    speaks: ProtocolRange,
 }
 
 impl Dying {
     pub(crate) fn pid(&self) -> Option<u32> {
         self.process.pid().or(self.said)
+    }
+
+    pub(crate) fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The sessions that it has taken, and not said so in time: it lived, and has now died with them.
+    pub(crate) fn last_acks(&self) -> Vec<Ack> {
+        let mut packet = [0; limits::TEXT_BYTES + 64];
+        let mut acks = Vec::new();
+        loop {
+            match sys::receive(&self.socket, &mut packet) {
+                Ok(received) if received.length == 0 => return acks,
+                // Its other words do not matter any more.
+                Ok(received) => {
+                    let message = Message::decode(&packet[..received.length], self.speaks);
+                    if let Ok((_, Message::Ack(ack))) = message {
+                        acks.push(ack);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                Err(_) => return acks,
+            }
+        }
     }
 
     /// Reaps it if it can be reaped; answers whether it is over.

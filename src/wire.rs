@@ -11,10 +11,12 @@
 //! | REFUSE | successor | why it will not take over, in words |
 //! | COMMIT | predecessor | from here on the successor accepts |
 //! | SERVING | successor | it accepts, and the pid file names it |
-//! | UPGRADE | predecessor | an upgrade request that came to it is passed on |
+//! | UPGRADE | both | an upgrade request that came to one of them: both know of it |
 //! | STOPPING | successor | it was told to stop |
 //! | PING | predecessor | does the successor still turn? |
 //! | PONG | successor | it does |
+//! | SESSIONS | predecessor | these are the successor's, once it has acknowledged them |
+//! | ACK | successor | they are, but for those that it could not take |
 //!
 //! Decoding never panics and never allocates more than the packet's own size in proportion:
 //! hostile, truncated and oversized input gives a [`WireError`] that names the field.
@@ -158,6 +160,10 @@ pub enum Message {
     Ping,
     /// It does.
     Pong,
+    /// Sessions on their way; their descriptors ride on the same packet, in their order.
+    Sessions(Sessions),
+    /// The sessions of a packet have a new owner.
+    Ack(Ack),
 }
 
 /// One part of the manifest.
@@ -190,6 +196,44 @@ pub struct Entry {
     pub name: String,
     /// What it is.
     pub kind: Kind,
+}
+
+/// Sessions that move together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sessions {
+    /// Counts the packets, for the answer.
+    pub packet: u32,
+    /// What they are.
+    pub sessions: Vec<SessionEntry>,
+}
+
+/// One session that moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionEntry {
+    /// The form of `state`, by the application's own count.
+    pub schema: u32,
+    /// What each of its sockets is.
+    pub sockets: Vec<Family>,
+    /// What the session says of itself.
+    pub state: Vec<u8>,
+}
+
+/// What a session's socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// A TCP connection.
+    Tcp,
+    /// A Unix stream connection.
+    Unix,
+}
+
+/// The answer to a packet of sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// Which packet.
+    pub packet: u32,
+    /// The places, from 0, of the sessions in it that were not taken: they are the predecessor's.
+    pub refused: Vec<u8>,
 }
 
 /// What a passed descriptor is.
@@ -394,6 +438,24 @@ impl Message {
             Self::Stopping => out.push(7),
             Self::Ping => out.push(8),
             Self::Pong => out.push(9),
+            Self::Sessions(Sessions { packet, sessions }) => {
+                out.push(10);
+                out.extend(packet.to_le_bytes());
+                out.push(sessions.len() as u8);
+                for session in sessions {
+                    out.extend(session.schema.to_le_bytes());
+                    out.push(session.sockets.len() as u8);
+                    out.extend(session.sockets.iter().map(|family| *family as u8));
+                    out.extend((session.state.len() as u32).to_le_bytes());
+                    out.extend(&session.state);
+                }
+            }
+            Self::Ack(Ack { packet, refused }) => {
+                out.push(11);
+                out.extend(packet.to_le_bytes());
+                out.push(refused.len() as u8);
+                out.extend(refused);
+            }
         }
         out
     }
@@ -425,6 +487,8 @@ impl Message {
             7 => Self::Stopping,
             8 => Self::Ping,
             9 => Self::Pong,
+            10 => Self::Sessions(fields.sessions()?),
+            11 => Self::Ack(fields.ack()?),
             other => {
                 return Err(WireError { field: "kind", problem: Problem::Unknown(other.into()) });
             }
@@ -435,6 +499,19 @@ impl Message {
             [..] if kind == MANIFEST && protocol > speaks.newest => Ok((protocol, message)),
             [..] => Err(WireError { field: "end", problem: Problem::TrailingBytes }),
         }
+    }
+
+    /// Which packet of sessions this is, and how many there are in it: what is needed to refuse it
+    /// where the rest is of no use, because its descriptors did not arrive.
+    #[must_use]
+    pub fn peek_sessions(packet: &[u8]) -> Option<(u32, u8)> {
+        let mut fields = Fields { rest: packet };
+        let head =
+            (fields.array("magic").ok()?, fields.u16("protocol").ok()?, fields.u8("kind").ok()?);
+        if (head.0, head.2) != (MAGIC, 10) {
+            return None;
+        }
+        Some((fields.u32("packet").ok()?, fields.u8("sessions").ok()?))
     }
 
     /// The message's name, as in the table above.
@@ -450,6 +527,8 @@ impl Message {
             Self::Stopping => "STOPPING",
             Self::Ping => "PING",
             Self::Pong => "PONG",
+            Self::Sessions(_) => "SESSIONS",
+            Self::Ack(_) => "ACK",
         }
     }
 }
@@ -566,6 +645,47 @@ impl<'a> Fields<'a> {
             entries.push(Entry { name: self.name()?, kind });
         }
         Ok(Manifest { protocol, generation, predecessor, blocked, stay, part, parts, entries })
+    }
+
+    fn family(&mut self) -> Result<Family, WireError> {
+        match self.u8("family")? {
+            0 => Ok(Family::Tcp),
+            1 => Ok(Family::Unix),
+            other => Err(WireError { field: "family", problem: Problem::Unknown(other.into()) }),
+        }
+    }
+
+    fn sessions(&mut self) -> Result<Sessions, WireError> {
+        let packet = self.u32("packet")?;
+        let count = usize::from(self.u8("sessions")?);
+        if count > limits::SESSIONS_PER_PACKET {
+            return Err(WireError { field: "sessions", problem: Problem::TooLong });
+        }
+        let mut sessions = Vec::with_capacity(count);
+        for _ in 0..count {
+            let schema = self.u32("schema")?;
+            let sockets = usize::from(self.u8("sockets")?);
+            if sockets > limits::SOURCES {
+                return Err(WireError { field: "sockets", problem: Problem::TooLong });
+            }
+            let sockets = (0..sockets).map(|_| self.family()).collect::<Result<_, _>>()?;
+            let length = self.u32("state")? as usize;
+            if length > limits::STATE_BYTES {
+                return Err(WireError { field: "state", problem: Problem::TooLong });
+            }
+            let state = self.take("state", length)?.to_vec();
+            sessions.push(SessionEntry { schema, sockets, state });
+        }
+        Ok(Sessions { packet, sessions })
+    }
+
+    fn ack(&mut self) -> Result<Ack, WireError> {
+        let packet = self.u32("packet")?;
+        let count = usize::from(self.u8("refused")?);
+        if count > limits::SESSIONS_PER_PACKET {
+            return Err(WireError { field: "refused", problem: Problem::TooLong });
+        }
+        Ok(Ack { packet, refused: self.take("refused", count)?.to_vec() })
     }
 
     fn hello(&mut self) -> Result<Hello, WireError> {

@@ -250,9 +250,12 @@ impl World {
                 self.feed(id, Event::SuccessorStopped);
             }
             Message::Pong => self.feed(id, Event::SuccessorAnswered),
-            other @ (Message::Manifest(_) | Message::Commit | Message::Upgrade | Message::Ping) => {
-                panic!("{other:?} from a successor")
-            }
+            Message::Upgrade => self.feed(id, Event::SuccessorWantsUpgrade),
+            other @ (Message::Manifest(_)
+            | Message::Commit
+            | Message::Ping
+            | Message::Sessions(_)
+            | Message::Ack(_)) => panic!("{other:?} from a successor"),
         }
     }
 
@@ -271,7 +274,9 @@ impl World {
             | Message::Refuse(_)
             | Message::Serving
             | Message::Stopping
-            | Message::Pong) => panic!("{other:?} from a predecessor"),
+            | Message::Pong
+            | Message::Sessions(_)
+            | Message::Ack(_)) => panic!("{other:?} from a predecessor"),
         }
     }
 
@@ -437,6 +442,9 @@ impl World {
                             Ok(Message::Stopping) => {
                                 process.pending.push_back(Event::SuccessorStopped);
                             }
+                            Ok(Message::Upgrade) => {
+                                process.pending.push_back(Event::SuccessorWantsUpgrade);
+                            }
                             Ok(Message::Pong) => {
                                 process.pending.push_back(Event::SuccessorAnswered);
                             }
@@ -481,6 +489,7 @@ impl World {
                     self.processes[predecessor].pipe.push_back(READY);
                 }
             }
+            Action::TellWanted => self.send_to_predecessor(id, &Message::Upgrade),
             Action::AskSuccessor => self.send_to_successor(id, &Message::Ping),
             Action::AnswerPredecessor => self.send_to_predecessor(id, &Message::Pong),
             Action::KillPredecessor => {
@@ -509,7 +518,10 @@ impl World {
             }
             Action::Disarm(timer) => self.processes[id].timers.disarm(timer),
             Action::DisarmAll => self.processes[id].timers.disarm_all(),
-            Action::CloseUnclaimed | Action::UnlinkUnclaimed | Action::DrainSessions => {}
+            Action::CloseUnclaimed
+            | Action::UnlinkUnclaimed
+            | Action::DrainSessions
+            | Action::MoveSessions => {}
         }
     }
 

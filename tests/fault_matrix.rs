@@ -63,7 +63,7 @@ fn every_step_meets_every_fault() {
     let came_out = came_out.into_inner().expect("no panic");
     let matrix = matrix(&|cell| match cell.expected {
         Expected::Void(_) => "—".into(),
-        Expected::All(_) | Expected::Losing(_) => {
+        Expected::All(_) | Expected::Losing(_) | Expected::LosingMoved(_) => {
             came_out.get(&cell.to_string()).cloned().unwrap_or_else(|| "not played".into())
         }
     });
@@ -79,7 +79,8 @@ fn every_step_meets_every_fault() {
 fn judge(cell: Cell) -> (String, Option<String>) {
     match catch_unwind(AssertUnwindSafe(|| cell::play(cell))) {
         Ok(outcome) => {
-            let wanted = [Expected::All(outcome), Expected::Losing(outcome)];
+            let wanted =
+                [Expected::All(outcome), Expected::Losing(outcome), Expected::LosingMoved(outcome)];
             match wanted.contains(&cell.expected) {
                 true => (cell.expected.to_string(), None),
                 false => {
@@ -149,7 +150,8 @@ fn matrix(text: &dyn Fn(&Cell) -> String) -> Vec<String> {
     }
     let meaning = |outcome: Outcome| format!("- *{outcome}*: {}.", outcome.meaning());
     lines.extend(Outcome::ALL.map(meaning));
-    lines.push("- †: connections that died with the process that had accepted them.".into());
+    let lost = "connections that died with the process that had accepted them or taken them over";
+    lines.push(format!("- †: {lost}."));
     lines.push(format!("- —: the fault means nothing there: {}.", VOIDS.join("; ")));
     lines
 }

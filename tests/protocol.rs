@@ -145,7 +145,7 @@ fn an_oversized_or_empty_packet_is_nonsense_and_not_the_predecessor_s_end() {
     let mut played = Played::new();
     played.say_with(&Part::new("main").encode(), &[listener.as_fd()]);
     // They lie in the socket one behind the other when the successor begins to listen.
-    played.say(&[b'x'; 1024]);
+    played.say(&vec![b'x'; tablecloth::limits::SESSIONS_BYTES + 1]);
     played.say(b"");
     played.say(&word(1, COMMIT));
     let mut actor = played.start(Start::actor()).spawn();

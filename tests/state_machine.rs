@@ -168,6 +168,7 @@ fn a_process_polls_its_listeners_exactly_while_the_machine_says_so() {
                     Action::SpawnSuccessor
                     | Action::LookOnce
                     | Action::PassOnUpgrade
+                    | Action::TellWanted
                     | Action::AskSuccessor
                     | Action::KillSuccessor
                     | Action::ReportUpgrade
@@ -183,6 +184,7 @@ fn a_process_polls_its_listeners_exactly_while_the_machine_says_so() {
                     | Action::TakePidFile
                     | Action::RestorePidFile
                     | Action::DrainSessions
+                    | Action::MoveSessions
                     | Action::CloseSessions
                     | Action::RemovePidFile
                     | Action::Arm(_)

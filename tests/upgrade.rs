@@ -117,6 +117,8 @@ fn a_request_in_the_last_turn_of_a_predecessor_reaches_the_successor() {
     for last_words in ["ask and go\n", "hup and go\n"] {
         let mut actor = Start::actor().serve();
         let (mut session, _) = actor.upgrade_around_a_session();
+        // From here on it leaves with its last session, in the same turn.
+        actor.wait_for("Draining (proven)");
         session.send(last_words);
         assert!(session.is_at_end());
         actor.wait_for("carried out as soon as it can be");

@@ -35,7 +35,7 @@ impl Predecessor {
 
 impl Event {
     /// Every event, in the order of this page.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::SetUpDone,
         Self::UpgradeRequested,
         Self::ShutdownRequested,
@@ -43,6 +43,7 @@ impl Event {
         Self::SuccessorReady,
         Self::SuccessorServing,
         Self::SuccessorAnswered,
+        Self::SuccessorWantsUpgrade,
         Self::SuccessorHungUp,
         Self::SuccessorLost,
         Self::SuccessorStopped,
@@ -52,6 +53,8 @@ impl Event {
         Self::PredecessorAsked,
         Self::PredecessorGone,
         Self::PredecessorSilent,
+        Self::SessionsSent,
+        Self::SessionsSettled,
         Self::SessionsGone,
         Self::UpgradeTimedOut,
         Self::TakeoverTimedOut,
@@ -139,6 +142,7 @@ impl fmt::Display for Event {
             Self::ExitRequested => "exit requested",
             Self::SuccessorReady => "successor ready",
             Self::SuccessorServing => "successor serving",
+            Self::SuccessorWantsUpgrade => "upgrade requested of the successor",
             Self::SuccessorAnswered => "successor answered",
             Self::SuccessorHungUp => "successor hung up",
             Self::SuccessorLost => "successor lost",
@@ -149,6 +153,8 @@ impl fmt::Display for Event {
             Self::PredecessorAsked => "asked by the predecessor",
             Self::PredecessorGone => "predecessor gone",
             Self::PredecessorSilent => "not committed to in time",
+            Self::SessionsSent => "sessions sent",
+            Self::SessionsSettled => "sessions settled",
             Self::SessionsGone => "sessions gone",
             Self::UpgradeTimedOut => "upgrade timed out",
             Self::TakeoverTimedOut => "takeover timed out",

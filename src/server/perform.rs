@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use super::{Pending, Server, Sweep};
+use super::{Pending, Server, Sweep, Walk};
 use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::handler::{Context, Handler};
@@ -96,6 +96,7 @@ impl<H: Handler> Server<H> {
             | Event::SuccessorReady
             | Event::SuccessorServing
             | Event::SuccessorAnswered
+            | Event::SuccessorWantsUpgrade
             | Event::SuccessorHungUp
             | Event::SuccessorLost
             | Event::SuccessorStopped
@@ -104,6 +105,8 @@ impl<H: Handler> Server<H> {
             | Event::PredecessorAsked
             | Event::PredecessorGone
             | Event::PredecessorSilent
+            | Event::SessionsSent
+            | Event::SessionsSettled
             | Event::SessionsGone
             | Event::UpgradeTimedOut
             | Event::ProbationOver
@@ -147,6 +150,7 @@ impl<H: Handler> Server<H> {
                 self.tell_predecessor(&Message::Serving);
                 fault::at(Point::ServingSaid);
             }
+            Action::TellWanted => self.tell_predecessor(&Message::Upgrade),
             Action::TellStopping => self.tell_predecessor(&Message::Stopping),
             Action::AnswerPredecessor => {
                 self.tell_predecessor(&Message::Pong);
@@ -158,7 +162,12 @@ impl<H: Handler> Server<H> {
                 }
             }
             Action::UnlinkUnclaimed => self.listeners.unlink_abandoned(),
-            Action::WritePidFile => publish(self.pid_file.as_deref()),
+            Action::WritePidFile => {
+                publish(self.pid_file.as_deref());
+                if let Some(pid_file) = &self.pid_file {
+                    pid_file.clear_up();
+                }
+            }
             Action::TakePidFile => self.take_pid_file(),
             Action::RestorePidFile => {
                 self.wait_for_pid_file();
@@ -189,15 +198,17 @@ impl<H: Handler> Server<H> {
                 log::info!("stop listening.");
             }
             Action::DrainSessions => {
+                self.moving = Walk::Drain;
                 // Sessions that are being closed need not be told to drain.
-                if self.sweep.is_none_or(|sweep| !sweep.closing) {
-                    self.sweep = Some(Sweep { next: 0, closing: false });
+                if self.sweep.is_none_or(|sweep| sweep.walk != Walk::Close) {
+                    self.sweep = Some(Sweep { next: 0, walk: Walk::Drain });
                 }
             }
+            Action::MoveSessions => self.begin_to_move(),
             Action::CloseSessions => {
                 if self.sessions.len() > 0 {
                     log::warn!("closing {} sessions: {event}.", self.sessions.len());
-                    self.sweep = Some(Sweep { next: 0, closing: true });
+                    self.sweep = Some(Sweep { next: 0, walk: Walk::Close });
                 }
             }
             Action::Arm(timer) => {
@@ -275,6 +286,8 @@ impl<H: Handler> Server<H> {
             if !successor.look(&self.registry, self.shared.now, &mut events) {
                 events.push(Event::SuccessorSilent);
             }
+            // What it has said of sessions is heard in the next turn, which comes at once.
+            self.handoff_left = true;
         } else if let Some(predecessor) = &mut self.predecessor {
             predecessor.read(&mut events);
             // Of a dying one the death is heard in a moment, and then this process is the owner.
@@ -417,7 +430,8 @@ impl<H: Handler> Server<H> {
     /// `Exited`: the listeners' last copies go, and the log says what ended.
     fn finish(&mut self, before: State, event: Event) {
         if event == Event::PredecessorSilent {
-            self.failure = Some(Error::NotCommitted);
+            let deadline = self.config.takeover_timeout;
+            self.failure = Some(Error::NotCommitted { deadline });
         }
         match before {
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven) => {

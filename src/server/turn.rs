@@ -8,7 +8,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{Server, Sweep};
+use super::{Server, Sweep, Walk};
 use crate::error::Error;
 use crate::handler::{Accepted, Context, Handler, Requests, Verdict};
 use crate::io_event::IoEvent;
@@ -78,7 +78,7 @@ impl<H: Handler> Server<H> {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let left_over = self.sessions.queued() > 0
-            || self.sweep.is_some()
+            || self.sweep.is_some_and(|sweep| !self.waits(sweep))
             || self.handoff_left
             || self.shared.requests.any()
             || !self.started
@@ -210,7 +210,8 @@ impl<H: Handler> Server<H> {
     /// the other side has done it.
     fn hear_handoff(&mut self, harvest: &Harvest) {
         let carried = std::mem::take(&mut self.handoff_left);
-        let mut events = Vec::new();
+        let (mut events, mut acks, mut dead) = (Vec::new(), Vec::new(), false);
+        let attempt = self.attempts;
         if let Some(successor) = &mut self.successor {
             if harvest.pipe {
                 successor.read_pipe(&self.registry, self.shared.now, &mut events);
@@ -219,37 +220,61 @@ impl<H: Handler> Server<H> {
                 self.handoff_left |= successor.read_socket(&mut events);
             }
             if harvest.successor_died {
-                successor.read_death(&self.registry, self.shared.now, &mut events);
+                dead = successor.read_death(&self.registry, self.shared.now, &mut events);
             }
+            acks = successor.take_acks();
+        }
+        let answered = !acks.is_empty();
+        self.hear_acks(attempt, acks);
+        if answered {
+            let more = !self.in_flight.is_empty();
+            self.feed(if more { Event::SessionsSent } else { Event::SessionsSettled });
         }
         self.feed_of_successor(events);
-
-        let mut events = Vec::new();
-        if let Some(predecessor) = &mut self.predecessor {
-            if harvest.predecessor || carried {
-                self.handoff_left |= predecessor.read(&mut events);
-            }
-            if harvest.predecessor_died {
-                // What it has said before it died is there, and comes first.
-                while predecessor.read(&mut events) {}
-                events.push(Event::PredecessorGone);
-            }
+        if dead {
+            self.take_back_sessions(attempt);
         }
-        for event in events {
-            self.feed(event);
+
+        if harvest.predecessor || carried {
+            self.handoff_left |= self.hear_predecessor();
+        }
+        if harvest.predecessor_died && self.predecessor.is_some() {
+            // What it has said before it died is there, and comes first.
+            while self.hear_predecessor() {}
+            self.feed(Event::PredecessorGone);
         }
         if harvest.dying {
             self.settle_dying();
         }
     }
 
+    /// What the predecessor has said, and the sessions that it has sent. Answers whether there may
+    /// be more.
+    fn hear_predecessor(&mut self) -> bool {
+        let Some(predecessor) = &mut self.predecessor else { return false };
+        let mut events = Vec::new();
+        let more = predecessor.read(&mut events);
+        for event in events {
+            self.feed(event);
+        }
+        self.adopt_sessions();
+        more
+    }
+
     pub(super) fn settle_dying(&mut self) {
-        let (registry, mut over) = (&self.registry, Vec::new());
+        let (registry, mut over, mut last) = (&self.registry, Vec::new(), Vec::new());
         self.dying.retain_mut(|dying| {
             let settled = dying.settle(registry);
-            over.extend(dying.pid().filter(|_| settled));
+            if settled {
+                over.extend(dying.pid());
+                last.push((dying.attempt(), dying.last_acks()));
+            }
             !settled
         });
+        for (attempt, acks) in last {
+            self.hear_acks(attempt, acks);
+            self.take_back_sessions(attempt);
+        }
         let Some(pid_file) = &self.pid_file else { return };
         for pid in over {
             pid_file.forget(pid, self.shared.machine.accepts());
@@ -308,13 +333,27 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// Tells sessions to drain, or closes them, as many as the budget allows.
+    /// Whether a walk goes on only when the successor has answered.
+    fn waits(&self, sweep: Sweep) -> bool {
+        sweep.walk == Walk::Move && self.is_window_full()
+    }
+
+    /// Hands sessions over, tells them to drain, or closes them, as many as the budget allows.
     fn sweep_sessions(&mut self) {
         if self.next_sweep.is_some_and(|at| at <= self.shared.now) {
             self.next_sweep = None;
-            self.sweep.get_or_insert(Sweep { next: 0, closing: false });
+            self.sweep.get_or_insert(Sweep { next: 0, walk: self.moving });
         }
         let Some(mut sweep) = self.sweep else { return };
+        if sweep.walk == Walk::Move {
+            let ended = self.move_sessions(&mut sweep);
+            self.sweep = (!ended).then_some(sweep);
+            if ended {
+                self.next_sweep = Some(self.shared.now + limits::DRAIN_INTERVAL);
+            }
+            self.shared.sessions = self.sessions.len();
+            return;
+        }
         for _ in 0..limits::DRAINS_PER_TURN {
             let Some((token, session)) = self.sessions.next_from(sweep.next) else {
                 self.sweep = None;
@@ -323,9 +362,11 @@ impl<H: Handler> Server<H> {
                 return;
             };
             sweep.next = token.index + 1;
-            let verdict = match sweep.closing {
-                true => Verdict::Close,
-                false => self.handler.drain(&mut Context::of(&mut self.shared, token), session),
+            let verdict = match sweep.walk {
+                Walk::Close => Verdict::Close,
+                Walk::Drain | Walk::Move => {
+                    self.handler.drain(&mut Context::of(&mut self.shared, token), session)
+                }
             };
             self.conclude(token.index, verdict, IoEvent::default());
         }
@@ -334,7 +375,7 @@ impl<H: Handler> Server<H> {
     }
 
     /// Does with a session what its handler has said.
-    fn conclude(&mut self, index: u32, verdict: Verdict, event: IoEvent) {
+    pub(super) fn conclude(&mut self, index: u32, verdict: Verdict, event: IoEvent) {
         self.shared.session = None;
         if let Some(at) = self.shared.wake.take() {
             self.sessions.wake_at(index, at);
@@ -361,7 +402,8 @@ impl<H: Handler> Server<H> {
             self.listeners.session_ended();
         }
         let draining = matches!(self.state(), State::Draining(_));
-        if draining && self.sessions.len() == 0 && self.sweep.is_none() {
+        let gone = self.sessions.len() == 0 && self.in_flight.is_empty() && self.sweep.is_none();
+        if draining && gone {
             self.hear_out();
             self.feed(Event::SessionsGone);
         }

@@ -17,13 +17,15 @@ mod other_build;
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv, send};
 use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL};
 use tablecloth::{
-    Accepted, Config, Context, Handler, IoEvent, Report, Server, SocketOptions, Stream, Verdict,
+    Accepted, Config, Context, Handler, IoEvent, Packed, Report, Server, SocketOptions, Stream,
+    Verdict,
 };
 
 /// Echoes; but answers `who` with its process id and generation, and obeys a few more words.
@@ -31,6 +33,11 @@ struct Actor {
     /// Sockets that it reads itself.
     udp: Option<mio::net::UdpSocket>,
     ballast: Vec<u8>,
+    /// The form in which sessions move, if they do.
+    schema: Option<u32>,
+    /// Of so many that arrive it takes all but the last.
+    refuse_every: Option<u64>,
+    arrived: u64,
 }
 
 impl Handler for Actor {
@@ -66,6 +73,30 @@ impl Handler for Actor {
     fn drain(&mut self, cx: &mut Context<'_>, _: &mut Stream) -> Verdict {
         log::info!("drain, shutting down: {}", cx.shutting_down());
         Verdict::Keep
+    }
+
+    fn schemas(&self) -> Option<RangeInclusive<u32>> {
+        self.schema.map(|schema| schema..=schema)
+    }
+
+    fn pack(&mut self, _: &mut Context<'_>, stream: Stream) -> Result<Packed, Stream> {
+        match self.schema {
+            Some(schema) => Ok(Packed { schema, state: b"a stream".into(), streams: vec![stream] }),
+            None => Err(stream),
+        }
+    }
+
+    fn unpack(&mut self, cx: &mut Context<'_>, mut packed: Packed) -> io::Result<Stream> {
+        self.arrived += 1;
+        if packed.state != b"a stream" {
+            return Err(io::Error::other("that is no stream"));
+        }
+        // Whoever has packed it can put it together again.
+        let refused = self.refuse_every.is_some_and(|every| self.arrived % every == 0);
+        if refused && cx.has_predecessor() {
+            return Err(io::Error::other("as it was told"));
+        }
+        packed.streams.pop().ok_or_else(|| io::Error::other("no stream"))
     }
 
     fn signal(&mut self, _: &mut Context<'_>, signal: i32) {
@@ -130,6 +161,8 @@ struct Script {
     /// What to do in which generation's set-up.
     at: Vec<(u64, String)>,
     ballast_mib: usize,
+    schema: Option<u32>,
+    refuse_every: Option<u64>,
 }
 
 impl Script {
@@ -162,6 +195,8 @@ impl Script {
                 "--user-signal" => script.config.user_signals.push(number()? as i32),
                 "--ballast-mib" => script.ballast_mib = number()? as usize,
                 "--faults" => faults::obey(value.into()),
+                "--schema" => script.schema = Some(number()? as u32),
+                "--refuse-every" => script.refuse_every = Some(number()?),
                 "--at" => {
                     let (generation, deed) = value.split_once(':').ok_or("--at GEN:DEED")?;
                     let generation = generation.parse().map_err(|_| "--at GEN:DEED")?;
@@ -175,6 +210,14 @@ impl Script {
 
     fn deeds(&self, generation: u64) -> impl Iterator<Item = &str> {
         self.at.iter().filter(move |(at, _)| *at == generation).map(|(_, deed)| deed.as_str())
+    }
+}
+
+/// Does nothing, until the predecessor is gone: a test that fails leaves nobody behind.
+fn hang() {
+    let parent = std::os::unix::process::parent_id();
+    while std::os::unix::process::parent_id() == parent {
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -203,7 +246,6 @@ fn misbehave(deed: &str) -> Result<(), String> {
         pid: std::process::id(),
         build: "a liar".into(),
     });
-    let hang = || std::thread::sleep(Duration::from_secs(3600));
     match deed {
         "raw-exit" => std::process::exit(7),
         "raw-hang" => hang(),
@@ -256,6 +298,18 @@ fn misbehave(deed: &str) -> Result<(), String> {
             ready(b'R')?;
             hang();
         }
+        "raw-answers-unasked" => {
+            say(&hello.encode(PROTOCOL.newest))?;
+            ready(b'R')?;
+            say(&Message::Serving.encode(PROTOCOL.newest))?;
+            say(&Message::Pong.encode(PROTOCOL.newest))?;
+            hang();
+        }
+        "raw-stops-before-it-is-ready" => {
+            say(&hello.encode(PROTOCOL.newest))?;
+            say(&Message::Stopping.encode(PROTOCOL.newest))?;
+            hang();
+        }
         "raw-ready-and-exit" => {
             say(&hello.encode(PROTOCOL.newest))?;
             ready(b'R')?;
@@ -269,19 +323,22 @@ fn misbehave(deed: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn play(script: Script) -> Result<(), String> {
+fn play(mut script: Script) -> Result<(), String> {
     let error = |error: tablecloth::Error| error.to_string();
     // Before there is a server, only the predecessor knows which generation this is.
     if std::env::var_os(tablecloth::wire::VARIABLE).is_some() {
         for deed in script.deeds(1).filter(|deed| deed.starts_with("raw-")) {
             misbehave(deed)?;
         }
+        let schema = script.deeds(1).find_map(|deed| deed.strip_prefix("schema:"));
+        script.schema = schema.and_then(|schema| schema.parse().ok()).or(script.schema);
     }
     let mut ballast = vec![0; script.ballast_mib * 1024 * 1024];
     // Touched, so that it is resident.
     ballast.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
 
-    let actor = Actor { udp: None, ballast };
+    let (schema, refuse_every) = (script.schema, script.refuse_every);
+    let actor = Actor { udp: None, ballast, schema, refuse_every, arrived: 0 };
     let mut server = Server::new(script.config.clone(), actor).map_err(error)?;
     let generation = server.generation();
     let mut elsewhere: Option<String> = None;
@@ -292,7 +349,7 @@ fn play(script: Script) -> Result<(), String> {
             "exit" => std::process::exit(object.parse().unwrap_or(1)),
             "abort" => std::process::abort(),
             "panic" => panic!("as it was told"),
-            "hang" => std::thread::sleep(Duration::from_secs(3600)),
+            "hang" => hang(),
             // Until the test opens it.
             "gate" => wait_at(object),
             "nap" => std::thread::sleep(Duration::from_millis(object.parse().unwrap_or(0))),
@@ -300,6 +357,7 @@ fn play(script: Script) -> Result<(), String> {
             "fail" => return Err(object.into()),
             "elsewhere" => elsewhere = Some(object.into()),
             "skip" => skipped.push(object.into()),
+            "schema" => {}
             _ if deed.starts_with("raw-") => {}
             other => return Err(format!("unknown deed {other}")),
         }

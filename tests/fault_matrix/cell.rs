@@ -15,7 +15,7 @@ use crate::harness::{
     Actor, PATIENCE, Start, children_of, is_alive, kinds_of_descriptors, limit_descriptors, place,
     state_of, until,
 };
-use crate::load::{Load, Tally};
+use crate::load::Load;
 
 /// Long enough for a machine that stalls, short enough to be waited for in the cells in which a
 /// process stands still.
@@ -24,6 +24,9 @@ const DEADLINES: [&str; 8] = [
     "--upgrade-ms", "2500", "--takeover-ms", "1000", "--probation-ms", "100", "--drain-ms", "2500",
 ];
 
+/// Sessions move; of two that arrive, the second is refused.
+const MOVING: [&str; 4] = ["--schema", "1", "--refuse-every", "2"];
+
 /// The clients whose connections are short.
 const CLIENTS: usize = 2;
 
@@ -31,10 +34,11 @@ const CLIENTS: usize = 2;
 pub(crate) fn play(cell: Cell) -> Outcome {
     let disk = Disk::for_a(cell.fault);
     let args = ["--pid-file", &disk.path_of("pid")];
-    let mut actor = Start::actor().args(&DEADLINES).args(&args).faults().serve();
+    let moving: &[&str] = if cell.row.moves { &MOVING } else { &[] };
+    let mut actor = Start::actor().args(&DEADLINES).args(&args).args(moving).faults().serve();
     let first = actor.pid();
-    let bare = kinds_of_descriptors(first);
-    let mut clients = Clients::of(&mut actor);
+    let mut clients = Clients::of(&mut actor, cell.row.moves);
+    let bare = clients.bare.clone();
 
     let deeds = cell.deeds(&disk.path());
     let deeds: Vec<_> = deeds.iter().map(|(point, deed)| (*point, deed.as_str())).collect();
@@ -72,6 +76,7 @@ pub(crate) fn play(cell: Cell) -> Outcome {
     }
     clients.end();
     clients.judge(cell.expected, outcome, first == victim);
+    clients.judge_moving(cell.expected, survivor.map(|(pid, _)| pid));
     expect_words(&mut actor, cell, outcome);
     match survivor {
         Some((pid, _)) => {
@@ -88,7 +93,7 @@ pub(crate) fn play(cell: Cell) -> Outcome {
             actor.first_exits();
             // The last line is said a moment before the end.
             until("nobody is left", || actor.alive().is_empty());
-            start_again(&mut actor, &disk);
+            start_again(&mut actor, &disk, &bare);
         }
     }
     outcome
@@ -113,13 +118,13 @@ fn expect_clean(actor: &mut Actor, pid: u32, bare: &[String], disk: &Disk) {
 }
 
 /// What a supervisor would do: the same program with the same arguments.
-fn start_again(actor: &mut Actor, disk: &Disk) {
+fn start_again(actor: &mut Actor, disk: &Disk, bare: &[String]) {
     let listen = format!("main={}", actor.address());
     let args = ["--listen", &listen, "--pid-file", &disk.path_of("pid")];
     let mut again = Start::program("actor").args(&args).serve();
     assert_eq!(again.who(), (again.pid(), 0));
-    let said = fs::read_to_string(disk.path_of("pid")).expect("a pid file");
-    assert_eq!(said, format!("{}\n", again.pid()), "the pid file");
+    let pid = again.pid();
+    expect_clean(&mut again, pid, bare, disk);
 }
 
 fn expect_words(actor: &mut Actor, cell: Cell, outcome: Outcome) {
@@ -196,13 +201,18 @@ impl<'a> Story<'a> {
             true => line.contains("-> Draining (shutdown)"),
             false => line.contains(&format!("struck at {point:?}")),
         };
-        self.parting |= line.contains("-> Draining (proven)") || line.contains("(shutdown)");
+        let shuts_down = line.contains("(shutdown)");
+        self.parting |= line.contains("-> Draining (proven)") || shuts_down;
         self.left |= line.contains("Draining -> Exited");
         self.back |= line.contains("Draining -> Running");
         // What the predecessor still serves keeps it from leaving; so that a fault that strikes
         // while it is there does not race with its end.
         if self.struck && self.parting {
-            self.clients.end_session();
+            self.clients.staying.end();
+        }
+        // Whom nobody takes over, it serves as well.
+        if shuts_down {
+            self.clients.end_moving();
         }
     }
 
@@ -237,42 +247,54 @@ impl<'a> Story<'a> {
 /// Everybody who is connected, or tries to be.
 struct Clients {
     short: Load,
-    session: Load,
-    /// What has come of the session, once it has ended.
-    ended: Option<Tally>,
-    /// The first process: the session is its.
+    /// Where sessions move: the one that the successor takes.
+    moving: Option<Load>,
+    /// The one that stays with the predecessor.
+    staying: Load,
+    /// The first process.
     first: u32,
+    /// The descriptors that it has without them.
+    bare: Vec<String>,
 }
 
 impl Clients {
-    fn of(actor: &mut Actor) -> Self {
+    fn of(actor: &mut Actor, moves: bool) -> Self {
         let (first, address) = (actor.pid(), actor.address());
-        let session = Load::of_a_long_session(&address);
-        let short = Load::of_short_connections(&address, CLIENTS);
-        until("they are served", || {
-            [&session, &short].iter().all(|load| load.so_far().answers.contains_key(&first))
-        });
-        Self { short, session, ended: None, first }
+        // They arrive in the order in which they have come.
+        let served = |load: Load| {
+            until("it is served", || load.so_far().answered_by == [first]);
+            load
+        };
+        let moving = moves.then(|| served(Load::of_a_long_session(&address)));
+        let staying = served(Load::of_a_long_session(&address));
+        // It serves, so that its set-up is over, the pid file's included.
+        let mut bare = kinds_of_descriptors(first);
+        for _ in 0..1 + usize::from(moves) {
+            let session = bare.iter().position(|kind| kind == "socket");
+            bare.remove(session.expect("a session is a socket"));
+        }
+        let short = served(Load::of_short_connections(&address, CLIENTS));
+        Self { short, moving, staying, first, bare }
     }
 
-    fn end_session(&mut self) {
-        if self.ended.is_none() {
-            self.ended = Some(self.session.end());
+    fn end_moving(&mut self) {
+        if let Some(moving) = &mut self.moving {
+            moving.end();
         }
     }
 
     fn end(&mut self) {
-        self.end_session();
+        self.end_moving();
+        self.staying.end();
         self.short.end();
     }
 
     /// No connection is dropped, save those that died with their own process.
     fn judge(&self, expected: Expected, outcome: Outcome, predecessor_died: bool) {
-        let (short, session) = (self.short.so_far(), self.ended.clone().unwrap_or_default());
-        assert!(short.strange.is_empty() && session.strange.is_empty(), "{short:?}, {session:?}");
-        let of_first = session.answers.keys().all(|pid| *pid == self.first);
-        assert!(of_first, "a session stays where it is: {session:?}");
-        let losing = matches!(expected, Expected::Losing(_));
+        let (short, staying) = (self.short.so_far(), self.staying.so_far());
+        assert!(short.strange.is_empty() && staying.strange.is_empty(), "{short:?}, {staying:?}");
+        assert_eq!(staying.answered_by, [self.first], "a session stays where it is");
+        let losing = matches!(expected, Expected::Losing(_) | Expected::LosingMoved(_));
         let gone = matches!(outcome, Outcome::StartedAgain | Outcome::Ended);
         let most = match (losing, gone) {
             (false, _) => (0, 0),
@@ -281,9 +303,25 @@ impl Clients {
             // moment, are dropped with it.
             (true, true) => (2 * CLIENTS, usize::from(predecessor_died)),
         };
-        let found = (short.broken, session.broken);
+        let found = (short.broken, staying.broken);
         assert!(found.0 <= most.0 && found.1 <= most.1, "dropped {found:?}, at most {most:?}");
         assert!(gone || short.refused == 0, "refused: {short:?}");
+    }
+
+    /// A session that moves is served by one process after the other, or by the first again if it
+    /// comes back; and it is lost only with a process that had acknowledged it.
+    fn judge_moving(&self, expected: Expected, survivor: Option<u32>) {
+        let Some(moving) = self.moving.as_ref().map(Load::so_far) else { return };
+        assert!(moving.strange.is_empty(), "{moving:?}");
+        if matches!(expected, Expected::LosingMoved(_)) && moving.broken > 0 {
+            let owners = &moving.answered_by;
+            assert!(owners.first() == Some(&self.first) && owners.len() <= 2, "{moving:?}");
+            return;
+        }
+        assert_eq!(moving.broken, 0, "a session is lost on its way: {moving:?}");
+        let second = survivor.filter(|pid| *pid != self.first);
+        let owners: Vec<_> = [self.first].into_iter().chain(second).collect();
+        assert_eq!(moving.answered_by, owners, "a session that moves");
     }
 }
 

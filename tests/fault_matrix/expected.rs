@@ -120,6 +120,8 @@ pub(crate) enum Expected {
     All(Outcome),
     /// Those that died with the process that had accepted them.
     Losing(Outcome),
+    /// And the session that the process had acknowledged before it died.
+    LosingMoved(Outcome),
     /// The fault means nothing there; why.
     Void(&'static str),
 }
@@ -128,7 +130,7 @@ impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::All(outcome) => write!(f, "{outcome}"),
-            Self::Losing(outcome) => write!(f, "{outcome} †"),
+            Self::Losing(outcome) | Self::LosingMoved(outcome) => write!(f, "{outcome} †"),
             Self::Void(_) => f.write_str("—"),
         }
     }
@@ -151,13 +153,20 @@ pub(crate) struct Row {
     pub(crate) step: u8,
     pub(crate) point: Point,
     pub(crate) released: Released,
+    /// Whether sessions move.
+    pub(crate) moves: bool,
     /// By fault, in the order of [`Fault::ALL`].
     pub(crate) expected: [Expected; 11],
 }
 
 impl Row {
     const fn new(step: u8, point: Point, released: Released, expected: [Expected; 11]) -> Self {
-        Self { step, point, released, expected }
+        Self { step, point, released, moves: false, expected }
+    }
+
+    /// A row in which a session moves, while the one that the successor refuses stays.
+    const fn moving(step: u8, point: Point, released: Released, expected: [Expected; 11]) -> Self {
+        Self { step, point, released, moves: true, expected }
     }
 }
 
@@ -177,6 +186,9 @@ const BACK_L: Expected = Expected::Losing(Outcome::RolledBack);
 const SOLE_L: Expected = Expected::Losing(Outcome::SoleOwner);
 const AGAIN_L: Expected = Expected::Losing(Outcome::StartedAgain);
 const ENDED_L: Expected = Expected::Losing(Outcome::Ended);
+/// What it has acknowledged is its own, and nobody else's.
+const BACK_M: Expected = Expected::LosingMoved(Outcome::RolledBack);
+const ENDED_M: Expected = Expected::LosingMoved(Outcome::Ended);
 const NOBODY: Expected = Expected::Void(ALONE);
 const NO_SOCK: Expected = Expected::Void(NO_SOCKET);
 const NO_MEM: Expected = Expected::Void(ON_SPAWN);
@@ -185,7 +197,7 @@ const NO_HELLO: Expected = Expected::Void(IN_HELLO);
 /// Points that are come to only when the last session has ended.
 pub(crate) const WITHOUT_SESSIONS: [Point; 2] = [Point::Leaving, Point::Alone];
 
-const GIVEN_UP: Released = Released::BySaying("did not commit to this process in time");
+const GIVEN_UP: Released = Released::BySaying("did not commit to this process within");
 const LEFT: Released = Released::BySaying("finish the old process");
 
 /// Faults of the process that was told to upgrade.
@@ -218,6 +230,12 @@ pub(crate) const PREDECESSOR: &[Row] = &[
     Row::new(6, Point::ProbationOver, Released::ByDeath,
         [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
     Row::new(6, Point::PingSent, Released::ByDeath,
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+    // What it has sent is the successor's, acknowledged or still in the socket: only the session
+    // that stays dies with it.
+    Row::moving(7, Point::SessionsSent, Released::ByDeath,
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+    Row::moving(7, Point::AckHeard, Released::ByDeath,
         [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
     // It has no session left that could die with it.
     Row::new(8, Point::Leaving, Released::ByDeath,
@@ -256,6 +274,11 @@ pub(crate) const SUCCESSOR: &[Row] = &[
     // Proven, and still rolled back while there is somebody to do it: the predecessor has a session.
     Row::new(6, Point::PongSaid, LEFT,
         [BACK_L,  COMMITTED, COMMITTED, ENDED_L, BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
+    // What it has not acknowledged comes back. After nonsense it goes on, and may acknowledge.
+    Row::moving(7, Point::SessionsHeard, Released::ByDeath,
+        [BACK_L,  COMMITTED, BACK_L,    ENDED_L, BACK_L,  BACK_M,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
+    Row::moving(7, Point::AckSaid, LEFT,
+        [BACK_M,  COMMITTED, COMMITTED, ENDED_M, BACK_M,  BACK_M,  COMMITTED, NO_MEM, COMMITTED, BACK_M,  NO_HELLO]),
     Row::new(8, Point::Alone, Released::Nobody,
         [AGAIN_L, COMMITTED, NOBODY,    AGAIN_L, AGAIN_L, NO_SOCK, COMMITTED, NO_MEM, COMMITTED, AGAIN_L, NO_HELLO]),
 ];

@@ -1,6 +1,5 @@
-//! Clients that never stop: short connections one after another, and one long session.
+//! Clients that never stop: short connections one after another, and long sessions.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +15,8 @@ const PACE: Duration = Duration::from_millis(3);
 /// What clients have come upon.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
-    /// How many answers each process gave.
-    pub(crate) answers: BTreeMap<u32, usize>,
+    /// Which processes answered, in the order in which they took turns.
+    pub(crate) answered_by: Vec<u32>,
     /// Nobody listened.
     pub(crate) refused: usize,
     /// Accepted, and ended before there was an answer.
@@ -54,14 +53,15 @@ impl Load {
         })
     }
 
-    /// One connection, on which the same is asked again and again.
+    /// One connection, on which the same is asked again and again, and once more at the end.
     pub(crate) fn of_a_long_session(address: &str) -> Self {
         let address = address.to_owned();
         Self::start(1, move |tally, over| {
             let mut stream = TcpStream::connect(&address).expect("a connection");
-            while !over.load(Ordering::Relaxed) {
+            loop {
+                let is_last = over.load(Ordering::Relaxed);
                 let answer = who(&mut stream);
-                let is_over = answer.is_err();
+                let is_over = is_last || answer.is_err();
                 note(tally, answer);
                 if is_over {
                     return;
@@ -127,7 +127,8 @@ fn note(tally: &Mutex<Tally>, answer: io::Result<u32>) {
     ];
     let mut tally = tally.lock().expect("no panic");
     match answer {
-        Ok(pid) => *tally.answers.entry(pid).or_default() += 1,
+        Ok(pid) if tally.answered_by.last() == Some(&pid) => {}
+        Ok(pid) => tally.answered_by.push(pid),
         Err(error) if BROKEN.contains(&error.kind()) => tally.broken += 1,
         Err(error) => tally.strange.push(error.to_string()),
     }

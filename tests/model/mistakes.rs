@@ -83,3 +83,29 @@ pub(crate) fn close_the_listeners_at_the_commit(machine: Machine, event: Event) 
     }
     step
 }
+
+pub(crate) fn forget_the_wanted_upgrade_at_the_rollback(machine: Machine, event: Event) -> Step {
+    let step = real(machine, event);
+    let drained = matches!(machine.state(), State::Draining(_));
+    if drained && machine.wanted() && step.machine.state() == State::Upgrading {
+        use Action::{DisarmAll, KillSuccessor, ReportUpgrade, RestorePidFile, ResumeAccepting};
+        let actions = &[KillSuccessor, DisarmAll, ResumeAccepting, RestorePidFile, ReportUpgrade];
+        return Step { machine: Machine::first(), actions, ..step };
+    }
+    step
+}
+
+pub(crate) fn ignore_a_shutdown(machine: Machine, event: Event) -> Step {
+    if machine.state() == State::Running && event == Event::ShutdownRequested {
+        return Step { machine, verdict: Verdict::Ignored, actions: &[] };
+    }
+    real(machine, event)
+}
+
+pub(crate) fn proven_by_time(machine: Machine, event: Event) -> Step {
+    let probation = machine.state() == State::Draining(Drain::Probation);
+    real(
+        machine,
+        if probation && event == Event::ProbationOver { Event::SuccessorAnswered } else { event },
+    )
+}

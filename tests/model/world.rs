@@ -3,7 +3,8 @@
 //! What is modelled: both roles of up to four processes; the readiness pipe; the handoff socket,
 //! which delivers what was sent before it ends; signals, which coalesce and come in any order;
 //! timers, which may fire at any time once armed; a spawn that fails; a set-up that fails or exits
-//! with status 0; the death of any process at any step; one session in each process that accepts.
+//! with status 0; the death of any process at any step; two sessions of the first process, which
+//! move from process to process, are refused, or end.
 //!
 //! What is assumed: a write to the pipe or the socket is there before its writer's death is heard
 //! of; a killed process does nothing any more; nobody else reaps, signals or writes.
@@ -14,6 +15,9 @@ use tablecloth::machine::{
 
 /// At most this many processes in one history: the first and three generations more.
 const PROCESSES: usize = 4;
+
+/// The sessions that there may be, a bit for each.
+pub(crate) const SESSIONS: [u8; 2] = [1, 2];
 
 /// The function under test, so that a wrong one can be put in its place.
 pub(crate) type StepFn = fn(Machine, Event) -> Step;
@@ -29,6 +33,8 @@ pub(crate) struct World {
     pub(crate) owed: bool,
     /// Somebody asked the service to stop.
     pub(crate) stop_asked: bool,
+    /// The sessions that have ended, or died with the process that served them.
+    pub(crate) gone: u8,
     pub(crate) seen: Seen,
     pub(crate) broken: Broken,
 }
@@ -52,6 +58,9 @@ pub(crate) struct Seen {
     pub(crate) failed: bool,
     pub(crate) last_look: bool,
     pub(crate) overdue: bool,
+    pub(crate) moved: bool,
+    pub(crate) refused: bool,
+    pub(crate) came_back: bool,
 }
 
 /// What must never happen, noted when it does.
@@ -65,6 +74,10 @@ pub(crate) struct Broken {
     pub(crate) left_over: bool,
     /// A session was cut off though nobody asked for the end and its time was not over.
     pub(crate) session_cut: bool,
+    /// A session was sent on, or ended, by somebody who did not have it.
+    pub(crate) session_forged: bool,
+    /// A successor passed its probation without an answer.
+    pub(crate) unproven: bool,
     /// A process came back from its end.
     pub(crate) undead: bool,
 }
@@ -76,7 +89,10 @@ pub(crate) struct Process {
     pub(crate) life: Life,
     pub(crate) polls: bool,
     pub(crate) has_listeners: bool,
-    pub(crate) session: bool,
+    /// The sessions that it serves, a bit for each.
+    pub(crate) serving: u8,
+    /// Copies of those that are on their way to its successor.
+    pub(crate) in_flight: u8,
     set_up: bool,
     /// The pid file is being written.
     writing: bool,
@@ -112,6 +128,10 @@ pub(crate) enum Word {
     Serving,
     Stopping,
     Pong,
+    /// Sessions, a bit for each.
+    Sessions(u8),
+    Ack(u8),
+    Nack(u8),
 }
 
 /// What happens next, and to which process.
@@ -133,7 +153,9 @@ pub(crate) enum Deed {
     HearSuccessorsDeath(usize),
     HearPredecessorsDeath(usize),
     Fire(usize, Timer),
-    EndSession(usize),
+    EndSession(usize, u8),
+    SendSession(usize, u8),
+    RefuseSession(usize),
     NoticeSessionsGone(usize),
 }
 
@@ -144,7 +166,8 @@ impl Process {
             life: Life::Alive,
             polls: false,
             has_listeners: true,
-            session: false,
+            serving: 0,
+            in_flight: 0,
             set_up: false,
             writing: false,
             armed: Vec::new(),
@@ -163,19 +186,26 @@ impl Process {
         self.life == Life::Alive
     }
 
+    /// Whether it hands its sessions over.
+    fn moves(&self) -> bool {
+        self.machine.state() == State::Draining(Drain::Proven) && self.successor.is_some()
+    }
+
     pub(crate) fn has_timers(&self) -> bool {
         !self.armed.is_empty()
     }
 }
 
 impl World {
-    pub(crate) fn new(budget: Budget) -> Self {
+    /// With these sessions of the first process, a bit for each.
+    pub(crate) fn new(budget: Budget, sessions: u8) -> Self {
         Self {
-            processes: vec![Process::new(Machine::first(), None)],
+            processes: vec![Process { serving: sessions, ..Process::new(Machine::first(), None) }],
             pid_file: None,
             budget,
             owed: false,
             stop_asked: false,
+            gone: 0,
             seen: Seen::default(),
             broken: Broken::default(),
         }
@@ -219,9 +249,15 @@ impl World {
             may(is_dead(process.successor), Deed::HearSuccessorsDeath(id));
             may(is_dead(process.predecessor), Deed::HearPredecessorsDeath(id));
             process.armed.iter().for_each(|timer| may(true, Deed::Fire(id, *timer)));
-            may(process.session, Deed::EndSession(id));
+            for session in SESSIONS.into_iter().filter(|session| process.serving & session != 0) {
+                may(true, Deed::EndSession(id, session));
+                may(process.moves(), Deed::SendSession(id, session));
+            }
+            let arrived = matches!(process.from_predecessor.first(), Some(Word::Sessions(_)));
+            may(arrived && failures > 0, Deed::RefuseSession(id));
             let draining = matches!(process.machine.state(), State::Draining(_));
-            may(draining && !process.session, Deed::NoticeSessionsGone(id));
+            let none = process.serving | process.in_flight == 0;
+            may(draining && none, Deed::NoticeSessionsGone(id));
         }
     }
 
@@ -283,7 +319,17 @@ impl World {
                 self.processes[id].armed.retain(|armed| *armed != timer);
                 self.feed(id, timer.event(), step);
             }
-            Deed::EndSession(id) => self.processes[id].session = false,
+            Deed::EndSession(id, session) => {
+                self.processes[id].serving &= !session;
+                self.gone |= session;
+            }
+            Deed::SendSession(id, session) => self.send_session(id, session, step),
+            Deed::RefuseSession(id) => {
+                self.budget.failures -= 1;
+                if let Word::Sessions(sessions) = self.processes[id].from_predecessor.remove(0) {
+                    self.refuse(id, sessions);
+                }
+            }
             Deed::NoticeSessionsGone(id) => {
                 // The server's last look for signals on its way out.
                 if std::mem::take(&mut self.processes[id].hup_pending) {
@@ -306,7 +352,13 @@ impl World {
 
     fn read_successor(&mut self, id: usize, step: StepFn) {
         let committed = State::Draining(Drain::Committed);
-        let event = match self.processes[id].from_successor.remove(0) {
+        let word = self.processes[id].from_successor.remove(0);
+        if self.hear_of_sessions(id, word) {
+            let more = self.processes[id].in_flight != 0;
+            let event = if more { Event::SessionsSent } else { Event::SessionsSettled };
+            return self.feed(id, event, step);
+        }
+        let event = match word {
             Word::Serving => Event::SuccessorServing,
             Word::Stopping => {
                 // Who was told to stop has served, and may not have come to say so.
@@ -316,7 +368,8 @@ impl World {
                 Event::SuccessorStopped
             }
             Word::Pong => Event::SuccessorAnswered,
-            word @ (Word::Commit | Word::Upgrade | Word::Ping) => {
+            Word::Upgrade => Event::SuccessorWantsUpgrade,
+            Word::Commit | Word::Ping | Word::Sessions(_) | Word::Ack(_) | Word::Nack(_) => {
                 unreachable!("{word:?} from a successor")
             }
         };
@@ -328,7 +381,16 @@ impl World {
             Word::Commit => Event::Committed,
             Word::Upgrade => Event::UpgradeRequested,
             Word::Ping => Event::PredecessorAsked,
-            word @ (Word::Serving | Word::Stopping | Word::Pong) => {
+            Word::Sessions(sessions) => {
+                if self.processes[id].machine.state() == State::Running {
+                    self.processes[id].serving |= sessions;
+                    self.tell_predecessor(id, Word::Ack(sessions));
+                } else {
+                    self.refuse(id, sessions);
+                }
+                return;
+            }
+            word @ (Word::Serving | Word::Stopping | Word::Pong | Word::Ack(_) | Word::Nack(_)) => {
                 unreachable!("{word:?} from a predecessor")
             }
         };
@@ -353,6 +415,7 @@ impl World {
         self.feed(id, event, step);
         // Reaped, whatever the machine made of it.
         if self.processes[id].successor == Some(successor) {
+            self.take_back(id);
             self.processes[id].successor = None;
             self.processes[id].heard_hang_up = false;
         }
@@ -374,7 +437,85 @@ impl World {
         let process = &mut self.processes[id];
         process.life = life;
         process.polls = false;
-        process.session = false;
+        let (served, copies) = (process.serving, process.in_flight);
+        (process.serving, process.in_flight) = (0, 0);
+        // What it served dies with it; what was on its way is somebody else's, or nobody's.
+        self.gone |= served;
+        let held = self.held();
+        self.gone |= copies & !held;
+        let unread = std::mem::take(&mut self.processes[id].from_predecessor);
+        let held = self.held();
+        for word in unread {
+            if let Word::Sessions(sessions) = word {
+                self.gone |= sessions & !held;
+            }
+        }
+    }
+
+    /// The sessions that some process has, or will read of.
+    pub(crate) fn held(&self) -> u8 {
+        self.alive().fold(0, |held, process| {
+            let unread = process.from_predecessor.iter().fold(0, |unread, word| match word {
+                Word::Sessions(sessions) => unread | sessions,
+                Word::Commit
+                | Word::Upgrade
+                | Word::Ping
+                | Word::Serving
+                | Word::Stopping
+                | Word::Pong
+                | Word::Ack(_)
+                | Word::Nack(_) => unread,
+            });
+            held | process.serving | process.in_flight | unread
+        })
+    }
+
+    fn send_session(&mut self, id: usize, session: u8, step: StepFn) {
+        let process = &mut self.processes[id];
+        self.broken.session_forged |= process.serving & session == 0;
+        let first = process.in_flight == 0;
+        process.serving &= !session;
+        process.in_flight |= session;
+        self.tell_successor(id, Word::Sessions(session));
+        self.seen.moved = true;
+        if first {
+            self.feed(id, Event::SessionsSent, step);
+        }
+    }
+
+    /// A dead predecessor cannot have it back.
+    fn refuse(&mut self, id: usize, sessions: u8) {
+        self.tell_predecessor(id, Word::Nack(sessions));
+        let held = self.held();
+        self.gone |= sessions & !held;
+        self.seen.refused = true;
+    }
+
+    /// Answers whether it was one.
+    fn hear_of_sessions(&mut self, id: usize, word: Word) -> bool {
+        let process = &mut self.processes[id];
+        match word {
+            Word::Ack(sessions) => process.in_flight &= !sessions,
+            Word::Nack(sessions) => {
+                process.in_flight &= !sessions;
+                process.serving |= sessions;
+            }
+            Word::Commit
+            | Word::Upgrade
+            | Word::Ping
+            | Word::Serving
+            | Word::Stopping
+            | Word::Pong
+            | Word::Sessions(_) => return false,
+        }
+        true
+    }
+
+    /// The successor is dead, and everything that it has said is heard.
+    fn take_back(&mut self, id: usize) {
+        let process = &mut self.processes[id];
+        self.seen.came_back |= process.in_flight != 0;
+        process.serving |= std::mem::take(&mut process.in_flight);
     }
 
     /// A dead process of which nobody has to hear any more looks like any other.
@@ -407,7 +548,10 @@ impl World {
             }
             let after = answer.machine.state();
             if after == State::Exited {
-                self.broken.session_cut |= self.processes[id].session;
+                let process = &self.processes[id];
+                let lawful = matches!(event, Event::DrainTimedOut | Event::ExitRequested);
+                let left = process.serving | process.in_flight != 0;
+                self.broken.session_cut |= left && !lawful;
                 let status = u8::from(event == Event::PredecessorSilent);
                 self.die(id, Life::Exited(status));
             }
@@ -428,6 +572,9 @@ impl World {
             self.owed = true;
             self.seen.remembered |= after.wanted();
         }
+        let proven = State::Draining(Drain::Proven);
+        let becomes_proven = after.state() == proven && before.state() != proven;
+        self.broken.unproven |= becomes_proven && event != Event::SuccessorAnswered;
         let end = [State::Draining(Drain::Shutdown), State::Exited];
         let from = end.iter().position(|state| *state == before.state());
         let to = end.iter().position(|state| *state == after.state());
@@ -461,7 +608,9 @@ impl World {
             Action::LookOnce => {
                 if matches!(self.processes[id].machine.state(), State::Draining(_)) {
                     let words = std::mem::take(&mut self.processes[id].from_successor);
+                    let mut acks = false;
                     for word in &words {
+                        self.hear_of_sessions(id, *word);
                         match word {
                             Word::Serving => pending.push(Event::SuccessorServing),
                             Word::Pong => pending.push(Event::SuccessorAnswered),
@@ -471,11 +620,20 @@ impl World {
                             Word::Stopping => {
                                 pending.extend([Event::SuccessorServing, Event::SuccessorStopped]);
                             }
-                            Word::Commit | Word::Upgrade | Word::Ping => {}
+                            Word::Ack(_) | Word::Nack(_) => acks = true,
+                            Word::Upgrade => pending.push(Event::SuccessorWantsUpgrade),
+                            Word::Commit | Word::Ping | Word::Sessions(_) => {}
                         }
                     }
                     let served = pending.contains(&Event::SuccessorServing);
-                    if !served && !words.contains(&Word::Pong) {
+                    if acks {
+                        let more = self.processes[id].in_flight != 0;
+                        pending.push(match more {
+                            true => Event::SessionsSent,
+                            false => Event::SessionsSettled,
+                        });
+                    }
+                    if !served && !acks && !words.contains(&Word::Pong) {
                         pending.push(Event::SuccessorSilent);
                     }
                 } else if self.processes[id].successor.is_some() {
@@ -489,9 +647,13 @@ impl World {
                     pending.extend(words.iter().map(|word| match word {
                         Word::Commit => Event::Committed,
                         Word::Ping => Event::PredecessorAsked,
-                        Word::Upgrade | Word::Serving | Word::Stopping | Word::Pong => {
-                            Event::UpgradeRequested
-                        }
+                        Word::Upgrade
+                        | Word::Serving
+                        | Word::Stopping
+                        | Word::Pong
+                        | Word::Sessions(_)
+                        | Word::Ack(_)
+                        | Word::Nack(_) => Event::UpgradeRequested,
                     }));
                     // A dead one is heard of in a moment.
                     let dead = self.processes[id]
@@ -507,6 +669,7 @@ impl World {
                 self.tell_successor(id, Word::Commit);
             }
             Action::PassOnUpgrade => self.tell_successor(id, Word::Upgrade),
+            Action::TellWanted => self.tell_predecessor(id, Word::Upgrade),
             Action::AskSuccessor => self.tell_successor(id, Word::Ping),
             Action::AnswerPredecessor => self.tell_predecessor(id, Word::Pong),
             Action::KillPredecessor => {
@@ -527,14 +690,14 @@ impl World {
                 }
                 self.processes[id].pipe = false;
                 self.processes[id].heard_hang_up = false;
-                self.processes[id].from_successor.clear();
-            }
-            Action::ReportUpgrade => {
-                // The report of a success answers for no request that came after the spawn.
-                if event != Event::SuccessorServing {
-                    self.owed = false;
+                // Its last answers are read when it is dead, and then the rest comes back.
+                for word in std::mem::take(&mut self.processes[id].from_successor) {
+                    self.hear_of_sessions(id, word);
                 }
+                self.take_back(id);
             }
+            // A request that came after the spawn is not answered for by that upgrade's end.
+            Action::ReportUpgrade => {}
             Action::DropWanted => self.owed = false,
             Action::AnnounceReady => {
                 if let Some(predecessor) = self.processes[id].predecessor {
@@ -557,7 +720,6 @@ impl World {
                 self.broken.resurrected |= self.stop_asked;
                 let process = &mut self.processes[id];
                 process.polls = process.has_listeners;
-                process.session = true;
             }
             Action::PauseAccepting => self.processes[id].polls = false,
             Action::CloseListeners | Action::RetireListeners => {
@@ -566,8 +728,8 @@ impl World {
             }
             Action::CloseSessions => {
                 let lawful = matches!(event, Event::DrainTimedOut | Event::ExitRequested);
-                self.broken.session_cut |= self.processes[id].session && !lawful;
-                self.processes[id].session = false;
+                self.broken.session_cut |= self.processes[id].serving != 0 && !lawful;
+                self.gone |= std::mem::take(&mut self.processes[id].serving);
             }
             Action::Arm(timer) => {
                 let armed = &mut self.processes[id].armed;
@@ -578,7 +740,10 @@ impl World {
             }
             Action::Disarm(timer) => self.processes[id].armed.retain(|armed| *armed != timer),
             Action::DisarmAll => self.processes[id].armed.clear(),
-            Action::CloseUnclaimed | Action::UnlinkUnclaimed | Action::DrainSessions => {}
+            Action::CloseUnclaimed
+            | Action::UnlinkUnclaimed
+            | Action::DrainSessions
+            | Action::MoveSessions => {}
         }
     }
 

@@ -1,0 +1,186 @@
+//! Ring three: sessions move. Whatever happens on the way, each of them is in one hand (I5).
+
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
+mod harness;
+
+use harness::{Actor, Client, Start, is_alive, state_of, until};
+use nix::sys::signal::Signal;
+use tablecloth::fault::Point;
+use tablecloth::limits::SESSIONS_PER_PACKET;
+
+/// An actor whose sessions move as soon as its successor serves.
+fn moving() -> Start {
+    Start::actor().pid_file().faults().args(&["--schema", "1"])
+}
+
+fn clients(actor: &mut Actor, count: usize) -> Vec<Client> {
+    (0..count)
+        .map(|_| {
+            let mut client = actor.connect();
+            client.who();
+            client
+        })
+        .collect()
+}
+
+/// Who serves each of them.
+fn owners(clients: &mut [Client]) -> Vec<u32> {
+    clients.iter_mut().map(|client| client.who().0).collect()
+}
+
+#[test]
+fn a_session_that_has_moved_a_hundred_times_is_as_good_as_new() {
+    let mut actor = moving().serve();
+    let mut client = actor.connect();
+    for generation in 0..100 {
+        let (pid, at) = client.who();
+        assert_eq!(at, generation);
+        actor.signal(pid, Signal::SIGHUP);
+        actor.wait_for("alone");
+        assert_eq!(client.ask("still here\n"), "still here");
+    }
+    assert_eq!(client.who().1, 100);
+    assert!(!actor.has("drain,"));
+}
+
+#[test]
+fn more_sessions_than_fit_into_the_window_move_all_the_same() {
+    let mut actor = moving().serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 5 * SESSIONS_PER_PACKET + 1);
+    actor.signal(first, Signal::SIGHUP);
+    // The predecessor leaves with the last of them, and does not wait for anything else.
+    actor.wait_for("alone");
+    let (second, _) = actor.who();
+    assert!(owners(&mut clients).iter().all(|owner| *owner == second));
+    assert!(!is_alive(first) || state_of(first) == Some('Z'));
+}
+
+#[test]
+fn a_session_that_the_successor_refuses_stays_and_is_served_to_its_end() {
+    let mut actor = moving().args(&["--refuse-every", "3"]).serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 7);
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("the successor refused a session");
+    actor.wait_for("the successor refused a session");
+    let (second, _) = actor.who();
+    let owners = owners(&mut clients);
+    let stayed: Vec<_> = owners.iter().map(|owner| *owner == first).collect();
+    assert_eq!(stayed, [false, false, true, false, false, true, false], "{owners:?}");
+    assert!(owners.iter().all(|owner| [first, second].contains(owner)));
+    actor.wait_for("drain, shutting down: false");
+    clients.clear();
+    actor.wait_for("alone");
+}
+
+#[test]
+fn sessions_of_a_form_that_the_successor_does_not_know_stay_and_drain() {
+    let mut actor = moving().at(1, "schema:7").serve();
+    let first = actor.pid();
+    let mut client = actor.connect();
+    client.who();
+    actor.signal(first, Signal::SIGHUP);
+    let line = actor.wait_for("sessions stay and drain");
+    assert!(line.contains("packs schema 1, the successor understands 7 to 7"), "{line}");
+    actor.wait_for("drain, shutting down: false");
+    assert_eq!(client.who().0, first);
+    drop(client);
+    actor.wait_for("alone");
+    assert_eq!(actor.count("sessions stay and drain"), 1);
+}
+
+#[test]
+fn a_successor_that_dies_before_it_has_acknowledged_gives_the_sessions_back() {
+    let mut actor = moving().serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 3);
+    actor.fault(Point::SessionsHeard, "kill");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("3 sessions come back");
+    actor.wait_for("failed in draining: the successor was killed by SIGKILL");
+    assert_eq!(owners(&mut clients), [first; 3]);
+    assert_eq!(actor.who(), (first, 0));
+    // And then they move as if nothing had happened.
+    let second = actor.upgrade();
+    assert_eq!(owners(&mut clients), [second; 3]);
+}
+
+#[test]
+fn what_a_successor_has_acknowledged_dies_with_it_and_nothing_else() {
+    let mut actor = moving().serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, SESSIONS_PER_PACKET + 2);
+    actor.fault(Point::AckSaid, "kill");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("failed in draining: the successor was killed by SIGKILL");
+    let rest = clients.split_off(SESSIONS_PER_PACKET);
+    for mut dead in clients {
+        assert!(dead.is_at_end(), "it was the successor's");
+    }
+    let mut rest = rest;
+    assert_eq!(owners(&mut rest), [first; 2]);
+}
+
+#[test]
+fn a_predecessor_that_dies_while_sessions_are_on_their_way_leaves_them_to_the_successor() {
+    for point in [Point::SessionsSent, Point::AckHeard] {
+        let mut actor = moving().serve();
+        let first = actor.pid();
+        let mut clients = clients(&mut actor, 3);
+        actor.fault(point, "kill");
+        actor.signal(first, Signal::SIGHUP);
+        actor.wait_for("alone");
+        let (second, _) = actor.who();
+        assert_eq!(owners(&mut clients), [second; 3], "{point:?}");
+    }
+}
+
+#[test]
+fn a_successor_that_is_out_of_descriptors_takes_no_session() {
+    let mut actor = moving().serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 3);
+    actor.fault(Point::PongSaid, "emfile");
+    actor.signal(first, Signal::SIGHUP);
+    for _ in 0..3 {
+        actor.wait_for("the successor refused a session");
+    }
+    assert_eq!(owners(&mut clients), [first; 3]);
+    clients.clear();
+    actor.wait_for("alone");
+}
+
+#[test]
+fn a_predecessor_that_is_told_to_stop_hands_its_sessions_over_first() {
+    let mut actor = moving().args(&["--probation-ms", "3600000"]).serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 3);
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("done; spawn");
+    assert_eq!(owners(&mut clients), [first; 3], "on probation");
+    actor.signal(first, Signal::SIGTERM);
+    actor.wait_for("alone");
+    let (second, _) = actor.who();
+    assert_eq!(owners(&mut clients), [second; 3]);
+}
+
+#[test]
+fn a_successor_that_is_told_to_stop_takes_no_session_any_more() {
+    let mut actor = moving().serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 3);
+    // The predecessor stands still with its sessions on their way.
+    actor.fault(Point::SessionsSent, "stop");
+    actor.signal(first, Signal::SIGHUP);
+    until("they are on their way", || state_of(first) == Some('T'));
+    let (second, _) = actor.who();
+    until("they have arrived", || owners(&mut clients) == [second; 3]);
+    actor.signal(second, Signal::SIGTERM);
+    actor.wait_for("drain, shutting down: true");
+    clients.clear();
+    until("it has ended", || !is_alive(second));
+    actor.signal(first, Signal::SIGCONT);
+    assert!(actor.first_exits().success());
+}
