@@ -187,6 +187,9 @@ impl<H: Handler> Server<H> {
         let listeners = Listeners::new(inheritance)?;
         let prepare = |path: &Path| PidFile::prepare(path, std::process::id());
         let pid_file = config.pid_file.as_deref().map(prepare).transpose()?.map(Arc::new);
+        if let (Some(pid_file), None) = (&pid_file, predecessor) {
+            pid_file.clear_up();
+        }
         let poll = Poll::new().map_err(Error::system("make an epoll instance"))?;
         let registry = poll.registry().try_clone().map_err(Error::system("duplicate epoll"))?;
         let registry = Rc::new(registry);
@@ -355,12 +358,6 @@ impl<H: Handler> Server<H> {
         };
         self.last_error = result.as_ref().err().map(Error::to_string).or(self.last_error.take());
         result
-    }
-
-    /// Ends the set-up because of something that only the application knows, a mistake in its
-    /// configuration for one: a predecessor is told why, in its log and its [`Report`], and goes on.
-    pub fn refuse(mut self, reason: &str) {
-        self.last_error = Some(reason.into());
     }
 
     /// The address of a named socket.

@@ -13,10 +13,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_
 
 use crate::common::failed;
 
-/// What a message is made of, again and again.
-const TEXT: [u8; 32] = *b"thirty-two bytes sent and echoed";
-/// The message that most rounds send.
-pub(crate) const MESSAGE_BYTES: usize = TEXT.len();
+const MESSAGE: [u8; 32] = *b"thirty-two bytes sent and echoed";
 /// How long the server may say nothing before the bench gives up.
 const SILENCE: Duration = Duration::from_secs(5);
 /// A client that closes first keeps the port for a minute (TIME_WAIT). One source address has
@@ -43,8 +40,6 @@ pub(crate) enum Until {
 pub(crate) struct Load {
     kind: Kind,
     target: SocketAddr,
-    message: Vec<u8>,
-    buffer: Vec<u8>,
     source: u32,
     poll: Poll,
     events: Events,
@@ -55,23 +50,15 @@ pub(crate) struct Load {
 #[derive(Default)]
 struct Lane {
     stream: Option<TcpStream>,
-    sent: usize,
+    sent: bool,
     received: usize,
 }
 
 impl Load {
-    /// Messages of so many bytes, on so many connections at a time.
-    pub(crate) fn new(
-        kind: Kind,
-        target: SocketAddr,
-        lanes: usize,
-        message_bytes: usize,
-    ) -> Result<Self, String> {
+    pub(crate) fn new(kind: Kind, target: SocketAddr, lanes: usize) -> Result<Self, String> {
         Ok(Self {
             kind,
             target,
-            message: TEXT.iter().copied().cycle().take(message_bytes).collect(),
-            buffer: vec![0; message_bytes + 1],
             source: 0,
             poll: Poll::new().map_err(failed("make an epoll instance"))?,
             events: Events::with_capacity(lanes.max(1)),
@@ -100,7 +87,7 @@ impl Load {
             }
             for event in &self.events {
                 let lane = &mut self.lanes[event.token().0];
-                if lane.advance(&self.message, &mut self.buffer)? {
+                if lane.advance()? {
                     finished.push(event.token().0);
                 }
             }
@@ -132,8 +119,8 @@ impl Load {
             self.lanes[index].stream = Some(stream);
         }
         let lane = &mut self.lanes[index];
-        (lane.sent, lane.received) = (0, 0);
-        lane.send(&self.message)
+        (lane.sent, lane.received) = (false, 0);
+        lane.send()
     }
 
     /// From the addresses 127.0.0.2 and on in turn; the port is chosen at connect, so that only the
@@ -156,40 +143,37 @@ impl Load {
 
 impl Lane {
     /// Takes what has come. Answers whether the echo is complete.
-    fn advance(&mut self, message: &[u8], buffer: &mut [u8]) -> io::Result<bool> {
-        self.send(message)?;
+    fn advance(&mut self) -> io::Result<bool> {
+        self.send()?;
         let Some(stream) = &mut self.stream else { return Ok(false) };
-        while self.sent > 0 && self.received < message.len() {
-            match stream.read(buffer) {
+        let mut buffer = [0; MESSAGE.len() + 1];
+        while self.sent && self.received < MESSAGE.len() {
+            match stream.read(&mut buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) if message[self.received..].starts_with(&buffer[..count]) => {
+                Ok(count) if MESSAGE[self.received..].starts_with(&buffer[..count]) => {
                     self.received += count;
                 }
                 Ok(_) => return Err(io::Error::other("that is no echo")),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                // Not made yet, so that there is nothing to read either.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-            if self.received == message.len() {
+            if self.received == MESSAGE.len() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Sends the message once the connection is made, or as much of it as there is room for.
-    fn send(&mut self, message: &[u8]) -> io::Result<()> {
-        let Some(stream) = &mut self.stream else { return Ok(()) };
-        while self.sent < message.len() {
-            match stream.write(&message[self.sent..]) {
-                Ok(sent) => self.sent += sent,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // On its way: the event that it is made follows.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => break,
-                Err(error) => return Err(error),
-            }
+    /// Sends the message once the connection is made; a socket's buffer takes all of it.
+    fn send(&mut self) -> io::Result<()> {
+        let Some(stream) = self.stream.as_mut().filter(|_| !self.sent) else { return Ok(()) };
+        match stream.write(&MESSAGE) {
+            Ok(_) => self.sent = true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // On its way: the event that it is made follows.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+            Err(error) => return Err(error),
         }
         Ok(())
     }

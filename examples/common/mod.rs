@@ -1,5 +1,4 @@
-//! What the example servers share: flags, a log that looks like the reference's, and descriptors.
+//! What the example servers share: flags, and a log that looks like the reference's.
 
-pub(crate) mod descriptors;
 pub(crate) mod logging;
 pub(crate) mod options;

@@ -162,12 +162,7 @@ impl<H: Handler> Server<H> {
                 }
             }
             Action::UnlinkUnclaimed => self.listeners.unlink_abandoned(),
-            Action::WritePidFile => {
-                publish(self.pid_file.as_deref());
-                if let Some(pid_file) = &self.pid_file {
-                    pid_file.clear_up();
-                }
-            }
+            Action::WritePidFile => publish(self.pid_file.as_deref()),
             Action::TakePidFile => self.take_pid_file(),
             Action::RestorePidFile => {
                 self.wait_for_pid_file();

@@ -221,6 +221,18 @@ fn hang() {
     }
 }
 
+/// Reads what the predecessor says, until it is a message without a body, or nothing any more.
+fn wait_for_commit(socket: i32) {
+    loop {
+        match recv(socket, &mut [0; 512], MsgFlags::empty()) {
+            Ok(7) => return,
+            Ok(_) => {}
+            Err(nix::errno::Errno::EAGAIN) => std::thread::sleep(Duration::from_millis(1)),
+            Err(_) => return,
+        }
+    }
+}
+
 /// Waits for a file to appear.
 fn wait_at(gate: &str) {
     while !std::path::Path::new(gate).exists() {
@@ -301,6 +313,8 @@ fn misbehave(deed: &str) -> Result<(), String> {
         "raw-answers-unasked" => {
             say(&hello.encode(PROTOCOL.newest))?;
             ready(b'R')?;
+            // Once it is committed to.
+            wait_for_commit(socket);
             say(&Message::Serving.encode(PROTOCOL.newest))?;
             say(&Message::Pong.encode(PROTOCOL.newest))?;
             hang();
@@ -314,8 +328,7 @@ fn misbehave(deed: &str) -> Result<(), String> {
             say(&hello.encode(PROTOCOL.newest))?;
             ready(b'R')?;
             // Committed to, and gone.
-            let mut packet = [0; 512];
-            while recv(socket, &mut packet, MsgFlags::empty()).is_ok_and(|read| read != 7) {}
+            wait_for_commit(socket);
             std::process::exit(0);
         }
         other => return Err(format!("unknown deed {other}")),
