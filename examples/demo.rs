@@ -15,8 +15,8 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use common::logging;
 use common::options::{self, Common};
+use common::{descriptors, logging};
 use lexopt::Parser;
 use tablecloth::limits::DRAIN_INTERVAL;
 use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Stream, Verdict};
@@ -214,6 +214,7 @@ fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
 
 fn serve(options: Options) -> Result<(), String> {
     logging::start(options.common.log_level)?;
+    descriptors::raise_limit();
     let echo = Echo { buffer: vec![0; 64 * 1024].into() };
     let mut server = Server::new(options.common.config, echo).map_err(|error| error.to_string())?;
     server.listen("echo", &options.listen).map_err(|error| error.to_string())?;

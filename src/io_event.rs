@@ -22,6 +22,7 @@ const WRITE_CLOSED: u32 = 8;
 const ERROR: u32 = 16;
 /// Of the session, and not of a socket.
 const TIMEOUT: u32 = 32;
+const URGENT: u32 = 64;
 const SOURCE_BITS: u32 = 8;
 
 /// Every source has its bits.
@@ -45,13 +46,16 @@ impl IoEvent {
         Self { bits: TIMEOUT }
     }
 
-    pub(crate) fn from_mio(event: &mio::event::Event, source: u8) -> Self {
+    /// What mio reports of the socket that is its session's `source`, for a loop of one's own.
+    #[must_use]
+    pub fn from_mio(event: &mio::event::Event, source: u8) -> Self {
         let bit = |on: bool, bit: u32| if on { bit } else { 0 };
         let bits = bit(event.is_readable(), READABLE)
             | bit(event.is_writable(), WRITABLE)
             | bit(event.is_read_closed(), READ_CLOSED)
             | bit(event.is_write_closed(), WRITE_CLOSED)
-            | bit(event.is_error(), ERROR);
+            | bit(event.is_error(), ERROR)
+            | bit(event.is_priority(), URGENT);
         Self { bits: bits.checked_shl(u32::from(source) * SOURCE_BITS).unwrap_or(0) }
     }
 
@@ -101,7 +105,15 @@ impl IoEvent {
         self.bits & ERROR != 0
     }
 
-    pub(crate) fn merge(&mut self, other: Self) {
+    /// There is urgent data (tcp(7)). A read stops in front of it, so that a short read does not mean
+    /// that the socket is empty.
+    #[must_use]
+    pub const fn is_urgent(self) -> bool {
+        self.bits & URGENT != 0
+    }
+
+    /// Adds what another event says.
+    pub fn merge(&mut self, other: Self) {
         self.bits |= other.bits;
     }
 }
@@ -117,6 +129,7 @@ impl fmt::Debug for IoEvent {
                 (of.is_read_closed(), "read closed"),
                 (of.is_write_closed(), "write closed"),
                 (of.is_error(), "error"),
+                (of.is_urgent(), "urgent"),
                 (of.is_timeout(), "timeout"),
             ];
             let words: Vec<_> = words.into_iter().filter(|(on, _)| *on).map(|(_, w)| w).collect();

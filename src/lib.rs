@@ -23,6 +23,7 @@
 //! # The house
 //!
 //! ```text
+//!  service     relay                                           bytes between two sockets
 //!  loop        server (turn, perform)  handler  config  remote     polls, steps, performs
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
 //!  kernel      sys  program  socket  stream  report  io_event  token   the only unsafe is in sys
@@ -56,6 +57,7 @@ pub mod machine;
 mod pid_file;
 mod predecessor;
 mod program;
+pub mod relay;
 mod remote;
 mod report;
 mod server;

@@ -45,6 +45,24 @@ pub const SESSIONS_BYTES: usize = STATE_BYTES + 1024;
 /// Packets of sessions that are sent and not acknowledged. One is put together by the successor
 /// while the next is packed here; what is on its way stands still, and is not to be more than that.
 pub const PACKETS_IN_FLIGHT: usize = 2;
+/// What a relay reads at a time, in bytes: large enough that the calls cost little beside the
+/// copying, small enough to stay in a processor's nearest caches between the read and the write.
+pub const RELAY_READ_BYTES: usize = 64 * 1024;
+
+/// What a relay may always read in one direction, however much it keeps for the other one: a client
+/// that does not read until its own request is taken must not wait for itself.
+pub const RELAY_LEAST_BYTES: usize = 8 * 1024;
+
+/// What a relay moves in each direction before the others have their turn.
+pub const RELAY_BYTES_PER_TURN: usize = 4 * RELAY_READ_BYTES;
+
+/// What all relays of a process may keep together of what was read and could not be written,
+/// unless it is said otherwise.
+pub const RELAY_KEPT_BYTES: usize = 64 * 1024 * 1024;
+
+/// What a relay keeps is carried along when its session moves, and leaves room for what the
+/// application has to say of it.
+const _: () = assert!(RELAY_READ_BYTES + RELAY_LEAST_BYTES + 4096 <= STATE_BYTES);
 
 /// How long accepting pauses when the process or the machine has no descriptor left (EMFILE,
 /// ENFILE, accept(2)). A session that ends meanwhile resumes it at once.

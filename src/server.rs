@@ -360,6 +360,12 @@ impl<H: Handler> Server<H> {
         result
     }
 
+    /// Ends the set-up because of something that only the application knows, a mistake in its
+    /// configuration for one: a predecessor is told why, in its log and its [`Report`], and goes on.
+    pub fn refuse(mut self, reason: &str) {
+        self.last_error = Some(reason.into());
+    }
+
     /// The address of a named socket.
     #[must_use]
     pub fn address(&self, name: &str) -> Option<&Address> {

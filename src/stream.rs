@@ -3,13 +3,15 @@
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
 use std::rc::Rc;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
+use nix::libc;
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 
 use crate::address::Address;
 use crate::wire::Family;
@@ -89,10 +91,11 @@ impl Stream {
         }
     }
 
-    /// Registers for both directions, once and for the stream's whole life.
-    pub(crate) fn register(&mut self, registry: &Rc<Registry>, token: Token) -> io::Result<()> {
-        let both = Interest::READABLE | Interest::WRITABLE;
-        self.source().register(registry, token, both)?;
+    /// Registers for both directions and for urgent data, once and for the stream's whole life. A
+    /// server does that itself; this is for a loop of one's own.
+    pub fn register(&mut self, registry: &Rc<Registry>, token: Token) -> io::Result<()> {
+        let all = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        self.source().register(registry, token, all)?;
         self.registry = Some(Rc::clone(registry));
         Ok(())
     }
@@ -105,11 +108,51 @@ impl Stream {
         }
     }
 
+    /// The address at this end.
+    pub fn local_address(&self) -> io::Result<Address> {
+        match &self.inner {
+            Inner::Tcp(stream) => stream.local_addr().map(Address::from),
+            Inner::Unix(stream) => stream.local_addr().map(Address::from),
+        }
+    }
+
+    /// Has the connection reset when it is closed (SO_LINGER with no time, socket(7)): what was not
+    /// sent yet is thrown away, and the peer is told so. A Unix stream knows no reset and is closed
+    /// as ever.
+    pub fn reset_on_close(&self) -> io::Result<()> {
+        match &self.inner {
+            Inner::Tcp(stream) => {
+                let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+                Ok(setsockopt(stream, sockopt::Linger, &at_once)?)
+            }
+            Inner::Unix(_) => Ok(()),
+        }
+    }
+
+    /// Reads and leaves the bytes where they are (MSG_PEEK, recv(2)).
+    pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_PEEK)?)
+    }
+
     fn source(&mut self) -> &mut dyn Source {
         match &mut self.inner {
             Inner::Tcp(stream) => stream,
             Inner::Unix(stream) => stream,
         }
+    }
+}
+
+/// A connected stream of a loop of one's own; it is not registered yet.
+impl From<mio::net::TcpStream> for Stream {
+    fn from(stream: mio::net::TcpStream) -> Self {
+        Self::new(Inner::Tcp(stream))
+    }
+}
+
+/// A connected stream of a loop of one's own; it is not registered yet.
+impl From<mio::net::UnixStream> for Stream {
+    fn from(stream: mio::net::UnixStream) -> Self {
+        Self::new(Inner::Unix(stream))
     }
 }
 

@@ -1,4 +1,5 @@
-//! What the example servers share: flags, and a log that looks like the reference's.
+//! What the example servers share: flags, a log that looks like the reference's, and descriptors.
 
+pub(crate) mod descriptors;
 pub(crate) mod logging;
 pub(crate) mod options;

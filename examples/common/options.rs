@@ -83,7 +83,8 @@ fn value(parser: &mut Parser, flag: &str) -> Result<std::ffi::OsString, String> 
     parser.value().map_err(|_| format!("{flag}: a value is missing"))
 }
 
-fn seconds(parser: &mut Parser, flag: &str) -> Result<Duration, String> {
+/// The number of seconds behind a flag.
+pub(crate) fn seconds(parser: &mut Parser, flag: &str) -> Result<Duration, String> {
     let text = text(parser, flag)?;
     let duration = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     // A deadline is a point in time that has to exist.

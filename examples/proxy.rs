@@ -1,0 +1,132 @@
+//! The TCP proxy: it is replaced on HUP, and its sessions move along.
+//!
+//!     cargo run --release --example proxy -- --listen localhost:8080 --to localhost:9090
+//!
+//! or with a file of routes, which every HUP takes anew:
+//!
+//!     # who listens, and where it leads
+//!     localhost:8080 -> 10.0.0.1:80, 10.0.0.2:80
+//!     unix:/run/front.sock -> localhost:9090
+
+// The printable form of messages is the demo's alone.
+#[allow(dead_code, reason = "each example uses its part of it")]
+mod common;
+#[path = "proxy/header.rs"]
+mod header;
+#[path = "proxy/options.rs"]
+mod options;
+#[path = "proxy/packed.rs"]
+mod packed;
+#[path = "proxy/routes.rs"]
+mod routes;
+#[path = "proxy/session.rs"]
+mod session;
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use common::{descriptors, logging};
+use options::Options;
+use routes::Route;
+use session::{ProxySession, Settings};
+use tablecloth::relay::Pool;
+use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Verdict};
+
+/// Relays every connection to one of its route's upstreams.
+struct Proxy {
+    routes: Vec<Rc<Route>>,
+    settings: Settings,
+    pool: Pool,
+}
+
+impl Proxy {
+    fn route(&self, listener: &str) -> Option<&Rc<Route>> {
+        self.routes.iter().find(|route| *route.name == *listener)
+    }
+}
+
+impl Handler for Proxy {
+    type Session = ProxySession;
+
+    fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<ProxySession> {
+        let route = self.route(&accepted.listener).ok_or(io::ErrorKind::NotFound)?;
+        ProxySession::open(cx, accepted, Rc::clone(route), &self.settings, &self.pool)
+    }
+
+    fn event(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut ProxySession,
+        event: IoEvent,
+    ) -> Verdict {
+        session.event(cx, event, &self.settings, &mut self.pool)
+    }
+
+    fn schemas(&self) -> Option<RangeInclusive<u32>> {
+        Some(packed::SCHEMA..=packed::SCHEMA)
+    }
+
+    fn pack(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: ProxySession,
+    ) -> Result<Packed, ProxySession> {
+        Ok(session.pack(cx.now()))
+    }
+
+    /// A session of a route that is gone stays as it is, or is cut: it is taken over in any case, or
+    /// the predecessor would keep it.
+    fn unpack(&mut self, cx: &mut Context<'_>, packed: Packed) -> io::Result<ProxySession> {
+        let mut session = ProxySession::unpack(packed, &self.routes, cx.now(), &self.pool)?;
+        if session.is_of_removed_route() && self.settings.cut_removed {
+            session.cut();
+        }
+        session.wake_in_time(cx, &self.settings);
+        Ok(session)
+    }
+}
+
+/// Makes the routes before the server, and says what is wrong with them after it: only then does a
+/// predecessor hear of it.
+fn serve(options: Options) -> Result<(), String> {
+    logging::start(options.common.log_level)?;
+    descriptors::raise_limit();
+    let (routes, settings) = (routes::load(&options), options.settings);
+    let pool = Pool::new(options.buffer_bytes);
+    let proxy = Proxy { routes: Vec::new(), settings, pool };
+    let mut server = Server::new(options.common.config, proxy).map_err(|error| error.to_string())?;
+    let routes = match routes {
+        Ok(routes) => routes,
+        Err(error) => {
+            server.refuse(&error);
+            return Err(error);
+        }
+    };
+    for route in &routes {
+        if let Err(error) = server.listen(&route.name, &route.listen) {
+            let error = format!("{}: {error}", route.place);
+            server.refuse(&error);
+            return Err(error);
+        }
+    }
+    server.handler_mut().routes = routes.into_iter().map(Rc::new).collect();
+    server.run().map_err(|error| error.to_string())
+}
+
+fn main() -> ExitCode {
+    let (status, error) = match options::parse(lexopt::Parser::from_env()) {
+        Ok(None) => {
+            println!("{}\n{}", options::HELP, common::options::HELP);
+            return ExitCode::SUCCESS;
+        }
+        Ok(Some(options)) => match serve(options) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(error) => (1, error),
+        },
+        Err(error) => (2, error),
+    };
+    eprintln!("proxy: {error}");
+    ExitCode::from(status)
+}

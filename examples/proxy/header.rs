@@ -1,0 +1,65 @@
+//! The PROXY protocol's header, version 2, in binary form: who the client is, told to the upstream
+//! ahead of everything else. (HAProxy, `doc/proxy-protocol.txt`, section 2.2.)
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
+
+use tablecloth::Address;
+
+const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+/// Version 2, on behalf of another.
+const PROXY: u8 = 0x21;
+const TCP_V4: u8 = 0x11;
+const TCP_V6: u8 = 0x21;
+const UNIX_STREAM: u8 = 0x31;
+/// A Unix address has a fixed length, filled up with zeros.
+const UNIX_BYTES: usize = 108;
+
+/// The header for a connection from `source` to `destination`, which are of one family.
+pub(crate) fn encode(source: &Address, destination: &Address) -> Vec<u8> {
+    let (family, addresses) = match (source, destination) {
+        (Address::Internet(from), Address::Internet(to)) => internet(*from, *to),
+        _ => (UNIX_STREAM, [unix(source), unix(destination)].concat()),
+    };
+    let mut header = SIGNATURE.to_vec();
+    header.extend([PROXY, family]);
+    header.extend((addresses.len() as u16).to_be_bytes());
+    header.extend(addresses);
+    header
+}
+
+fn internet(from: SocketAddr, to: SocketAddr) -> (u8, Vec<u8>) {
+    let mut addresses = Vec::new();
+    // A client of IPv4 on a socket of IPv6 is one of IPv4.
+    let family = match (from.ip().to_canonical(), to.ip().to_canonical()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            addresses.extend(from.octets());
+            addresses.extend(to.octets());
+            TCP_V4
+        }
+        (from, to) => {
+            for ip in [from, to] {
+                addresses.extend(match ip {
+                    IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+                    IpAddr::V6(ip) => ip.octets(),
+                });
+            }
+            TCP_V6
+        }
+    };
+    addresses.extend(from.port().to_be_bytes());
+    addresses.extend(to.port().to_be_bytes());
+    (family, addresses)
+}
+
+fn unix(address: &Address) -> [u8; UNIX_BYTES] {
+    let mut bytes = [0; UNIX_BYTES];
+    let (start, name) = match address {
+        Address::Path(path) => (0, path.as_os_str().as_bytes()),
+        Address::Abstract(name) => (1, name.as_slice()),
+        Address::Unnamed | Address::Internet(_) => (0, &[][..]),
+    };
+    let length = name.len().min(UNIX_BYTES - start);
+    bytes[start..start + length].copy_from_slice(&name[..length]);
+    bytes
+}

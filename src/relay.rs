@@ -1,0 +1,271 @@
+//! The relay: bytes between two sockets, in both directions.
+//!
+//! A [`Relay`] owns two streams, each of them TCP or Unix, and is told what happened to them; it
+//! needs no server and no clock. It reads and writes at once, in the same turn, through one buffer
+//! that all relays share ([`Pool`]): an idle relay holds no buffer. Only what the other side does
+//! not take is kept, and then nothing more is read in that direction until it is gone, which is
+//! what makes the sender wait.
+//!
+//! What it passes on beside bytes: the end of a stream, in each direction by itself, once every byte
+//! before it was written; and a reset, at once. Urgent data (tcp(7)) is not passed on.
+//!
+//! [`Way`] is one direction; `state` is how a relay moves to another process.
+
+mod pool;
+mod state;
+#[cfg(test)]
+mod tests;
+mod way;
+
+use std::fmt;
+use std::io;
+use std::time::{Duration, Instant};
+
+pub use pool::Pool;
+pub use state::SCHEMA;
+
+use crate::io_event::IoEvent;
+use crate::limits;
+use crate::stream::Stream;
+use way::{Broken, End, Way};
+
+/// Two streams, and what is on its way between them.
+///
+/// The downstream one is its session's source 0, the upstream one its source 1
+/// ([`Context::connect`](crate::Context::connect)); both are registered already, and
+/// [`Relay::turn`] is called with each of their events.
+#[derive(Debug)]
+pub struct Relay {
+    downstream: End,
+    upstream: End,
+    forward: Way,
+    back: Way,
+    connecting: bool,
+    /// When a byte was moved last; when it began to connect, before there was one.
+    active: Instant,
+}
+
+/// One of a relay's two streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Towards the client.
+    Downstream,
+    /// Towards the server.
+    Upstream,
+}
+
+/// How long a relay may take for what it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For the upstream connection to be made.
+    pub connect: Duration,
+    /// For the next byte, in whichever direction. `None` is for ever.
+    pub idle: Option<Duration>,
+}
+
+/// What a relay wants after a turn.
+#[derive(Debug)]
+pub enum Turn {
+    /// The next event of one of its streams, or [`Relay::deadline`].
+    Wait,
+    /// Another turn, without waiting, once the others had theirs.
+    Again,
+    /// Another upstream: this one could not be connected to, or not in time. No byte was read from
+    /// the client. Give it one by [`Relay::reconnect`], or end it by [`Relay::reset`].
+    NotConnected(io::Error),
+    /// To be dropped, which closes both streams as they should be closed.
+    Over(Ending),
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// Both directions have come to their end.
+    Finished,
+    /// One side broke off, and the other one is reset.
+    Reset {
+        /// Who broke off.
+        by: Side,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// Nothing came for longer than [`Patience::idle`].
+    Idle,
+}
+
+impl Relay {
+    /// A relay between an accepted stream and one that may still be connecting. `first` is what the
+    /// upstream is told before anything that the client says; it is empty for most.
+    #[must_use]
+    pub fn new(
+        downstream: Stream,
+        upstream: Stream,
+        first: &[u8],
+        now: Instant,
+        pool: &Pool,
+    ) -> Self {
+        let forward = Way { kept: pool.keep(first), ..Way::default() };
+        Self {
+            downstream: End::new(downstream),
+            upstream: End::new(upstream),
+            forward,
+            back: Way::default(),
+            connecting: true,
+            active: now,
+        }
+    }
+
+    /// Moves what can be moved, after an event of one of the streams, or several.
+    pub fn turn(
+        &mut self,
+        event: IoEvent,
+        now: Instant,
+        patience: Patience,
+        pool: &mut Pool,
+    ) -> Turn {
+        self.downstream.note(event.of(0));
+        self.upstream.note(event.of(1));
+        if self.connecting {
+            if let Some(turn) = self.connect(now, patience) {
+                return turn;
+            }
+        }
+        let before = self.forward.moved + self.back.moved;
+        let more = match self.carry(pool) {
+            Ok(more) => more,
+            Err((by, error)) => {
+                self.reset();
+                return Turn::Over(Ending::Reset { by, error });
+            }
+        };
+        if self.forward.moved + self.back.moved != before {
+            self.active = now;
+        }
+        if self.forward.over && self.back.over {
+            return Turn::Over(Ending::Finished);
+        }
+        // Last, so that a byte that came together with the deadline wins.
+        if event.is_timeout() && self.deadline(patience).is_some_and(|deadline| deadline <= now) {
+            return Turn::Over(Ending::Idle);
+        }
+        if more { Turn::Again } else { Turn::Wait }
+    }
+
+    /// When [`Relay::turn`] has to be called with a timeout at the latest: until it is connected
+    /// [`Patience::connect`] counts, and then [`Patience::idle`]. It moves on with every byte, so
+    /// that it need not be asked for before the last answer has passed.
+    #[must_use]
+    pub fn deadline(&self, patience: Patience) -> Option<Instant> {
+        let patience = if self.connecting { Some(patience.connect) } else { patience.idle };
+        self.active.checked_add(patience?)
+    }
+
+    /// Takes another upstream in place of the one that could not be connected to.
+    pub fn reconnect(&mut self, upstream: Stream, now: Instant) {
+        self.upstream = End::new(upstream);
+        self.connecting = true;
+        self.active = now;
+    }
+
+    /// Has both connections reset when the relay is dropped.
+    pub fn reset(&self) {
+        // Fails for a socket that is gone anyway.
+        let _ = self.downstream.stream.reset_on_close();
+        let _ = self.upstream.stream.reset_on_close();
+    }
+
+    /// Whether the upstream connection is still to be made.
+    #[must_use]
+    pub fn is_connecting(&self) -> bool {
+        self.connecting
+    }
+
+    /// Bytes that were written: upstream, and downstream.
+    #[must_use]
+    pub fn moved(&self) -> (u64, u64) {
+        (self.forward.moved, self.back.moved)
+    }
+
+    /// Bytes that were read and not yet written: towards the upstream, and towards the client.
+    #[must_use]
+    pub fn kept(&self) -> (usize, usize) {
+        (self.forward.kept_bytes(), self.back.kept_bytes())
+    }
+
+    /// Until the connection is made, or not.
+    fn connect(&mut self, now: Instant, patience: Patience) -> Option<Turn> {
+        if let Some(error) = self.upstream.failure() {
+            return Some(Turn::NotConnected(error));
+        }
+        if self.upstream.is_writable() {
+            self.connecting = false;
+            self.active = now;
+            return None;
+        }
+        // Nobody is left to connect for.
+        if let Some(error) = self.downstream.failure() {
+            self.reset();
+            return Some(Turn::Over(Ending::Reset { by: Side::Downstream, error }));
+        }
+        if self.deadline(patience).is_some_and(|deadline| deadline <= now) {
+            return Some(Turn::NotConnected(io::ErrorKind::TimedOut.into()));
+        }
+        Some(Turn::Wait)
+    }
+
+    fn carry(&mut self, pool: &mut Pool) -> Result<bool, (Side, io::Error)> {
+        use Side::{Downstream, Upstream};
+        let Self { downstream, upstream, forward, back, .. } = self;
+        let share = share(back);
+        let more = forward
+            .carry(downstream, upstream, share, back.over, pool)
+            .map_err(|broken| broken.of(Downstream, Upstream))?;
+        let share = self::share(forward);
+        let more_back = back
+            .carry(upstream, downstream, share, forward.over, pool)
+            .map_err(|broken| broken.of(Upstream, Downstream))?;
+        // What was read is on its way; what was not is lost by the reset, as it would be without
+        // a relay. A side that is not read at present must not hide it.
+        for (end, side) in [(downstream, Downstream), (upstream, Upstream)] {
+            if let Some(error) = end.failure() {
+                return Err((side, error));
+            }
+        }
+        Ok(more || more_back)
+    }
+}
+
+/// What may be read in one direction, in bytes, so that both together can be packed.
+fn share(other: &Way) -> usize {
+    limits::RELAY_READ_BYTES
+        .saturating_sub(other.kept_bytes())
+        .max(limits::RELAY_LEAST_BYTES)
+}
+
+impl Broken {
+    fn of(self, from: Side, to: Side) -> (Side, io::Error) {
+        match self {
+            Self::Source(error) => (from, error),
+            Self::Sink(error) => (to, error),
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Downstream => "client",
+            Self::Upstream => "upstream",
+        })
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished => f.write_str("finished"),
+            Self::Reset { by, error } => write!(f, "broken off by the {by}: {error}"),
+            Self::Idle => f.write_str("idle for too long"),
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! One direction of a relay, and what is known of each end.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+
+use super::pool::{Kept, Pool};
+use crate::io_event::IoEvent;
+use crate::limits;
+use crate::stream::Stream;
+
+/// One of the two streams, and what its events have said. Readiness is edge-triggered (epoll(7)):
+/// what an event has said holds until a call finds out that it does no longer.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) stream: Stream,
+    /// There may be something to read.
+    readable: bool,
+    /// There may be room to write.
+    writable: bool,
+    /// The peer's FIN is there: when everything was read, that was the end.
+    fin: bool,
+    /// The socket has an error, or had one.
+    error: bool,
+    /// A short read does not mean that there is no more: there is an error behind it, or there was
+    /// urgent data, which a read stops at.
+    read_on: bool,
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+pub(super) struct Way {
+    pub(super) kept: Option<Box<Kept>>,
+    /// Bytes that were written.
+    pub(super) moved: u64,
+    /// The end of the stream was read.
+    pub(super) ended: bool,
+    /// The end was passed on.
+    pub(super) over: bool,
+}
+
+/// Which of the two ends broke, and how.
+pub(super) enum Broken {
+    Source(io::Error),
+    Sink(io::Error),
+}
+
+impl End {
+    /// Nothing may be read or written before the first event.
+    pub(super) fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            readable: false,
+            writable: false,
+            fin: false,
+            error: false,
+            read_on: false,
+        }
+    }
+
+    pub(super) fn note(&mut self, event: IoEvent) {
+        let broken = event.is_error() || event.is_write_closed();
+        self.readable |= event.is_readable() || event.is_read_closed() || broken;
+        self.writable |= event.is_writable() || broken;
+        self.fin |= event.is_read_closed() && !broken;
+        self.error |= event.is_error();
+        self.read_on |= event.is_urgent() || broken;
+    }
+
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// The error that an event told of, if it is still there: reading and writing take it, too.
+    pub(super) fn failure(&mut self) -> Option<io::Error> {
+        if !std::mem::take(&mut self.error) {
+            return None;
+        }
+        self.stream.take_error().unwrap_or_else(Some)
+    }
+
+    /// Reads, or looks only. `None` if there is nothing; 0 is the end.
+    fn read(&mut self, buffer: &mut [u8], look_only: bool) -> io::Result<Option<usize>> {
+        loop {
+            let result =
+                if look_only { self.stream.peek(buffer) } else { self.stream.read(buffer) };
+            match result {
+                Ok(read) => return Ok(Some(read)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes what the socket takes. A short write has filled it (epoll(7)).
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.write(bytes) {
+                Ok(written) => {
+                    self.writable = written == bytes.len();
+                    return Ok(written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.writable = false;
+                    return Ok(0);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A read came back with less than was asked for: the socket is empty (epoll(7)), which spares
+    /// the read that would say so. Answers whether that was the end of the stream: the FIN was there
+    /// before the read.
+    fn is_ended_by_short_read(&mut self) -> bool {
+        if self.read_on {
+            return false;
+        }
+        self.readable = false;
+        self.fin
+    }
+}
+
+impl Way {
+    /// Moves bytes until there are no more, the sink takes no more, or the others have to have
+    /// their turn. Answers whether it is the last.
+    ///
+    /// `share` is how much may be read at a time. If this is the `last` way, closing the sink is
+    /// what passes the end on.
+    pub(super) fn carry(
+        &mut self,
+        from: &mut End,
+        to: &mut End,
+        share: usize,
+        last: bool,
+        pool: &mut Pool,
+    ) -> Result<bool, Broken> {
+        let mut budget = limits::RELAY_BYTES_PER_TURN;
+        loop {
+            if !self.flush(to).map_err(Broken::Sink)? {
+                return Ok(false);
+            }
+            if self.ended {
+                if !std::mem::replace(&mut self.over, true) && !last {
+                    to.stream.shutdown(Shutdown::Write).map_err(Broken::Sink)?;
+                }
+                return Ok(false);
+            }
+            // What the sink would not take stays in the kernel.
+            if !from.readable || !to.writable {
+                return Ok(false);
+            }
+            if budget == 0 {
+                return Ok(true);
+            }
+            let wanted = share.min(budget);
+            let look_only = !pool.has_room(wanted);
+            let scratch = &mut pool.scratch[..wanted];
+            let Some(read) = from.read(scratch, look_only).map_err(Broken::Source)? else {
+                return Ok(false);
+            };
+            if read == 0 {
+                self.ended = true;
+                continue;
+            }
+            budget -= read;
+            let written = to.write(&scratch[..read]).map_err(Broken::Sink)?;
+            self.moved += written as u64;
+            if look_only {
+                take(from, &mut scratch[..written]).map_err(Broken::Source)?;
+                if written < read {
+                    return Ok(false);
+                }
+            } else {
+                self.kept = pool.keep_scratch(written, read);
+            }
+            if read < wanted && from.is_ended_by_short_read() {
+                self.ended = true;
+            }
+        }
+    }
+
+    /// Writes what is kept. Answers whether nothing is left of it.
+    fn flush(&mut self, to: &mut End) -> io::Result<bool> {
+        let Some(kept) = &mut self.kept else { return Ok(true) };
+        if to.writable {
+            let written = to.write(kept.bytes())?;
+            self.moved += written as u64;
+            if kept.wrote(written) {
+                self.kept = None;
+            }
+        }
+        Ok(self.kept.is_none())
+    }
+
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.kept.as_ref().map_or(0, |kept| kept.bytes().len())
+    }
+}
+
+/// Takes bytes that were looked at and written. They are there, so that it does not wait.
+fn take(from: &mut End, mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match from.read(bytes, false)? {
+            Some(0) | None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(read) => bytes = &mut bytes[read..],
+        }
+    }
+    Ok(())
+}
