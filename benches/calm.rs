@@ -28,7 +28,7 @@ use common::figures::{head, least, line, median};
 use common::flags::{self, Flag};
 use common::process::{self, Started};
 use common::programs;
-use load::{Kind, Load, Until};
+use load::{Kind, Load, MESSAGE_BYTES, Until};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -127,8 +127,8 @@ fn measure(
     connections: usize,
 ) -> Result<Vec<[f64; 2]>, String> {
     let [ours, bare] = servers;
-    let mut ours_load = Load::new(kind, ours.address, connections)?;
-    let mut bare_load = Load::new(kind, bare.address, connections)?;
+    let mut ours_load = Load::new(kind, ours.address, connections, MESSAGE_BYTES)?;
+    let mut bare_load = Load::new(kind, bare.address, connections, MESSAGE_BYTES)?;
     let round = |server: &Server, load: &mut Load, time| -> Result<f64, String> {
         let before = process::processor_time(server.process.pid)?;
         let count = load.run(Until::Time(Instant::now() + time))?;
@@ -172,7 +172,7 @@ fn trace(
 ) -> Result<(), String> {
     let count = |server: &Server| {
         trace::count(server.process.pid, directory, || {
-            let mut load = Load::new(kind, server.address, connections)?;
+            let mut load = Load::new(kind, server.address, connections, MESSAGE_BYTES)?;
             let done = load.run(Until::Count(wanted))?;
             sleep(AFTER_ROUND);
             Ok(done)

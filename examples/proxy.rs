@@ -96,7 +96,8 @@ fn serve(options: Options) -> Result<(), String> {
     let (routes, settings) = (routes::load(&options), options.settings);
     let pool = Pool::new(options.buffer_bytes);
     let proxy = Proxy { routes: Vec::new(), settings, pool };
-    let mut server = Server::new(options.common.config, proxy).map_err(|error| error.to_string())?;
+    let mut server =
+        Server::new(options.common.config, proxy).map_err(|error| error.to_string())?;
     let routes = match routes {
         Ok(routes) => routes,
         Err(error) => {

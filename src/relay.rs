@@ -237,9 +237,7 @@ impl Relay {
 
 /// What may be read in one direction, in bytes, so that both together can be packed.
 fn share(other: &Way) -> usize {
-    limits::RELAY_READ_BYTES
-        .saturating_sub(other.kept_bytes())
-        .max(limits::RELAY_LEAST_BYTES)
+    limits::RELAY_READ_BYTES.saturating_sub(other.kept_bytes()).max(limits::RELAY_LEAST_BYTES)
 }
 
 impl Broken {

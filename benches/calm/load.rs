@@ -13,7 +13,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_
 
 use crate::common::failed;
 
-const MESSAGE: [u8; 32] = *b"thirty-two bytes sent and echoed";
+/// What a message is made of, again and again.
+const TEXT: [u8; 32] = *b"thirty-two bytes sent and echoed";
+/// The message that most rounds send.
+pub(crate) const MESSAGE_BYTES: usize = TEXT.len();
 /// How long the server may say nothing before the bench gives up.
 const SILENCE: Duration = Duration::from_secs(5);
 /// A client that closes first keeps the port for a minute (TIME_WAIT). One source address has
@@ -31,6 +34,7 @@ pub(crate) enum Kind {
 
 /// When a round ends.
 #[derive(Clone, Copy)]
+#[allow(dead_code, reason = "each bench uses its part of it")]
 pub(crate) enum Until {
     Time(Instant),
     Count(u64),
@@ -40,6 +44,8 @@ pub(crate) enum Until {
 pub(crate) struct Load {
     kind: Kind,
     target: SocketAddr,
+    message: Vec<u8>,
+    buffer: Vec<u8>,
     source: u32,
     poll: Poll,
     events: Events,
@@ -50,15 +56,23 @@ pub(crate) struct Load {
 #[derive(Default)]
 struct Lane {
     stream: Option<TcpStream>,
-    sent: bool,
+    sent: usize,
     received: usize,
 }
 
 impl Load {
-    pub(crate) fn new(kind: Kind, target: SocketAddr, lanes: usize) -> Result<Self, String> {
+    /// Messages of so many bytes, on so many connections at a time.
+    pub(crate) fn new(
+        kind: Kind,
+        target: SocketAddr,
+        lanes: usize,
+        message_bytes: usize,
+    ) -> Result<Self, String> {
         Ok(Self {
             kind,
             target,
+            message: TEXT.iter().copied().cycle().take(message_bytes).collect(),
+            buffer: vec![0; message_bytes + 1],
             source: 0,
             poll: Poll::new().map_err(failed("make an epoll instance"))?,
             events: Events::with_capacity(lanes.max(1)),
@@ -87,7 +101,7 @@ impl Load {
             }
             for event in &self.events {
                 let lane = &mut self.lanes[event.token().0];
-                if lane.advance()? {
+                if lane.advance(&self.message, &mut self.buffer)? {
                     finished.push(event.token().0);
                 }
             }
@@ -119,8 +133,8 @@ impl Load {
             self.lanes[index].stream = Some(stream);
         }
         let lane = &mut self.lanes[index];
-        (lane.sent, lane.received) = (false, 0);
-        lane.send()
+        (lane.sent, lane.received) = (0, 0);
+        lane.send(&self.message)
     }
 
     /// From the addresses 127.0.0.2 and on in turn; the port is chosen at connect, so that only the
@@ -143,37 +157,40 @@ impl Load {
 
 impl Lane {
     /// Takes what has come. Answers whether the echo is complete.
-    fn advance(&mut self) -> io::Result<bool> {
-        self.send()?;
+    fn advance(&mut self, message: &[u8], buffer: &mut [u8]) -> io::Result<bool> {
+        self.send(message)?;
         let Some(stream) = &mut self.stream else { return Ok(false) };
-        let mut buffer = [0; MESSAGE.len() + 1];
-        while self.sent && self.received < MESSAGE.len() {
-            match stream.read(&mut buffer) {
+        while self.sent > 0 && self.received < message.len() {
+            match stream.read(buffer) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) if MESSAGE[self.received..].starts_with(&buffer[..count]) => {
+                Ok(count) if message[self.received..].starts_with(&buffer[..count]) => {
                     self.received += count;
                 }
                 Ok(_) => return Err(io::Error::other("that is no echo")),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                // Not made yet, so that there is nothing to read either.
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-            if self.received == MESSAGE.len() {
+            if self.received == message.len() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Sends the message once the connection is made; a socket's buffer takes all of it.
-    fn send(&mut self) -> io::Result<()> {
-        let Some(stream) = self.stream.as_mut().filter(|_| !self.sent) else { return Ok(()) };
-        match stream.write(&MESSAGE) {
-            Ok(_) => self.sent = true,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // On its way: the event that it is made follows.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-            Err(error) => return Err(error),
+    /// Sends the message once the connection is made, or as much of it as there is room for.
+    fn send(&mut self, message: &[u8]) -> io::Result<()> {
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        while self.sent < message.len() {
+            match stream.write(&message[self.sent..]) {
+                Ok(sent) => self.sent += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // On its way: the event that it is made follows.
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => break,
+                Err(error) => return Err(error),
+            }
         }
         Ok(())
     }

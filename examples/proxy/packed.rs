@@ -33,7 +33,8 @@ pub(crate) fn unpack(
     now: Instant,
     pool: &Pool,
 ) -> io::Result<ProxySession> {
-    let error = |field: &str| io::Error::new(io::ErrorKind::InvalidData, format!("field {field:?}"));
+    let error =
+        |field: &str| io::Error::new(io::ErrorKind::InvalidData, format!("field {field:?}"));
     let Packed { schema, state, streams } = packed;
     if schema != SCHEMA {
         return Err(error("schema"));

@@ -47,14 +47,7 @@ pub(super) enum Broken {
 impl End {
     /// Nothing may be read or written before the first event.
     pub(super) fn new(stream: Stream) -> Self {
-        Self {
-            stream,
-            readable: false,
-            writable: false,
-            fin: false,
-            error: false,
-            read_on: false,
-        }
+        Self { stream, readable: false, writable: false, fin: false, error: false, read_on: false }
     }
 
     pub(super) fn note(&mut self, event: IoEvent) {

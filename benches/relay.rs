@@ -1,0 +1,248 @@
+//! What a relayed byte costs: processor time of the proxy for a round trip, for a short connection
+//! and for bulk, and its memory for an idle session, beside HAProxy and nginx.
+//!
+//!     cargo bench --bench relay
+//!
+//! All proxies are there all the time, lead to the same upstreams, and get the same load in turn,
+//! A B C A B C; those that have no load sleep. Each has one thread. Proxies that are not installed
+//! are left out. The processor time is the proxy's own, as the kernel accounts it. The ratio is
+//! taken round by round, against the better one of the others, and then the middle one.
+
+mod common;
+
+#[path = "calm/bare.rs"]
+mod bare;
+#[path = "relay/bulk.rs"]
+mod bulk;
+#[path = "calm/load.rs"]
+mod load;
+#[path = "relay/proxies.rs"]
+mod proxies;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use bulk::Bulk;
+use common::failed;
+use common::figures::median;
+use common::flags::{self, Flag};
+use common::process::{self, Started};
+use load::{Kind, Load, MESSAGE_BYTES, Until};
+use proxies::Proxy;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+const GOAL: f64 = 0.9;
+/// This program is one of the upstreams if this is its first argument.
+const SERVE_ECHO: &str = "serve-echo";
+const SERVE_BULK: &str = "serve-bulk";
+const LARGE_MESSAGE_BYTES: usize = 16 * 1024;
+/// How long a proxy has after a round to close what is closed and go to sleep.
+const AFTER_ROUND: Duration = Duration::from_millis(30);
+
+struct Settings {
+    rounds: u64,
+    time: Duration,
+    connections: usize,
+    sessions: usize,
+    bulk: usize,
+}
+
+fn main() -> ExitCode {
+    let result = match std::env::args().nth(1).as_deref() {
+        Some(SERVE_ECHO) => bare::serve().map_err(failed("serve")),
+        Some(SERVE_BULK) => bulk::serve().map_err(failed("serve")),
+        Some(_) | None => run(),
+    };
+    flags::report("relay", result)
+}
+
+fn run() -> Result<(), String> {
+    let (mut rounds, mut round_ms, mut connections) = (7, 500, 64);
+    let (mut sessions, mut bulk) = (2000, 1);
+    let about = "processor time and memory of a TCP proxy, ours beside HAProxy and nginx";
+    let mut known = [
+        Flag { name: "rounds", value: &mut rounds, help: "rounds of each kind" },
+        Flag { name: "round-ms", value: &mut round_ms, help: "how long a round takes" },
+        Flag { name: "connections", value: &mut connections, help: "at a time" },
+        Flag { name: "sessions", value: &mut sessions, help: "idle, for the memory" },
+        Flag { name: "bulk", value: &mut bulk, help: "bulk transfers at a time" },
+    ];
+    if !flags::parse(about, &mut known)? {
+        return Ok(());
+    }
+    let settings = Settings {
+        rounds,
+        time: Duration::from_millis(round_ms),
+        connections: connections.max(1) as usize,
+        sessions: sessions.max(1) as usize,
+        bulk: bulk.max(1) as usize,
+    };
+    raise_limit();
+    let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
+    let echo = Upstream::start(SERVE_ECHO)?;
+    let source = Upstream::start(SERVE_BULK)?;
+    let proxies = proxies::start(place.path(), [echo.address, source.address])?;
+    let pinned = pin(&proxies, &[&echo, &source]);
+    let names: Vec<_> = proxies.iter().map(|proxy| proxy.name).collect();
+    println!(
+        "relay: {} of {rounds} rounds of {round_ms} ms, connections: {connections}; {}",
+        names.join(", "),
+        if pinned { "proxies on one processor, the rest on another" } else { "not pinned" },
+    );
+    println!();
+    println!("{}", row("medians", names.iter().map(ToString::to_string), "ratio"));
+    let trip = |bytes| {
+        let settings = &settings;
+        move |proxy: &Proxy| Load::new(Kind::RoundTrip, proxy.echo, settings.connections, bytes)
+    };
+    let rows = [
+        compare("round trip, 32 B, µs", &proxies, &settings, trip(MESSAGE_BYTES), cost)?,
+        compare("round trip, 16 KiB, µs", &proxies, &settings, trip(LARGE_MESSAGE_BYTES), cost)?,
+        compare(
+            "short connection, µs",
+            &proxies,
+            &settings,
+            |proxy| Load::new(Kind::ShortConnection, proxy.echo, 16, MESSAGE_BYTES),
+            cost,
+        )?,
+        compare(
+            "bulk, CPU ms per GiB",
+            &proxies,
+            &settings,
+            |proxy| Bulk::new(proxy.bulk, settings.bulk),
+            cost_of_bulk,
+        )?,
+        memory(&proxies, settings.sessions)?,
+    ];
+    for row in rows {
+        println!("{row}");
+    }
+    println!("goal: a ratio of at most {GOAL} to the better one of the others");
+    Ok(())
+}
+
+/// An upstream for all proxies.
+struct Upstream {
+    process: Started,
+    address: SocketAddr,
+}
+
+impl Upstream {
+    fn start(role: &str) -> Result<Self, String> {
+        let own = std::env::current_exe().map_err(failed("find this program"))?;
+        let child = Command::new(own).arg(role).stdin(Stdio::null()).spawn();
+        let process = Started::new(&child.map_err(failed("start an upstream"))?);
+        let address = process::listening(process.pid)?;
+        Ok(Self { process, address })
+    }
+}
+
+/// Puts the proxies on one processor and everything else on another. Answers whether that could be
+/// done.
+fn pin(proxies: &[Proxy], upstreams: &[&Upstream]) -> bool {
+    let Ok(allowed) = sched_getaffinity(None) else { return false };
+    let mut processors = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
+    let (Some(rest), Some(proxy)) = (processors.next(), processors.next()) else { return false };
+    let put = |pid: Option<Pid>, processor| {
+        let mut set = CpuSet::new();
+        set.set(processor);
+        sched_setaffinity(pid, &set).is_ok()
+    };
+    put(None, rest)
+        && upstreams.iter().all(|upstream| put(Some(upstream.process.pid), rest))
+        && proxies.iter().all(|each| put(Some(each.process.pid), proxy))
+}
+
+/// Puts the same load on each of the proxies in turn, and answers a line of the table: medians, and
+/// the median ratio.
+fn compare<L>(
+    name: &str,
+    proxies: &[Proxy],
+    settings: &Settings,
+    load: impl Fn(&Proxy) -> Result<L, String>,
+    cost: impl Fn(&Proxy, &mut L, Duration) -> Result<f64, String>,
+) -> Result<String, String> {
+    let mut loads = proxies.iter().map(load).collect::<Result<Vec<_>, _>>()?;
+    let mut round = |time| -> Result<Vec<f64>, String> {
+        proxies.iter().zip(&mut loads).map(|(proxy, load)| cost(proxy, load, time)).collect()
+    };
+    // The first round makes the connections and warms all of them up.
+    round(settings.time / 4)?;
+    let rounds =
+        (0..settings.rounds).map(|_| round(settings.time)).collect::<Result<Vec<_>, _>>()?;
+    Ok(summary(name, &rounds))
+}
+
+fn summary(name: &str, rounds: &[Vec<f64>]) -> String {
+    let columns = rounds.first().map_or(0, Vec::len);
+    let medians = (0..columns).map(|column| median(rounds.iter().map(|round| round[column])));
+    let better = |round: &Vec<f64>| round[1..].iter().copied().fold(f64::NAN, f64::min);
+    let ratio = median(rounds.iter().map(|round| round[0] / better(round)));
+    row(name, medians.map(|median| format!("{median:.2}")), &format!("{ratio:.3}"))
+}
+
+fn row(name: &str, cells: impl Iterator<Item = String>, ratio: &str) -> String {
+    let cells: String = cells.map(|cell| format!("{cell:>12}")).collect();
+    format!("{name:<26}{cells}{ratio:>12}")
+}
+
+/// Processor time of the proxy while it has that load, in microseconds for each message.
+fn cost(proxy: &Proxy, load: &mut Load, time: Duration) -> Result<f64, String> {
+    let (spent, count) = spent(proxy, || load.run(Until::Time(Instant::now() + time)))?;
+    Ok(spent.as_secs_f64() * 1e6 / count as f64)
+}
+
+/// In milliseconds for each GiB.
+fn cost_of_bulk(proxy: &Proxy, bulk: &mut Bulk, time: Duration) -> Result<f64, String> {
+    let (spent, bytes) = spent(proxy, || bulk.run(Instant::now() + time))?;
+    Ok(spent.as_secs_f64() * 1e3 / bytes as f64 * f64::from(1 << 30))
+}
+
+fn spent(
+    proxy: &Proxy,
+    load: impl FnOnce() -> Result<u64, String>,
+) -> Result<(Duration, u64), String> {
+    let before = process::processor_time(proxy.process.pid)?;
+    let count = load()?;
+    sleep(AFTER_ROUND);
+    Ok((process::processor_time(proxy.process.pid)?.saturating_sub(before), count))
+}
+
+/// User memory for each session that has echoed a message and is idle, in bytes: what RssAnon
+/// (proc(5)) has grown by.
+fn memory(proxies: &[Proxy], sessions: usize) -> Result<String, String> {
+    let mut figures = Vec::new();
+    for proxy in proxies {
+        let before = anonymous(proxy.process.pid)?;
+        let mut clients = Vec::new();
+        for _ in 0..sessions {
+            let mut client = TcpStream::connect(proxy.echo).map_err(failed("connect"))?;
+            let mut echo = [0; MESSAGE_BYTES];
+            client.write_all(&echo).map_err(failed("send"))?;
+            client.read_exact(&mut echo).map_err(failed("receive"))?;
+            clients.push(client);
+        }
+        sleep(AFTER_ROUND);
+        figures.push((anonymous(proxy.process.pid)? - before) / sessions as f64);
+    }
+    Ok(summary("idle session, bytes", &[figures]))
+}
+
+fn anonymous(pid: Pid) -> Result<f64, String> {
+    let path = format!("/proc/{}/status", pid.as_raw_pid());
+    let text = std::fs::read_to_string(Path::new(&path)).map_err(failed(&path))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path}: no RssAnon"))
+}
+
+/// Every session is two descriptors here and in the proxies, which inherit the limit.
+fn raise_limit() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}

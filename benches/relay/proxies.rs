@@ -1,0 +1,97 @@
+//! The proxies that are measured, each with one thread, one route to the echo and one to the bulk.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::common::process::{self, Started};
+use crate::common::{failed, programs};
+
+/// A proxy that is ready.
+pub(crate) struct Proxy {
+    pub(crate) name: &'static str,
+    pub(crate) process: Started,
+    pub(crate) echo: SocketAddr,
+    pub(crate) bulk: SocketAddr,
+}
+
+/// Ours first, and then those that are installed.
+pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<Proxy>, String> {
+    let ports = || -> Result<[SocketAddr; 2], String> { Ok([free_port()?, free_port()?]) };
+    let mut proxies = Vec::new();
+
+    let [at_echo, at_bulk] = ports()?;
+    let mut ours = Command::new(programs::example("proxy")?);
+    ours.args(["--listen", &at_echo.to_string(), "--to", &echo.to_string()]);
+    ours.args(["--listen", &at_bulk.to_string(), "--to", &bulk.to_string()]);
+    ours.args(["--log-level=warn", "--connect-timeout=5", "--idle-timeout=600"]);
+    proxies.push(Proxy::start("ours", ours, at_echo, at_bulk)?);
+
+    if is_installed("haproxy") {
+        let [at_echo, at_bulk] = ports()?;
+        let file = place.join("haproxy.cfg");
+        let text = format!(
+            "global\n nbthread 1\n maxconn 8000\n\
+             defaults\n mode tcp\n timeout connect 5s\n timeout client 10m\n timeout server 10m\n\
+             listen echo\n bind {at_echo}\n server s {echo}\n\
+             listen bulk\n bind {at_bulk}\n server s {bulk}\n"
+        );
+        fs::write(&file, text).map_err(failed(file.display()))?;
+        let mut haproxy = Command::new("haproxy");
+        haproxy.args(["-db", "-f"]).arg(&file);
+        proxies.push(Proxy::start("HAProxy", haproxy, at_echo, at_bulk)?);
+    }
+
+    const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+    if is_installed("nginx") {
+        let [at_echo, at_bulk] = ports()?;
+        let file = place.join("nginx.conf");
+        let module = match Path::new(STREAM_MODULE).exists() {
+            true => format!("load_module {STREAM_MODULE};\n"),
+            false => String::new(),
+        };
+        let place = place.display();
+        let text = format!(
+            "{module}daemon off;\nmaster_process off;\n\
+             pid {place}/nginx.pid;\nerror_log {place}/nginx.log warn;\n\
+             events {{ worker_connections 16000; }}\n\
+             stream {{\n\
+             server {{ listen {at_echo}; proxy_pass {echo}; }}\n\
+             server {{ listen {at_bulk}; proxy_pass {bulk}; }}\n}}\n"
+        );
+        fs::write(&file, text).map_err(failed(file.display()))?;
+        let mut nginx = Command::new("nginx");
+        nginx.arg("-e").arg(file.with_extension("log")).arg("-c").arg(&file);
+        proxies.push(Proxy::start("nginx", nginx, at_echo, at_bulk)?);
+    }
+    Ok(proxies)
+}
+
+impl Proxy {
+    fn start(
+        name: &'static str,
+        mut command: Command,
+        echo: SocketAddr,
+        bulk: SocketAddr,
+    ) -> Result<Self, String> {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.spawn().map_err(failed(format_args!("start {name}")))?;
+        let process = Started::new(&child);
+        // A connection on the way to the echo is closed again: it serves.
+        process::await_some(name, || Ok(TcpStream::connect(echo).ok()))?;
+        Ok(Self { name, process, echo, bulk })
+    }
+}
+
+/// A port that nobody has at this moment: not everybody can be asked for port 0.
+fn free_port() -> Result<SocketAddr, String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("find a port"))?;
+    listener.local_addr().map_err(failed("find a port"))
+}
+
+fn is_installed(program: &str) -> bool {
+    let mut version = Command::new(program);
+    version.arg("-v").stdout(Stdio::null()).stderr(Stdio::null());
+    version.status().is_ok_and(|status| status.success())
+}
