@@ -144,8 +144,8 @@ impl EchoSession {
             let sent = self.send(message)?;
             self.unsent.extend_from_slice(&message[sent..]);
             // A read that did not fill the buffer has emptied the socket (epoll(7)), unless the
-            // end of the stream came with it.
-            let emptied = read < buffer.len() && !event.is_read_closed();
+            // end of the stream came with it, or urgent data, which a read stops at.
+            let emptied = read < buffer.len() && !event.is_read_closed() && !event.is_urgent();
             if emptied && self.unsent.is_empty() {
                 return Ok(Verdict::Keep);
             }

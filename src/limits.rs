@@ -53,8 +53,13 @@ pub const RELAY_READ_BYTES: usize = 64 * 1024;
 /// that does not read until its own request is taken must not wait for itself.
 pub const RELAY_LEAST_BYTES: usize = 8 * 1024;
 
-/// What a relay moves in each direction before the others have their turn.
-pub const RELAY_BYTES_PER_TURN: usize = 4 * RELAY_READ_BYTES;
+/// What a relay looks at and writes at a time in a bulk transfer, in bytes. What is not written
+/// stays in the kernel, so that this is not bound by what a relay may keep.
+pub const RELAY_LOOK_BYTES: usize = 256 * 1024;
+
+/// What a relay moves in each direction before the others have their turn: some tenths of a
+/// millisecond.
+pub const RELAY_BYTES_PER_TURN: usize = RELAY_LOOK_BYTES;
 
 /// What all relays of a process may keep together of what was read and could not be written,
 /// unless it is said otherwise.

@@ -9,7 +9,7 @@
 //! What it passes on beside bytes: the end of a stream, in each direction by itself, once every byte
 //! before it was written; and a reset, at once. Urgent data (tcp(7)) is not passed on.
 //!
-//! [`Way`] is one direction; `state` is how a relay moves to another process.
+//! `way` is one direction; `state` is how a relay moves to another process.
 
 mod pool;
 mod state;

@@ -134,6 +134,20 @@ impl Stream {
         Ok(recv(self.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_PEEK)?)
     }
 
+    /// Takes bytes that were looked at. A TCP stream throws them away without copying them (MSG_TRUNC,
+    /// tcp(7)). Answers how many it took.
+    pub(crate) fn discard(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match &self.inner {
+            Inner::Tcp(stream) => Ok(recv(stream.as_raw_fd(), bytes, MsgFlags::MSG_TRUNC)?),
+            Inner::Unix(_) => self.read(bytes),
+        }
+    }
+
+    /// Whether [`Stream::discard`] copies nothing.
+    pub(crate) fn discards_for_nothing(&self) -> bool {
+        matches!(self.inner, Inner::Tcp(_))
+    }
+
     fn source(&mut self) -> &mut dyn Source {
         match &mut self.inner {
             Inner::Tcp(stream) => stream,

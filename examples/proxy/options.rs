@@ -62,10 +62,11 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
     while let Some(flag) = options::next_flag(&mut parser)? {
         match flag.as_str() {
             "--help" => return Ok(None),
-            "--listen" => match listen.replace(options::text(&mut parser, &flag)?) {
-                Some(listen) => return Err(format!("--listen {listen}: its --to is missing")),
-                None => {}
-            },
+            "--listen" => {
+                if let Some(first) = listen.replace(options::text(&mut parser, &flag)?) {
+                    return Err(format!("--listen {first}: its --to is missing"));
+                }
+            }
             "--to" => {
                 let to = options::text(&mut parser, &flag)?;
                 let Some(listen) = listen.take() else {

@@ -22,7 +22,7 @@ impl Pool {
     /// first, and what comes from another process, is kept in any case.
     #[must_use]
     pub fn new(bound: usize) -> Self {
-        let scratch = vec![0; limits::RELAY_READ_BYTES].into();
+        let scratch = vec![0; limits::RELAY_LOOK_BYTES].into();
         Self { scratch, bound, used: Rc::default() }
     }
 

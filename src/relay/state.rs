@@ -102,7 +102,7 @@ impl Relay {
 
 fn way(flags: u8, [ended, over]: [u8; 2], moved: u64, kept: &[u8], pool: &Pool) -> Way {
     let (ended, over) = (flags & ended != 0, flags & over != 0);
-    Way { kept: pool.keep(kept), moved, ended, over }
+    Way { kept: pool.keep(kept), moved, ended, over, ..Way::default() }
 }
 
 /// What is left to decode.

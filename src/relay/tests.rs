@@ -1,1 +1,529 @@
+//! The relay over real sockets, without a server: a loop of this test's own drives it.
 
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Registry, Token};
+use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
+use proptest::prelude::*;
+
+use super::*;
+
+/// How long anything may take before the test has failed.
+const LIMIT: Duration = Duration::from_secs(30);
+const PATIENCE: Patience = Patience { connect: Duration::from_secs(5), idle: None };
+
+/// One end of a connection, as a client or an upstream has it.
+enum Outside {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Outside {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn end(&self) {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
+        .expect("half-closed");
+    }
+
+    fn reset(self) {
+        if let Self::Tcp(stream) = &self {
+            let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+            setsockopt(stream, sockopt::Linger, &at_once).expect("set");
+        }
+    }
+}
+
+/// A connection: the outside, and what the relay gets.
+fn connection(tcp: bool) -> (Outside, Stream) {
+    if !tcp {
+        let (outside, inside) = UnixStream::pair().expect("a pair");
+        outside.set_nonblocking(true).expect("non-blocking");
+        inside.set_nonblocking(true).expect("non-blocking");
+        return (Outside::Unix(outside), mio::net::UnixStream::from_std(inside).into());
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let outside = TcpStream::connect(listener.local_addr().expect("an address")).expect("connects");
+    let (inside, _) = listener.accept().expect("accepted");
+    outside.set_nonblocking(true).expect("non-blocking");
+    inside.set_nonblocking(true).expect("non-blocking");
+    (Outside::Tcp(outside), mio::net::TcpStream::from_std(inside).into())
+}
+
+/// A relay and a loop that drives it.
+struct Loop {
+    poll: Poll,
+    registry: Rc<Registry>,
+    relay: Option<Relay>,
+    pool: Pool,
+    again: Option<IoEvent>,
+    ending: Option<Ending>,
+}
+
+impl Loop {
+    /// A relay between two connections: their outer ends, and the loop.
+    fn between(downstream: bool, upstream: bool, pool: Pool) -> (Outside, Outside, Self) {
+        let (client, downstream) = connection(downstream);
+        let (server, upstream) = connection(upstream);
+        let poll = Poll::new().expect("a poll");
+        let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
+        let relay = Relay::new(downstream, upstream, b"", Instant::now(), &pool);
+        let (again, ending) = (None, None);
+        let mut this = Self { poll, registry, relay: Some(relay), pool, again, ending };
+        this.register();
+        (client, server, this)
+    }
+
+    fn register(&mut self) {
+        let relay = self.relay.as_mut().expect("a relay");
+        relay.downstream.stream.register(&self.registry, Token(0)).expect("registered");
+        relay.upstream.stream.register(&self.registry, Token(1)).expect("registered");
+    }
+
+    fn turn(&mut self) {
+        let Some(relay) = &mut self.relay else { return };
+        let mut events = Events::with_capacity(8);
+        self.poll.poll(&mut events, Some(Duration::ZERO)).expect("polled");
+        let mut event = self.again.take();
+        for found in &events {
+            event.get_or_insert_default().merge(IoEvent::from_mio(found, found.token().0 as u8));
+        }
+        let Some(event) = event else { return };
+        match relay.turn(event, Instant::now(), PATIENCE, &mut self.pool) {
+            Turn::Wait => {}
+            Turn::Again => self.again = Some(event),
+            Turn::NotConnected(error) => panic!("{error}"),
+            Turn::Over(ending) => {
+                self.ending = Some(ending);
+                self.relay = None;
+            }
+        }
+    }
+
+    /// Turns until something holds.
+    fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            self.turn();
+            if holds(self) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never: {what}; {:?}", self.relay);
+        }
+    }
+
+    /// Takes the relay apart and puts it together again, as if it had moved.
+    fn pack_and_unpack(&mut self) {
+        let Some(relay) = self.relay.take() else { return };
+        let mut state = Vec::new();
+        let mut streams = relay.pack(Instant::now(), &mut state);
+        assert!(state.len() <= limits::RELAY_READ_BYTES + limits::RELAY_LEAST_BYTES + 33);
+        assert_eq!(self.pool.used(), 0, "it is nobody's any more");
+        for stream in &mut streams {
+            stream.deregister();
+        }
+        let relay = Relay::unpack(&state, streams, Instant::now(), &self.pool);
+        self.relay = Some(relay.expect("whole"));
+        // What was to come again comes by the new registration.
+        self.again = None;
+        self.register();
+    }
+}
+
+/// What one side sends, and has received.
+struct Peer {
+    outside: Option<Outside>,
+    to_send: Vec<u8>,
+    sent: usize,
+    ended: bool,
+    received: Vec<u8>,
+    saw_end: bool,
+}
+
+impl Peer {
+    fn new(outside: Outside, to_send: Vec<u8>) -> Self {
+        let (sent, received) = (0, Vec::new());
+        Self { outside: Some(outside), to_send, sent, ended: false, received, saw_end: false }
+    }
+
+    /// Sends no more than that, and the end behind it.
+    fn send(&mut self, most: usize) {
+        let outside = self.outside.as_mut().expect("open");
+        let end = self.to_send.len().min(self.sent + most);
+        if self.sent < end {
+            match outside.write(&self.to_send[self.sent..end]) {
+                Ok(sent) => self.sent += sent,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
+            }
+        }
+        if self.sent == self.to_send.len() && !std::mem::replace(&mut self.ended, true) {
+            outside.end();
+        }
+    }
+
+    /// Receives no more than that.
+    fn receive(&mut self, most: usize) {
+        let mut buffer = vec![0; most.max(1)];
+        match self.outside.as_mut().expect("open").read(&mut buffer) {
+            Ok(0) => self.saw_end = true,
+            Ok(read) => self.received.extend(&buffer[..read]),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
+        }
+    }
+}
+
+/// Bytes that tell where they are.
+fn pattern(length: usize, salt: u32) -> Vec<u8> {
+    let byte = |place: u32| (place.wrapping_add(salt).wrapping_mul(2_654_435_761) >> 24) as u8;
+    (0..length as u32).map(byte).collect()
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Deed {
+    Send(usize, usize),
+    Receive(usize, usize),
+    Turn,
+    Move,
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    prop_oneof![
+        3 => (0..2_usize, 1..200_000_usize).prop_map(|(side, most)| Deed::Send(side, most)),
+        3 => (0..2_usize, 1..200_000_usize).prop_map(|(side, most)| Deed::Receive(side, most)),
+        4 => Just(Deed::Turn),
+        1 => Just(Deed::Move),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Whatever the order, the sizes, the kinds of sockets and the room for what is kept, and
+    /// whenever the relay moves: each side receives what the other one sent, and then its end.
+    #[test]
+    fn both_streams_arrive_as_they_were_sent_whenever_the_relay_moves(
+        kinds in any::<(bool, bool)>(),
+        lengths in (0..1_500_000_usize, 0..1_500_000_usize),
+        bound in prop_oneof![Just(0), Just(40_000), Just(limits::RELAY_KEPT_BYTES)],
+        deeds in prop::collection::vec(deed(), 0..200),
+    ) {
+        let (client, server, mut turns) = Loop::between(kinds.0, kinds.1, Pool::new(bound));
+        let mut peers = [
+            Peer::new(client, pattern(lengths.0, 1)),
+            Peer::new(server, pattern(lengths.1, 2)),
+        ];
+        for deed in deeds {
+            match deed {
+                Deed::Send(side, most) => peers[side].send(most),
+                Deed::Receive(side, most) => peers[side].receive(most),
+                Deed::Turn => turns.turn(),
+                Deed::Move => turns.pack_and_unpack(),
+            }
+        }
+        turns.until("both are at their end", |_| {
+            for peer in &mut peers {
+                peer.send(usize::MAX / 2);
+                peer.receive(300_000);
+            }
+            peers.iter().all(|peer| peer.saw_end)
+        });
+        turns.until("the relay is over", |turns| turns.ending.is_some());
+        prop_assert!(matches!(turns.ending, Some(Ending::Finished)), "{:?}", turns.ending);
+        let [client, server] = &peers;
+        prop_assert!(client.received == server.to_send, "from the upstream to the client");
+        prop_assert!(server.received == client.to_send, "from the client to the upstream");
+        prop_assert_eq!(turns.pool.used(), 0);
+    }
+
+    #[test]
+    fn what_is_no_packed_relay_is_an_error_that_names_its_field(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..80),
+        calm in any::<bool>(),
+    ) {
+        // Flags that hold, and little that is kept, lead further into the packet.
+        if calm {
+            for (place, byte) in bytes.iter_mut().enumerate() {
+                *byte = if place == 0 || place >= 25 { *byte % 3 } else { *byte };
+            }
+        }
+        let pool = Pool::default();
+        let streams = vec![connection(false).1, connection(false).1];
+        match Relay::unpack(&bytes, streams, Instant::now(), &pool) {
+            Ok(relay) => {
+                let mut again = Vec::new();
+                let _ = relay.pack(Instant::now(), &mut again);
+                prop_assert_eq!(again.len(), bytes.len());
+            }
+            Err(error) => prop_assert!(error.to_string().starts_with("field \"")),
+        }
+        prop_assert_eq!(pool.used(), 0);
+    }
+}
+
+#[test]
+fn a_half_closed_connection_goes_on_in_the_other_direction() {
+    for (first, second) in [(0, 1), (1, 0)] {
+        for kinds in [(true, true), (true, false), (false, true), (false, false)] {
+            let (client, server, mut turns) = Loop::between(kinds.0, kinds.1, Pool::default());
+            let mut sides = [client, server];
+            sides[first].write(b"all that I have to say").expect("sent");
+            sides[first].end();
+            let mut heard = Peer::new(sides.remove_side(second), Vec::new());
+            turns.until("the end is passed on", |_| {
+                heard.receive(100);
+                heard.saw_end
+            });
+            assert_eq!(heard.received, b"all that I have to say");
+            assert!(turns.ending.is_none());
+            heard.outside.as_mut().expect("open").write(b"and I").expect("sent");
+            heard.outside.as_ref().expect("open").end();
+            let mut answered = Peer::new(sides.remove_side(first), Vec::new());
+            turns.until("the other end, too", |_| {
+                answered.receive(100);
+                answered.saw_end
+            });
+            assert_eq!(answered.received, b"and I");
+            assert!(matches!(turns.ending, Some(Ending::Finished)));
+        }
+    }
+}
+
+/// Takes one of two out, and leaves something that nobody uses.
+trait RemoveSide {
+    fn remove_side(&mut self, side: usize) -> Outside;
+}
+
+impl RemoveSide for [Outside; 2] {
+    fn remove_side(&mut self, side: usize) -> Outside {
+        std::mem::replace(&mut self[side], connection(false).0)
+    }
+}
+
+#[test]
+fn a_reset_is_passed_on_as_a_reset_from_either_side() {
+    for from_client in [true, false] {
+        let (client, server, mut turns) = Loop::between(true, true, Pool::default());
+        let (broken, other) = if from_client { (client, server) } else { (server, client) };
+        turns.turn();
+        broken.reset();
+        turns.until("it is over", |turns| turns.ending.is_some());
+        let by = if from_client { Side::Downstream } else { Side::Upstream };
+        match &turns.ending {
+            Some(Ending::Reset { by: who, error }) => {
+                assert_eq!((*who, error.kind()), (by, ErrorKind::ConnectionReset));
+            }
+            ending => panic!("{ending:?}"),
+        }
+        expect_reset(other);
+    }
+}
+
+#[test]
+fn a_reset_comes_through_though_nobody_reads_what_was_sent_before_it() {
+    let (mut client, server, mut turns) = Loop::between(true, true, Pool::new(0));
+    turns.until("the way is full", |_| client.write(&[0; 65_536]).is_err());
+    for _ in 0..20 {
+        turns.turn();
+    }
+    client.reset();
+    turns.until("it is over", |turns| turns.ending.is_some());
+    expect_reset(server);
+}
+
+#[test]
+fn a_reset_comes_through_behind_the_end_of_a_stream() {
+    let (client, mut server, mut turns) = Loop::between(true, true, Pool::default());
+    client.end();
+    turns.until("the end is passed on", |_| matches!(server.read(&mut [0; 8]), Ok(0)));
+    client.reset();
+    turns.until("it is over", |turns| turns.ending.is_some());
+    assert!(matches!(turns.ending, Some(Ending::Reset { by: Side::Downstream, .. })));
+    // The end was read already, so that it is the write that tells.
+    let error = server.write(b"x").and_then(|_| server.write(b"y")).expect_err("reset");
+    assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
+}
+
+fn expect_reset(mut other: Outside) {
+    let deadline = Instant::now() + LIMIT;
+    let mut buffer = vec![0; 65_536];
+    let error = loop {
+        match other.read(&mut buffer) {
+            Ok(0) => panic!("an end, and no reset"),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                assert!(Instant::now() < deadline, "never reset");
+            }
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+/// A read stops in front of urgent data: what is behind it must not be forgotten.
+#[test]
+fn bytes_behind_urgent_data_arrive_though_the_read_before_it_was_short() {
+    let (client, server, mut turns) = Loop::between(true, true, Pool::default());
+    let Outside::Tcp(client) = client else { panic!("TCP") };
+    turns.turn();
+    for (bytes, flags) in [
+        (b"before", MsgFlags::empty()),
+        (b"urgen!", MsgFlags::MSG_OOB),
+        (b"behind", MsgFlags::empty()),
+    ] {
+        send(client.as_raw_fd(), bytes, flags).expect("sent");
+    }
+    let mut server = Peer::new(server, Vec::new());
+    turns.until("everything arrives", |_| {
+        server.receive(100);
+        server.received.ends_with(b"behind")
+    });
+    assert_eq!(server.received, b"beforeurgenbehind", "but for the urgent byte itself");
+}
+
+#[test]
+fn what_the_upstream_is_told_first_comes_first_and_once_also_after_another_connect() {
+    let (mut client, downstream) = connection(true);
+    let (_nobody, refused) = connection(false);
+    let (server, upstream) = connection(true);
+    let poll = Poll::new().expect("a poll");
+    let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
+    let pool = Pool::new(0);
+    let relay = Relay::new(downstream, refused, b"PROXY ", Instant::now(), &pool);
+    let (again, ending) = (None, None);
+    let mut turns = Loop { poll, registry, relay: Some(relay), pool, again, ending };
+    client.write(b"request").expect("sent");
+    turns.relay.as_mut().expect("a relay").reconnect(upstream, Instant::now());
+    turns.register();
+    let mut server = Peer::new(server, Vec::new());
+    turns.until("the request arrives", |_| {
+        server.receive(100);
+        server.received.len() >= 13
+    });
+    assert_eq!(server.received, b"PROXY request");
+}
+
+#[test]
+fn a_slow_reader_makes_the_sender_wait_in_bounded_memory() {
+    for bound in [0, limits::RELAY_KEPT_BYTES] {
+        let (mut client, server, mut turns) = Loop::between(true, true, Pool::new(bound));
+        let mut sent = 0;
+        let mut idle = 0;
+        while idle < 50 {
+            match client.write(&[7; 65_536]) {
+                Ok(count) => (sent, idle) = (sent + count, 0),
+                Err(_) => idle += 1,
+            }
+            turns.turn();
+            assert!(turns.pool.used() <= limits::RELAY_READ_BYTES.min(bound));
+        }
+        // Buffers of the kernel are some megabytes at the most; what is sent has an end.
+        assert!(sent < 64 * 1024 * 1024, "{sent}");
+        client.end();
+        let mut server = Peer::new(server, Vec::new());
+        turns.until("all of it arrives in the end", |_| {
+            server.receive(1_000_000);
+            server.saw_end
+        });
+        assert_eq!(server.received.len(), sent);
+    }
+}
+
+#[test]
+fn a_bulk_transfer_gives_way_after_its_share() {
+    let (mut client, server, mut turns) = Loop::between(true, true, Pool::default());
+    let mut server = Peer::new(server, Vec::new());
+    let deadline = Instant::now() + LIMIT;
+    // As soon as the kernel's buffers have grown beyond one share.
+    while turns.again.is_none() {
+        assert!(Instant::now() < deadline, "never more than its share");
+        while client.write(&[7; 65_536]).is_ok() {}
+        let before = turns.relay.as_ref().expect("a relay").moved().0;
+        turns.turn();
+        let moved = turns.relay.as_ref().expect("a relay").moved().0 - before;
+        // What was kept of the turn before does not count.
+        let most = limits::RELAY_BYTES_PER_TURN + limits::RELAY_READ_BYTES;
+        assert!(moved <= most as u64, "{moved}");
+        server.receive(4_000_000);
+    }
+}
+
+#[test]
+fn an_idle_relay_ends_at_its_time_and_a_byte_puts_that_off() {
+    let (mut client, _server, mut turns) = Loop::between(true, true, Pool::default());
+    let patience = Patience { idle: Some(Duration::from_secs(60)), ..PATIENCE };
+    turns.until("it is connected", |turns| !turns.relay.as_ref().is_some_and(Relay::is_connecting));
+    let first = turns.relay.as_ref().and_then(|relay| relay.deadline(patience)).expect("one");
+    client.write(b"x").expect("sent");
+    turns.until("it is moved", |turns| turns.relay.as_ref().is_some_and(|r| r.moved().0 == 1));
+    let relay = turns.relay.as_mut().expect("a relay");
+    let second = relay.deadline(patience).expect("one");
+    assert!(second > first);
+    let early = relay.turn(IoEvent::timeout(), first, patience, &mut turns.pool);
+    assert!(matches!(early, Turn::Wait), "{early:?}");
+    let late = relay.turn(IoEvent::timeout(), second, patience, &mut turns.pool);
+    assert!(matches!(late, Turn::Over(Ending::Idle)), "{late:?}");
+}
+
+#[test]
+fn a_connection_that_is_not_made_in_time_is_given_back_and_reads_nothing() {
+    let (mut client, downstream) = connection(true);
+    let (_server, upstream) = connection(true);
+    let start = Instant::now();
+    let mut pool = Pool::default();
+    let mut relay = Relay::new(downstream, upstream, b"", start, &pool);
+    client.write(b"x").expect("sent");
+    // The upstream has not said anything yet.
+    let turn = relay.turn(IoEvent::readable(), start, PATIENCE, &mut pool);
+    assert!(matches!(turn, Turn::Wait), "{turn:?}");
+    let deadline = relay.deadline(PATIENCE).expect("one");
+    assert_eq!(deadline, start + PATIENCE.connect);
+    let turn = relay.turn(IoEvent::timeout(), deadline, PATIENCE, &mut pool);
+    let Turn::NotConnected(error) = turn else { panic!("{turn:?}") };
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    let (_, other) = connection(true);
+    relay.reconnect(other, deadline);
+    assert_eq!(relay.deadline(PATIENCE), Some(deadline + PATIENCE.connect));
+}
+
+#[test]
+fn a_moved_relay_has_waited_as_long_as_it_had() {
+    let (_client, _server, mut turns) = Loop::between(true, true, Pool::default());
+    turns.until("it is connected", |turns| !turns.relay.as_ref().is_some_and(Relay::is_connecting));
+    let patience = Patience { idle: Some(Duration::from_secs(60)), ..PATIENCE };
+    let relay = turns.relay.take().expect("a relay");
+    let deadline = relay.deadline(patience).expect("one");
+    let now = deadline - Duration::from_secs(59);
+    let mut state = Vec::new();
+    let streams = relay.pack(now, &mut state);
+    let moved = Relay::unpack(&state, streams, now, &turns.pool).expect("whole");
+    assert_eq!(moved.deadline(patience), Some(deadline));
+    assert!(!moved.is_connecting());
+}
+
+/// What an idle session costs is little more than this.
+#[test]
+fn an_idle_relay_is_small() {
+    assert!(size_of::<Relay>() <= 160, "{}", size_of::<Relay>());
+}

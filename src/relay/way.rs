@@ -32,6 +32,8 @@ pub(super) struct Way {
     pub(super) kept: Option<Box<Kept>>,
     /// Bytes that were written.
     pub(super) moved: u64,
+    /// The last read brought all that was asked for: there is likely to be much more.
+    pub(super) bulk: bool,
     /// The end of the stream was read.
     pub(super) ended: bool,
     /// The end was passed on.
@@ -71,12 +73,13 @@ impl End {
         self.stream.take_error().unwrap_or_else(Some)
     }
 
-    /// Reads, or looks only. `None` if there is nothing; 0 is the end.
-    fn read(&mut self, buffer: &mut [u8], look_only: bool) -> io::Result<Option<usize>> {
+    /// `None` if there is nothing; 0 is the end.
+    fn read(
+        &mut self,
+        mut read: impl FnMut(&mut Stream) -> io::Result<usize>,
+    ) -> io::Result<Option<usize>> {
         loop {
-            let result =
-                if look_only { self.stream.peek(buffer) } else { self.stream.read(buffer) };
-            match result {
+            match read(&mut self.stream) {
                 Ok(read) => return Ok(Some(read)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -150,12 +153,21 @@ impl Way {
             if budget == 0 {
                 return Ok(true);
             }
-            let wanted = share.min(budget);
-            let look_only = !pool.has_room(wanted);
+            // In bulk it looks at much, writes that and takes what was written: one call more, and
+            // many fewer of the others.
+            let in_bulk = self.bulk && from.stream.discards_for_nothing();
+            let look_only = in_bulk || !pool.has_room(share);
+            let wanted = if in_bulk { limits::RELAY_LOOK_BYTES } else { share }.min(budget);
             let scratch = &mut pool.scratch[..wanted];
-            let Some(read) = from.read(scratch, look_only).map_err(Broken::Source)? else {
+            let read = match look_only {
+                true => from.read(|stream| stream.peek(scratch)),
+                false => from.read(|stream| stream.read(scratch)),
+            };
+            let Some(read) = read.map_err(Broken::Source)? else {
+                self.bulk = false;
                 return Ok(false);
             };
+            self.bulk = read >= share.min(wanted);
             if read == 0 {
                 self.ended = true;
                 continue;
@@ -198,7 +210,7 @@ impl Way {
 /// Takes bytes that were looked at and written. They are there, so that it does not wait.
 fn take(from: &mut End, mut bytes: &mut [u8]) -> io::Result<()> {
     while !bytes.is_empty() {
-        match from.read(bytes, false)? {
+        match from.read(|stream| stream.discard(bytes))? {
             Some(0) | None => return Err(io::ErrorKind::UnexpectedEof.into()),
             Some(read) => bytes = &mut bytes[read..],
         }

@@ -1,0 +1,399 @@
+//! Ring three: the proxy, as a user meets it.
+
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
+mod harness;
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread;
+use std::time::Duration;
+
+use harness::{Actor, PATIENCE, Start, until};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, socket,
+};
+
+/// An upstream that says its name and then echoes; it ends with the test's process.
+fn upstream(name: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let address = listener.local_addr().expect("an address").to_string();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || echo(&stream, &stream, name));
+        }
+    });
+    address
+}
+
+fn unix_upstream(path: &str, name: &'static str) {
+    let listener = UnixListener::bind(path).expect("listens");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || echo(&stream, &stream, name));
+        }
+    });
+}
+
+fn echo(mut from: impl Read, mut to: impl Write, name: &str) {
+    let _ = to.write_all(name.as_bytes());
+    let _ = std::io::copy(&mut from, &mut to);
+}
+
+/// An address that refuses.
+fn refused() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+    listener.local_addr().expect("an address").to_string()
+}
+
+/// A proxy with a file of routes.
+fn proxy(routes: &str, args: &[&str]) -> Actor {
+    let start = Start::program("proxy");
+    let file = start.path_of("routes");
+    fs::write(&file, routes).expect("written");
+    let mut proxy = start.args(&["--routes", &file, "--log-level", "debug"]).args(args).spawn();
+    proxy.wait_for("Running: set up");
+    proxy
+}
+
+/// A proxy with one route from any port.
+fn route_to(upstreams: &str, args: &[&str]) -> Actor {
+    proxy(&format!("127.0.0.1:0 -> {upstreams}"), args)
+}
+
+/// The addresses that it has listened on, in the order of the log.
+fn addresses(proxy: &mut Actor) -> Vec<String> {
+    let lines = proxy.log.iter().filter(|line| line.contains("listening on"));
+    lines.map(|line| line.rsplit(' ').next().expect("an address").to_owned()).collect()
+}
+
+fn rewrite(proxy: &Actor, routes: &str) {
+    fs::write(proxy.place.path().join("routes"), routes).expect("written");
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream
+}
+
+/// Who is at the other end: upstreams' names have one letter.
+fn name(stream: &mut impl Read) -> char {
+    let mut byte = [0];
+    stream.read_exact(&mut byte).expect("a name");
+    char::from(byte[0])
+}
+
+fn name_at(address: &str) -> char {
+    name(&mut connect(address))
+}
+
+fn exchange(stream: &mut (impl Read + Write), message: &[u8]) {
+    stream.write_all(message).expect("sent");
+    let mut echo = vec![0; message.len()];
+    stream.read_exact(&mut echo).expect("the echo");
+    assert_eq!(echo, message);
+}
+
+#[test]
+fn every_route_leads_to_its_upstream_by_tcp_and_by_unix_sockets() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| place.path().join(name).display().to_string();
+    unix_upstream(&path("b"), "B");
+    let routes = format!(
+        "# who listens, and where it leads\n\n  127.0.0.1:0 -> {}  # TCP to TCP\n\
+         127.0.0.2:0->unix:{}\nunix:{} -> unix:{}\n",
+        upstream("A"),
+        path("b"),
+        path("front"),
+        path("b"),
+    );
+    let mut proxy = proxy(&routes, &[]);
+    let at = addresses(&mut proxy);
+    let mut tcp = connect(&at[0]);
+    assert_eq!(name(&mut tcp), 'A');
+    exchange(&mut tcp, b"hello");
+    assert_eq!(name_at(&at[1]), 'B');
+    let mut unix = UnixStream::connect(path("front")).expect("a connection");
+    assert_eq!(name(&mut unix), 'B');
+    exchange(&mut unix, b"hello");
+}
+
+#[test]
+fn pairs_of_flags_do_what_a_file_does() {
+    let (a, b) = (upstream("A"), upstream("B"));
+    let mut proxy = Start::program("proxy")
+        .args(&["--listen", "127.0.0.1:0", "--to", &a, "--listen", "127.0.0.2:0", "--to", &b])
+        .spawn();
+    for _ in 0..2 {
+        proxy.wait_for("listening on");
+    }
+    let at = addresses(&mut proxy);
+    assert_eq!((name_at(&at[0]), name_at(&at[1])), ('A', 'B'));
+}
+
+#[test]
+fn megabytes_arrive_as_they_were_sent_and_the_end_behind_them() {
+    let mut proxy = route_to(&upstream("A"), &[]);
+    let mut stream = connect(&proxy.address());
+    let message: Vec<u8> = (0..5_000_000_u32).map(|place| ((place * 7) >> 3) as u8).collect();
+    let (sent, mut writer) = (message.clone(), stream.try_clone().expect("cloned"));
+    let sender = thread::spawn(move || {
+        writer.write_all(&sent).expect("sent");
+        writer.shutdown(Shutdown::Write).expect("half-closed");
+    });
+    assert_eq!(name(&mut stream), 'A');
+    let mut echo = Vec::new();
+    stream.read_to_end(&mut echo).expect("the echo, and the end");
+    sender.join().expect("it sent");
+    assert!(echo == message);
+    proxy.wait_for("finished; 5000000 bytes there, 5000001 back");
+}
+
+#[test]
+fn a_mistake_in_the_file_is_named_with_file_line_and_reason() {
+    let mistakes = [
+        ("# only this\n", ": there is no route in it"),
+        ("127.0.0.1:0 127.0.0.1:80", ":1: expected LISTEN -> UPSTREAM"),
+        ("\n\nlocalhost -> 127.0.0.1:80", ":3: address \"localhost\": expected HOST:PORT"),
+        ("127.0.0.1:0 -> 127.0.0.1:80,,", ":1: an upstream is missing"),
+        ("127.0.0.1:0 -> 127.0.0.1:http", ":1: address \"127.0.0.1:http\": "),
+        (
+            "127.0.0.1:0 -> unix:@a\n#\n127.0.0.1:0 -> unix:@b",
+            ":3: 127.0.0.1:0 is listened on already, by ",
+        ),
+        ("192.0.2.1:9 -> unix:@a", ":1: \"192.0.2.1:9\" on 192.0.2.1:9: bind: "),
+    ];
+    for (text, reason) in mistakes {
+        let start = Start::program("proxy");
+        let file = start.path_of("routes");
+        fs::write(&file, text).expect("written");
+        let (status, said) = start.args(&["--routes", &file, "--log-level", "off"]).run();
+        assert_eq!(status.code(), Some(1), "{text:?}: {said}");
+        let expected = format!("proxy: {file}{reason}");
+        assert!(said.starts_with(&expected), "{said}\nexpected {expected}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    let (status, said) = Start::program("proxy").args(&["--routes", "/nowhere"]).run();
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("proxy: /nowhere: No such file or directory"), "{said}");
+    for args in
+        [&[][..], &["--listen", "127.0.0.1:0"], &["--to", "127.0.0.1:1"], &["--max-sessions", "0"]]
+    {
+        let (status, said) = Start::program("proxy").args(args).run();
+        assert_eq!(status.code(), Some(2), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn upstreams_are_used_in_turn_and_one_that_refuses_is_passed_over() {
+    let upstreams = format!("{}, {}, {}", upstream("A"), refused(), upstream("B"));
+    let mut proxy = route_to(&upstreams, &[]);
+    let at = proxy.address();
+    let names: String = (0..6).map(|_| name_at(&at)).collect();
+    assert_eq!(names, "ABBABB", "the second one's turn goes to the third");
+}
+
+#[test]
+fn a_client_is_reset_when_no_upstream_is_there_and_the_log_says_so_once() {
+    let (one, two) = (refused(), "unix:/nowhere");
+    let mut proxy = route_to(&format!("{one}, {two}"), &[]);
+    for _ in 0..2 {
+        let error = connect(&proxy.address()).read(&mut [0]).expect_err("reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        proxy.wait_for("no upstream; ");
+    }
+    assert_eq!(proxy.count("no upstream; "), 2);
+    // And when the address cannot even be tried.
+    let mut nowhere = route_to(two, &[]);
+    let error = connect(&nowhere.address()).read(&mut [0]).expect_err("reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    nowhere.wait_for("no upstream; unix:/nowhere: No such file");
+    assert_eq!(nowhere.count("no upstream; "), 1);
+}
+
+/// An upstream that never answers: its queue of connections is full, and the kernel drops what comes
+/// (listen(2)).
+struct Silent {
+    _listener: std::os::fd::OwnedFd,
+    _clients: Vec<TcpStream>,
+    address: String,
+}
+
+fn silent() -> Silent {
+    use std::os::fd::AsRawFd;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket");
+    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("bound");
+    listen(&fd, Backlog::new(0).expect("none")).expect("listens");
+    let at: SockaddrIn = getsockname(fd.as_raw_fd()).expect("an address");
+    let address = format!("127.0.0.1:{}", at.port());
+    let mut clients = Vec::new();
+    let target = address.parse().expect("an address");
+    while let Ok(client) = TcpStream::connect_timeout(&target, Duration::from_millis(300)) {
+        clients.push(client);
+    }
+    Silent { _listener: fd, _clients: clients, address }
+}
+
+#[test]
+fn an_upstream_that_does_not_answer_in_time_is_passed_over() {
+    let silent = silent();
+    let upstreams = format!("{}, {}", silent.address, upstream("B"));
+    let mut proxy = route_to(&upstreams, &["--connect-timeout", "0.2"]);
+    let mut stream = connect(&proxy.address());
+    // What the client says meanwhile waits for whoever answers.
+    stream.write_all(b"early").expect("sent");
+    let mut heard = [0; 6];
+    stream.read_exact(&mut heard).expect("a name and the echo");
+    assert_eq!(&heard, b"Bearly");
+    proxy.wait_for(": timed out");
+    let mut alone = route_to(&silent.address, &["--connect-timeout", "0.2"]);
+    let error = connect(&alone.address()).read(&mut [0]).expect_err("reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    alone.wait_for("no upstream; ");
+}
+
+#[test]
+fn a_session_where_nothing_comes_is_closed_at_its_time() {
+    let mut proxy = route_to(&upstream("A"), &["--idle-timeout", "0.3"]);
+    let mut stream = connect(&proxy.address());
+    assert_eq!(name(&mut stream), 'A');
+    exchange(&mut stream, b"still here");
+    assert!(matches!(stream.read(&mut [0]), Ok(0)), "closed");
+    proxy.wait_for("idle for too long; 10 bytes there, 11 back");
+}
+
+#[test]
+fn an_upstream_that_breaks_off_resets_the_client_and_the_other_way_round() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let mut proxy = route_to(&listener.local_addr().expect("one").to_string(), &[]);
+    let linger = |stream: &TcpStream| {
+        let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &at_once)
+            .expect("set");
+    };
+    let mut client = connect(&proxy.address());
+    let (mut upstream, _) = listener.accept().expect("accepted");
+    // Before a byte came through, it would be one that could not be connected to.
+    upstream.write_all(b"U").expect("sent");
+    assert_eq!(name(&mut client), 'U');
+    linger(&upstream);
+    drop(upstream);
+    let error = client.read(&mut [0]).expect_err("reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    proxy.wait_for("broken off by the upstream: Connection reset");
+
+    let mut client = connect(&proxy.address());
+    let (mut upstream, _) = listener.accept().expect("accepted");
+    upstream.write_all(b"U").expect("sent");
+    assert_eq!(name(&mut client), 'U');
+    linger(&client);
+    drop(client);
+    let error = upstream.read(&mut [0]).expect_err("reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    proxy.wait_for("broken off by the client: Connection reset");
+}
+
+#[test]
+fn the_upstream_is_told_who_the_client_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let to = listener.local_addr().expect("an address");
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let path = place.path().join("front").display().to_string();
+    let routes = format!("127.0.0.1:0 -> {to}\nunix:{path} -> {to}");
+    let mut proxy = proxy(&routes, &["--send-proxy"]);
+
+    let mut client = connect(&proxy.address());
+    client.write_all(b"hello").expect("sent");
+    let (mut heard, _) = listener.accept().expect("accepted");
+    let mut header = [0; 28 + 5];
+    heard.read_exact(&mut header).expect("a header and the message");
+    let (from, at) = (client.local_addr().expect("one"), client.peer_addr().expect("one"));
+    let expected = [
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".as_slice(),
+        &[127, 0, 0, 1, 127, 0, 0, 1],
+        &from.port().to_be_bytes(),
+        &at.port().to_be_bytes(),
+        b"hello",
+    ];
+    assert_eq!(header.as_slice(), expected.concat());
+
+    let mut client = UnixStream::connect(&path).expect("a connection");
+    client.write_all(b"hello").expect("sent");
+    let (mut heard, _) = listener.accept().expect("accepted");
+    let mut header = [0; 16 + 216 + 5];
+    heard.read_exact(&mut header).expect("a header and the message");
+    assert_eq!(&header[..16], b"\r\n\r\n\0\r\nQUIT\n\x21\x31\0\xd8");
+    assert_eq!(header[16..124], [0; 108], "the client has no name");
+    assert!(header[124..].starts_with(path.as_bytes()));
+    assert!(header.ends_with(b"\0hello"));
+}
+
+#[test]
+fn an_upgrade_takes_the_new_file_and_the_sessions_go_on() {
+    let (a, b, c) = (upstream("A"), upstream("B"), upstream("C"));
+    let old = format!("127.0.0.1:0 -> {a}\n127.0.0.2:0 -> {b}\n");
+    let mut proxy = proxy(&old, &["--probation", "0"]);
+    let at = addresses(&mut proxy);
+    let mut sessions: Vec<_> = at.iter().map(|at| connect(at)).collect();
+    let names: Vec<_> = sessions.iter_mut().map(name).collect();
+    assert_eq!(names, ['A', 'B']);
+
+    // The first leads elsewhere, the second is gone, and there is a third.
+    rewrite(&proxy, &format!("127.0.0.1:0 -> {c}\n127.0.0.3:0 -> {b}\n"));
+    proxy.signal(proxy.pid(), Signal::SIGHUP);
+    proxy.wait_for("done; spawn");
+    let after = addresses(&mut proxy);
+    assert_eq!(after[2], at[0], "inherited");
+    assert_eq!((name_at(&at[0]), name_at(&after[3])), ('C', 'B'));
+    for session in &mut sessions {
+        exchange(session, b"the same as ever");
+    }
+    // The old process keeps every listener as long as it may have to come back.
+    drop(sessions);
+    proxy.wait_for("predecessor gone");
+    until("the listener of the removed route is closed", || TcpStream::connect(&at[1]).is_err());
+}
+
+#[test]
+fn a_mistake_in_the_new_file_fails_the_upgrade_and_the_old_routes_go_on() {
+    let mut proxy = route_to(&upstream("A"), &[]);
+    let at = proxy.address();
+    let mut session = connect(&at);
+    assert_eq!(name(&mut session), 'A');
+    rewrite(&proxy, "# changed\n127.0.0.1:0 => 127.0.0.1:80\n");
+    proxy.signal(proxy.pid(), Signal::SIGHUP);
+    let line = proxy.wait_for("failed in set-up");
+    let file = proxy.place.path().join("routes");
+    let reason = format!("{}:2: expected LISTEN -> UPSTREAM", file.display());
+    assert!(line.contains("the successor refused") && line.contains(&reason), "{line}");
+    exchange(&mut session, b"the same as ever");
+    assert_eq!(name_at(&at), 'A');
+    // And when the mistake is mended, the upgrade is made.
+    rewrite(&proxy, &format!("127.0.0.1:0 -> {}", upstream("B")));
+    proxy.signal(proxy.pid(), Signal::SIGHUP);
+    proxy.wait_for("done; spawn");
+    assert_eq!(name_at(&at), 'B');
+}
+
+#[test]
+fn at_the_most_sessions_accepting_pauses_with_one_line_and_resumes() {
+    let mut proxy = route_to(&upstream("A"), &["--max-sessions", "2"]);
+    let at = proxy.address();
+    let mut sessions: Vec<_> = (0..2).map(|_| connect(&at)).collect();
+    assert!(sessions.iter_mut().all(|session| name(session) == 'A'));
+    let mut waiting: Vec<_> = (0..3).map(|_| connect(&at)).collect();
+    proxy.wait_for("accepting pauses, and resumes by itself: there are 2 sessions");
+    exchange(&mut sessions[0], b"not disturbed");
+    for client in &mut waiting {
+        sessions.remove(0);
+        assert_eq!(name(client), 'A', "as soon as there is room");
+        sessions.push(client.try_clone().expect("cloned"));
+        client.shutdown(Shutdown::Both).expect("ended");
+    }
+    assert_eq!(proxy.count("accepting pauses"), 1);
+}
