@@ -27,6 +27,9 @@ pub(crate) struct Sessions<S> {
     limit: usize,
 }
 
+/// Alarms that may be there beside those of the living, without being looked through.
+const ALARMS: usize = 256;
+
 struct Slot<S> {
     generation: u32,
     pending: IoEvent,
@@ -166,7 +169,23 @@ impl<S> Sessions<S> {
         if slot.alarm.is_none_or(|alarm| at < alarm) {
             slot.alarm = Some(at);
             self.alarms.push(Reverse((at, index, slot.generation)));
+            self.forget_old_alarms();
         }
+    }
+
+    /// Sessions that end leave their alarms behind, and many short ones may each want to be woken
+    /// after a long time: the alarms that nobody waits for are thrown away when they outnumber the
+    /// living, so that there is a bound on them and a constant cost for each.
+    fn forget_old_alarms(&mut self) {
+        if self.alarms.len() <= 2 * self.live + ALARMS {
+            return;
+        }
+        let slots = &self.slots;
+        self.alarms.retain(|Reverse((at, index, generation))| {
+            slots
+                .get(*index as usize)
+                .is_some_and(|slot| slot.generation == *generation && slot.alarm == Some(*at))
+        });
     }
 
     /// When the next alarm rings, if there is one.
@@ -329,6 +348,23 @@ mod tests {
         sessions.ring(after(90));
         assert!(sessions.next_queued().is_none(), "once");
         assert_eq!(sessions.next_alarm(), None);
+    }
+
+    #[test]
+    fn many_short_sessions_with_a_long_time_do_not_pile_up_alarms() {
+        let far = Instant::now() + Duration::from_secs(600);
+        let mut sessions = Sessions::new(8);
+        let stays = open(&mut sessions, "stays");
+        sessions.wake_at(stays.index, far);
+        for short in 1..10_000 {
+            let one = open(&mut sessions, "short");
+            sessions.wake_at(one.index, far + Duration::from_millis(short));
+            sessions.end(one.index);
+            sessions.free_ended();
+        }
+        assert!(sessions.alarms.len() < 2 * ALARMS, "{}", sessions.alarms.len());
+        sessions.ring(far);
+        assert_eq!(sessions.next_queued().map(|(_, name, _)| *name), Some("stays"));
     }
 
     #[test]

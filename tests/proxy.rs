@@ -397,3 +397,113 @@ fn at_the_most_sessions_accepting_pauses_with_one_line_and_resumes() {
     }
     assert_eq!(proxy.count("accepting pauses"), 1);
 }
+
+/// One upgrade, to the end of the old process; answers nothing, for its sessions speak.
+fn upgrade(proxy: &mut Actor) {
+    let alive = proxy.alive();
+    let [pid] = alive[..] else { panic!("one process: {alive:?}") };
+    proxy.signal(pid, Signal::SIGHUP);
+    proxy.wait_for("predecessor gone");
+    until("it is gone", || !harness::is_alive(pid));
+}
+
+#[test]
+fn a_session_moves_again_and_again_while_its_bytes_flow_both_ways() {
+    const MEBIBYTES: u32 = 48;
+    let mut proxy = route_to(&upstream("A"), &["--probation", "0"]);
+    let mut stream = connect(&proxy.address());
+    assert_eq!(name(&mut stream), 'A');
+    let byte = |place: u32| (place.wrapping_mul(2_654_435_761) >> 24) as u8;
+    let (mut writer, (send, sent)) =
+        (stream.try_clone().expect("cloned"), std::sync::mpsc::channel());
+    let sender = thread::spawn(move || {
+        for mebibyte in 0..MEBIBYTES {
+            let start = mebibyte << 20;
+            let message: Vec<u8> = (start..start + (1 << 20)).map(byte).collect();
+            writer.write_all(&message).expect("sent");
+            // Tells the test how far it has come.
+            let _ = send.send(mebibyte);
+        }
+        writer.shutdown(Shutdown::Write).expect("half-closed");
+    });
+    let reader = thread::spawn(move || {
+        let (mut place, mut buffer) = (0, vec![0; 100_000]);
+        loop {
+            match stream.read(&mut buffer).expect("the echo") {
+                0 => return place,
+                read => {
+                    let expected = (place..place + read as u32).map(byte);
+                    assert!(buffer[..read].iter().copied().eq(expected), "at {place}");
+                    place += read as u32;
+                }
+            }
+        }
+    });
+    let mut upgrades = 0;
+    while sent.recv().is_ok() && upgrades < 6 {
+        upgrade(&mut proxy);
+        upgrades += 1;
+    }
+    drop(sent);
+    sender.join().expect("it sent");
+    assert_eq!(reader.join().expect("it received"), MEBIBYTES << 20, "every byte, once");
+    assert!(upgrades > 2, "{upgrades}");
+    proxy.wait_for("finished; 50331648 bytes there, 50331649 back");
+}
+
+#[test]
+fn a_half_closed_session_moves_and_so_does_one_that_is_still_connecting() {
+    let silent = silent();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let routes = format!(
+        "127.0.0.1:0 -> {}\n127.0.0.2:0 -> {}, {}",
+        listener.local_addr().expect("an address"),
+        silent.address,
+        upstream("B")
+    );
+    let mut proxy = proxy(&routes, &["--probation", "0", "--connect-timeout", "2"]);
+    let at = addresses(&mut proxy);
+    let mut half = connect(&at[0]);
+    half.write_all(b"question").expect("sent");
+    half.shutdown(Shutdown::Write).expect("half-closed");
+    let (mut server, _) = listener.accept().expect("accepted");
+    let mut question = Vec::new();
+    server.read_to_end(&mut question).expect("the end came through");
+    assert_eq!(question, b"question");
+    let mut connecting = connect(&at[1]);
+    connecting.write_all(b"early").expect("sent");
+
+    upgrade(&mut proxy);
+    server.write_all(b"answer").expect("sent");
+    drop(server);
+    let mut answer = Vec::new();
+    half.read_to_end(&mut answer).expect("the answer, and the end");
+    assert_eq!(answer, b"answer");
+    let mut heard = [0; 6];
+    connecting.read_exact(&mut heard).expect("the next upstream's name, and the echo");
+    assert_eq!(&heard, b"Bearly");
+}
+
+#[test]
+fn sessions_of_a_removed_route_go_on_in_the_successor_or_are_cut_by_a_flag() {
+    for cut in [false, true] {
+        let (a, b) = (upstream("A"), upstream("B"));
+        let args = ["--probation", "0", "--cut-removed"];
+        let routes = format!("127.0.0.1:0 -> {a}\n127.0.0.2:0 -> {b}");
+        let mut proxy = proxy(&routes, if cut { &args } else { &args[..2] });
+        let at = addresses(&mut proxy);
+        let (mut stays, mut goes) = (connect(&at[0]), connect(&at[1]));
+        assert_eq!((name(&mut stays), name(&mut goes)), ('A', 'B'));
+        rewrite(&proxy, &format!("127.0.0.1:0 -> {b}"));
+        upgrade(&mut proxy);
+        assert!(TcpStream::connect(&at[1]).is_err(), "nobody listens there any more");
+        exchange(&mut stays, b"by the old upstream");
+        assert_eq!(name_at(&at[0]), 'B');
+        if cut {
+            assert!(matches!(goes.read(&mut [0]), Ok(0) | Err(_)), "cut");
+            assert!(proxy.has("its route was removed"));
+        } else {
+            exchange(&mut goes, b"as ever");
+        }
+    }
+}
