@@ -34,6 +34,9 @@ use session::{ProxySession, Settings};
 use tablecloth::relay::Pool;
 use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Verdict};
 
+/// For standard input and output, the loop, and an upgrade.
+const SPARE_DESCRIPTORS: usize = 64;
+
 /// Relays every connection to one of its route's upstreams.
 struct Proxy {
     routes: Vec<Rc<Route>>,
@@ -90,10 +93,14 @@ impl Handler for Proxy {
 
 /// Makes the routes before the server, and says what is wrong with them after it: only then does a
 /// predecessor hear of it.
-fn serve(options: Options) -> Result<(), String> {
+fn serve(mut options: Options) -> Result<(), String> {
     logging::start(options.common.log_level)?;
-    descriptors::raise_limit();
     let (routes, settings) = (routes::load(&options), options.settings);
+    // A session has two descriptors: accepting pauses before there are none left for an upstream.
+    let listeners = routes.as_ref().map_or(0, Vec::len);
+    let left = descriptors::raise_limit().saturating_sub(SPARE_DESCRIPTORS + listeners);
+    let config = &mut options.common.config;
+    config.max_sessions = config.max_sessions.min(left / 2).max(1);
     let pool = Pool::new(options.buffer_bytes);
     let proxy = Proxy { routes: Vec::new(), settings, pool };
     let mut server =

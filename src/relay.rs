@@ -152,8 +152,9 @@ impl Relay {
     }
 
     /// When [`Relay::turn`] has to be called with a timeout at the latest: until it is connected
-    /// [`Patience::connect`] counts, and then [`Patience::idle`]. It moves on with every byte, so
-    /// that it need not be asked for before the last answer has passed.
+    /// [`Patience::connect`] counts, and then [`Patience::idle`]. Ask when it is made, when it ceases
+    /// to [be connecting](Relay::is_connecting), and when the last answer has passed: in between it
+    /// only moves on, with every byte.
     #[must_use]
     pub fn deadline(&self, patience: Patience) -> Option<Instant> {
         let patience = if self.connecting { Some(patience.connect) } else { patience.idle };

@@ -259,7 +259,8 @@ fn an_upstream_that_does_not_answer_in_time_is_passed_over() {
 
 #[test]
 fn a_session_where_nothing_comes_is_closed_at_its_time() {
-    let mut proxy = route_to(&upstream("A"), &["--idle-timeout", "0.3"]);
+    let mut proxy =
+        route_to(&upstream("A"), &["--idle-timeout", "0.3", "--connect-timeout", "1000"]);
     let mut stream = connect(&proxy.address());
     assert_eq!(name(&mut stream), 'A');
     exchange(&mut stream, b"still here");
@@ -506,4 +507,23 @@ fn sessions_of_a_removed_route_go_on_in_the_successor_or_are_cut_by_a_flag() {
             exchange(&mut goes, b"as ever");
         }
     }
+}
+
+/// A session needs two descriptors: without one for its upstream it would be reset.
+#[test]
+fn accepting_pauses_before_there_is_no_descriptor_left_for_an_upstream() {
+    // Sixty-four are spared, one is the listener's: three sessions.
+    let program = harness::example("proxy").display().to_string();
+    let script = format!("ulimit -n 72; exec {program} \"$@\"");
+    let mut proxy = Start::path("/bin/sh".into())
+        .args(&["-c", &script, "sh", "--listen", "127.0.0.1:0", "--to", &upstream("A")])
+        .spawn();
+    proxy.wait_for("listening on");
+    let at = proxy.address();
+    let mut sessions: Vec<_> = (0..3).map(|_| connect(&at)).collect();
+    assert!(sessions.iter_mut().all(|session| name(session) == 'A'));
+    let mut waiting = connect(&at);
+    proxy.wait_for("accepting pauses, and resumes by itself: there are 3 sessions");
+    drop(sessions);
+    assert_eq!(name(&mut waiting), 'A');
 }

@@ -16,7 +16,8 @@ A TCP proxy that is replaced on HUP while its sessions go on.
 usage: proxy --listen ADDRESS --to ADDRESS [--listen ADDRESS --to ADDRESS ...] [flags]
        proxy --routes FILE [flags]
 
-An address is HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME.
+An address is HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME. Host names are looked up
+at the start and with every HUP.
 
   --listen ADDRESS         where clients connect; its --to follows
   --to ADDRESS             where that leads; several, separated by commas, are used
@@ -26,7 +27,8 @@ An address is HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME.
   --cut-removed            an upgrade cuts the sessions of routes that are gone;
                            without it they go on to their own end
   --max-sessions N         at that many, accepting pauses and clients wait in the
-                           kernel's queue [65536]
+                           kernel's queue [65536, or as many as there are
+                           descriptors for]
   --connect-timeout SECS   how long an upstream may take to be connected to [5]
   --idle-timeout SECS      a session is closed when nothing came for so long; 0 is
                            never [0]

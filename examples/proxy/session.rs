@@ -68,6 +68,7 @@ impl ProxySession {
             self.log_end(&"its route was removed");
             return Verdict::Close;
         }
+        let was_connecting = self.relay.is_connecting();
         let verdict = match self.relay.turn(event, cx.now(), settings.patience, pool) {
             Turn::Wait => Verdict::Keep,
             Turn::Again => Verdict::Again,
@@ -77,7 +78,8 @@ impl ProxySession {
                 Verdict::Close
             }
         };
-        if event.is_timeout() {
+        // Another deadline counts once it is connected, and it may be the earlier one.
+        if event.is_timeout() || was_connecting && !self.relay.is_connecting() {
             self.wake_in_time(cx, settings);
         }
         verdict
