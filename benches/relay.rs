@@ -18,7 +18,10 @@ mod bulk;
 mod load;
 #[path = "relay/proxies.rs"]
 mod proxies;
+#[path = "calm/trace.rs"]
+mod trace;
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -63,7 +66,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), String> {
     let (mut rounds, mut round_ms, mut connections) = (15, 300, 64);
-    let (mut sessions, mut bulk) = (2000, 1);
+    let (mut sessions, mut bulk, mut traced) = (2000, 1, 4000);
     let about = "processor time and memory of a TCP proxy, ours beside HAProxy and nginx";
     let mut known = [
         Flag { name: "rounds", value: &mut rounds, help: "rounds of each kind" },
@@ -71,6 +74,7 @@ fn run() -> Result<(), String> {
         Flag { name: "connections", value: &mut connections, help: "at a time" },
         Flag { name: "sessions", value: &mut sessions, help: "idle, for the memory" },
         Flag { name: "bulk", value: &mut bulk, help: "bulk transfers at a time" },
+        Flag { name: "traced", value: &mut traced, help: "how many under strace; 0: no strace" },
     ];
     if !flags::parse(about, &mut known)? {
         return Ok(());
@@ -123,6 +127,51 @@ fn run() -> Result<(), String> {
         println!("{row}");
     }
     println!("goal: a ratio of at most {GOAL} to the better one of the others");
+    if traced > 0 {
+        for (kind, name) in [(Kind::RoundTrip, "round trip"), (Kind::ShortConnection, "connection")]
+        {
+            if let Err(error) = trace_calls(kind, name, &proxies, traced, place.path()) {
+                println!("\nsystem calls per {name}: not counted: {error}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Prints the system calls of each proxy for one round trip on one connection, or for one short
+/// connection at a time: none of them can be saved by doing several at once.
+fn trace_calls(
+    kind: Kind,
+    name: &str,
+    proxies: &[Proxy],
+    wanted: u64,
+    directory: &Path,
+) -> Result<(), String> {
+    let mut counts = Vec::new();
+    for proxy in proxies {
+        let mut load = Load::new(kind, proxy.echo, 1, MESSAGE_BYTES)?;
+        // What belongs to the connection does not count for the round trip.
+        load.run(Until::Count(1))?;
+        let (done, calls) = trace::count(proxy.process.pid, directory, || {
+            let done = load.run(Until::Count(wanted))?;
+            sleep(AFTER_ROUND);
+            Ok(done)
+        })?;
+        counts.push((done, calls));
+    }
+    println!();
+    let names = proxies.iter().map(|proxy| proxy.name.to_owned());
+    println!("{}", row(&format!("system calls per {name}"), names, ""));
+    let calls: BTreeSet<&String> = counts.iter().flat_map(|(_, calls)| calls.keys()).collect();
+    let each = |calls: u64, done: u64| format!("{:.3}", calls as f64 / done as f64);
+    for call in calls {
+        let of = |(done, calls): &(u64, trace::Calls)| {
+            each(calls.get(call).copied().unwrap_or(0), *done)
+        };
+        println!("{}", row(&format!("  {call}"), counts.iter().map(of), ""));
+    }
+    let all = counts.iter().map(|(done, calls)| each(calls.values().sum(), *done));
+    println!("{}", row("  all", all, ""));
     Ok(())
 }
 
@@ -188,7 +237,7 @@ fn summary(name: &str, rounds: &[Vec<f64>]) -> String {
 
 fn row(name: &str, cells: impl Iterator<Item = String>, ratio: &str) -> String {
     let cells: String = cells.map(|cell| format!("{cell:>12}")).collect();
-    format!("{name:<26}{cells}{ratio:>12}")
+    format!("{name:<28}{cells}{ratio:>12}").trim_end().to_owned()
 }
 
 /// Processor time of the proxy while it has that load, in microseconds for each message.

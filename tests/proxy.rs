@@ -527,3 +527,30 @@ fn accepting_pauses_before_there_is_no_descriptor_left_for_an_upstream() {
     drop(sessions);
     assert_eq!(name(&mut waiting), 'A');
 }
+
+#[test]
+fn clients_that_do_not_read_cost_no_more_than_the_bound_and_delay_nobody() {
+    let bulk = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let source = bulk.local_addr().expect("an address");
+    thread::spawn(move || {
+        for mut stream in bulk.incoming().flatten() {
+            thread::spawn(move || while stream.write_all(&[7; 10_000]).is_ok() {});
+        }
+    });
+    let routes = format!("127.0.0.1:0 -> {}\n127.0.0.2:0 -> {source}", upstream("A"));
+    let mut proxy = proxy(&routes, &["--buffer-mib", "1"]);
+    let at = addresses(&mut proxy);
+    let mut calm = connect(&at[0]);
+    assert_eq!(name(&mut calm), 'A');
+    let before = harness::memory_of(proxy.pid());
+    let mut deaf: Vec<_> = (0..100).map(|_| connect(&at[1])).collect();
+    for _ in 0..500 {
+        exchange(&mut calm, b"not disturbed");
+    }
+    for stream in &mut deaf {
+        assert_eq!(name(stream), '\u{7}', "it has begun");
+    }
+    let grown = harness::memory_of(proxy.pid()) - before;
+    // The bound, the shared buffer and what the sessions themselves take.
+    assert!(grown < 3 * 1024, "{grown} KiB");
+}

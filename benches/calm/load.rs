@@ -34,7 +34,6 @@ pub(crate) enum Kind {
 
 /// When a round ends.
 #[derive(Clone, Copy)]
-#[allow(dead_code, reason = "each bench uses its part of it")]
 pub(crate) enum Until {
     Time(Instant),
     Count(u64),
