@@ -76,6 +76,12 @@ impl Fault {
     }
 
     fn makes_sense(&self) -> bool {
+        // The sessions of this actor do not move.
+        let of_a_handoff =
+            [Point::SessionsSent, Point::AckHeard, Point::SessionsHeard, Point::AckSaid];
+        if of_a_handoff.contains(&self.point) {
+            return false;
+        }
         // Before the spawn, and once the successor has proved itself, there is no other process that
         // would go on, or that could be spoken to.
         let is_last_hope =
@@ -116,9 +122,8 @@ impl Fault {
             // Whoever is about to leave has come to the end of them.
             self.point != Point::Leaving
         } else {
-            // The listeners are polled before SERVING is said, but connections are accepted at the
-            // end of that turn.
-            self.is_from(Point::ServingSaid) && self.point != Point::ServingSaid
+            // It accepts while its pid file is written beside the loop.
+            self.is_from(Point::PidFileWritten)
         }
     }
 
