@@ -61,10 +61,12 @@ pub enum Point {
     AckSaid,
     /// Successor: its predecessor is gone.
     Alone,
+    /// A deadline's last look, in either role. No step of an upgrade, and not among [`Point::ALL`].
+    LastLook,
 }
 
 impl Point {
-    /// Every point, in the order of an upgrade, the predecessor's first.
+    /// Every step, in the order of an upgrade, the predecessor's first.
     pub const ALL: [Self; 27] = [
         Self::Spawn,
         Self::Spawning,

@@ -38,8 +38,8 @@ struct Slot<S> {
     wake: Option<Instant>,
     /// The entry that there is among the alarms, if it is still to come.
     alarm: Option<Instant>,
-    /// Whether it has tried to move and could not.
-    stays: bool,
+    /// The attempt at an upgrade in which it has tried to move and could not.
+    stays: Option<u32>,
     /// `None` once the session has ended, until the end of the turn.
     session: Option<S>,
 }
@@ -98,7 +98,7 @@ impl<S> Sessions<S> {
             queued: false,
             wake: None,
             alarm: None,
-            stays: false,
+            stays: None,
             session: Some(session),
         });
         self.live += 1;
@@ -150,14 +150,14 @@ impl<S> Sessions<S> {
         self.slots.get_mut(index as usize)?.session.as_mut()
     }
 
-    /// Whether a session has tried to move and could not.
-    pub(crate) fn stays(&self, index: u32) -> bool {
-        self.slots.get(index as usize).is_some_and(|slot| slot.stays)
+    /// Whether a session has tried to move in that attempt at an upgrade and could not.
+    pub(crate) fn stays(&self, index: u32, attempt: u32) -> bool {
+        self.slots.get(index as usize).is_some_and(|slot| slot.stays == Some(attempt))
     }
 
-    pub(crate) fn set_stays(&mut self, index: u32, stays: bool) {
+    pub(crate) fn set_stays(&mut self, index: u32, attempt: u32) {
         if let Some(slot) = self.slots.get_mut(index as usize) {
-            slot.stays = stays;
+            slot.stays = Some(attempt);
         }
     }
 

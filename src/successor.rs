@@ -479,6 +479,7 @@ impl Successor {
             process: self.process,
             socket: self.socket,
             speaks: self.speaks,
+            acks: self.acks,
         }
     }
 }
@@ -493,6 +494,8 @@ pub(crate) struct Dying {
     /// What it said last is read when it is dead: until then it may say more.
     socket: OwnedFd,
     speaks: ProtocolRange,
+    /// Read before that, and not heard yet.
+    acks: Vec<Ack>,
 }
 
 impl Dying {
@@ -505,9 +508,9 @@ impl Dying {
     }
 
     /// The sessions that it has taken, and not said so in time: it lived, and has now died with them.
-    pub(crate) fn last_acks(&self) -> Vec<Ack> {
+    pub(crate) fn last_acks(&mut self) -> Vec<Ack> {
         let mut packet = [0; limits::TEXT_BYTES + 64];
-        let mut acks = Vec::new();
+        let mut acks = std::mem::take(&mut self.acks);
         loop {
             match sys::receive(&self.socket, &mut packet) {
                 Ok(received) if received.length == 0 => return acks,

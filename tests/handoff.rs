@@ -184,3 +184,47 @@ fn a_successor_that_is_told_to_stop_takes_no_session_any_more() {
     actor.signal(first, Signal::SIGCONT);
     assert!(actor.first_exits().success());
 }
+
+/// The acknowledgement and the nonsense behind it are found by the same last look.
+#[test]
+fn what_was_acknowledged_does_not_come_back_whatever_is_said_behind_it() {
+    let mut actor = moving().args(&["--takeover-ms", "300"]).serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 2);
+    actor.faults(&[
+        (Point::SessionsHeard, "stop"),
+        (Point::LastLook, "stop"),
+        (Point::AckSaid, "garbage"),
+    ]);
+    actor.signal(first, Signal::SIGHUP);
+    let line = actor.wait_for("fault at SessionsHeard");
+    let pid = line.trim_start_matches('[').split(']').next().and_then(|pid| pid.parse().ok());
+    let second = pid.expect("a process id");
+    until("the successor stands still", || state_of(second) == Some('T'));
+    until("its time is over", || state_of(first) == Some('T'));
+    actor.signal(second, Signal::SIGCONT);
+    actor.wait_for("struck at AckSaid");
+    actor.signal(first, Signal::SIGCONT);
+    actor.wait_for("failed in draining: the successor talked nonsense");
+    for mut client in clients.drain(..) {
+        assert!(client.is_at_end(), "it was the successor's");
+    }
+    assert!(!actor.has("come back"));
+    assert_eq!(actor.who(), (first, 0));
+}
+
+#[test]
+fn a_session_that_one_successor_has_refused_is_offered_to_the_next_one() {
+    let mut actor = moving().args(&["--refuse-every", "1"]).serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 2);
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("the successor refused a session");
+    actor.wait_for("the successor refused a session");
+    let (second, _) = actor.who();
+    actor.signal(second, Signal::SIGKILL);
+    actor.wait_for("Draining -> Running");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("the successor refused a session");
+    assert_eq!(owners(&mut clients), [first; 2]);
+}

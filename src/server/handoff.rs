@@ -109,7 +109,7 @@ impl<H: Handler> Server<H> {
 
     /// Packs a session, if it can move.
     fn pack(&mut self, index: u32) -> Option<Packed> {
-        if self.sessions.stays(index) {
+        if self.sessions.stays(index, self.attempts) {
             return None;
         }
         let (handler, shared) = (&mut self.handler, &mut self.shared);
@@ -232,7 +232,9 @@ impl<H: Handler> Server<H> {
         let session = self.handler.unpack(&mut cx, packed);
         self.shared.session = None;
         self.sessions.insert(vacancy, session?);
-        self.sessions.set_stays(token.index, stays);
+        if stays {
+            self.sessions.set_stays(token.index, self.attempts);
+        }
         if let Some(at) = self.shared.wake.take() {
             self.sessions.wake_at(token.index, at);
         }

@@ -275,6 +275,7 @@ impl<H: Handler> Server<H> {
 
     /// What came together with the deadline wins.
     fn look_once(&mut self) {
+        fault::at(Point::LastLook);
         let (mut events, mut attempt) = (Vec::new(), None);
         if let Some(successor) = &mut self.successor {
             attempt = Some(self.attempts);
