@@ -37,8 +37,8 @@ pub(crate) fn play(cell: Cell) -> Outcome {
     let moving: &[&str] = if cell.row.moves { &MOVING } else { &[] };
     let mut actor = Start::actor().args(&DEADLINES).args(&args).args(moving).faults().serve();
     let first = actor.pid();
-    let bare = kinds_of_descriptors(first);
     let mut clients = Clients::of(&mut actor, cell.row.moves);
+    let bare = clients.bare.clone();
 
     let deeds = cell.deeds(&disk.path());
     let deeds: Vec<_> = deeds.iter().map(|(point, deed)| (*point, deed.as_str())).collect();
@@ -253,6 +253,8 @@ struct Clients {
     staying: Load,
     /// The first process.
     first: u32,
+    /// The descriptors that it has without them.
+    bare: Vec<String>,
 }
 
 impl Clients {
@@ -265,8 +267,14 @@ impl Clients {
         };
         let moving = moves.then(|| served(Load::of_a_long_session(&address)));
         let staying = served(Load::of_a_long_session(&address));
+        // It serves, so that its set-up is over, the pid file's included.
+        let mut bare = kinds_of_descriptors(first);
+        for _ in 0..1 + usize::from(moves) {
+            let session = bare.iter().position(|kind| kind == "socket");
+            bare.remove(session.expect("a session is a socket"));
+        }
         let short = served(Load::of_short_connections(&address, CLIENTS));
-        Self { short, moving, staying, first }
+        Self { short, moving, staying, first, bare }
     }
 
     fn end_moving(&mut self) {
