@@ -328,8 +328,10 @@ impl Cell {
             (Point::HelloHeard, Fault::FullDisk | Fault::KilledOnFullDisk) => {
                 deeds.push((Point::HelloSaid, "pass".into()));
             }
-            // The spawn has what it needs, although HELLO can be here before its answer is.
-            (Point::HelloHeard, Fault::NoDescriptors) => {
+            // The spawn has what it needs, although the successor's words can be here before its
+            // answer is.
+            (Point::Spawn | Point::Spawning, Fault::NoDescriptors) => {}
+            (_, Fault::NoDescriptors) if self.of_predecessor => {
                 deeds.insert(0, (Point::Spawned, "pass".into()));
             }
             // The ready byte is read before the nonsense is.
