@@ -85,6 +85,11 @@ pub(crate) fn play(cell: Cell) -> Outcome {
                 let orderly = actor.first_exits().success();
                 assert!(orderly || victim == first, "the predecessor has left in order");
             }
+            if outcome == Outcome::SoleOwner {
+                // It is written beside the loop, and there is nobody to be told.
+                let named = || fs::read_to_string(disk.path_of("pid")).ok();
+                until("the pid file names it", || named() == Some(format!("{pid}\n")));
+            }
             expect_clean(&mut actor, pid, &bare, &disk);
             let next = actor.upgrade();
             expect_clean(&mut actor, next, &bare, &disk);
