@@ -7,7 +7,8 @@ use log::LevelFilter;
 use tablecloth::Config;
 
 /// The help text of the common flags.
-pub(crate) const HELP: &str = "  --pid-file FILE          a file that always names the serving process
+pub(crate) const HELP: &str =
+    "  --pid-file FILE          a file that always names the serving process
   --upgrade-timeout SECS   how long a successor may take to be ready [60]
   --takeover-timeout SECS  how long the other process may take to answer [5]
   --drain-timeout SECS     how long sessions may take to end [30]
