@@ -69,6 +69,10 @@ pub const RELAY_KEPT_BYTES: usize = 64 * 1024 * 1024;
 /// application has to say of it.
 const _: () = assert!(RELAY_READ_BYTES + RELAY_LEAST_BYTES + 4096 <= STATE_BYTES);
 
+/// Descriptors that a successor needs beside what its predecessor has: what it opens in its set-up, and
+/// the sessions that come meanwhile.
+pub const SPARE_DESCRIPTORS: u64 = 8;
+
 /// How long accepting pauses when the process or the machine has no descriptor left (EMFILE,
 /// ENFILE, accept(2)). A session that ends meanwhile resumes it at once.
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);

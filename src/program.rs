@@ -7,6 +7,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use crate::error::Error;
 use crate::sys::Command;
 use crate::wire::VARIABLE;
@@ -77,6 +79,17 @@ fn locate(name: &OsStr, directory: &Path) -> Option<PathBuf> {
     }
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|place| directory.join(place).join(name)).find(runs)
+}
+
+/// How many descriptors this process has open, and how many it may have (RLIMIT_NOFILE, getrlimit(2)).
+///
+/// Counts the entries of `/proc/self/fd` (proc(5)), which takes its time where there are many: not for
+/// the loop.
+pub(crate) fn descriptors() -> io::Result<(u64, u64)> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // The directory itself is open while it is read.
+    let used = std::fs::read_dir("/proc/self/fd")?.count().saturating_sub(1);
+    Ok((used as u64, limit))
 }
 
 #[cfg(test)]

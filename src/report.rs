@@ -72,6 +72,14 @@ pub enum Cause {
     },
     /// The pid file could not be prepared for a rollback.
     PidFile(Error),
+    /// The successor would run out of descriptors: it has the same limit as this process, and needs
+    /// as many for the same listeners and sessions.
+    NoRoom {
+        /// How many descriptors this process has open.
+        used: u64,
+        /// How many it may have (RLIMIT_NOFILE, getrlimit(2)).
+        limit: u64,
+    },
     /// It exited with this status.
     Exited(i32),
     /// It was killed by this signal.
@@ -144,6 +152,11 @@ impl fmt::Display for Cause {
         match self {
             Self::NotSpawned { operation, source } => write!(f, "{operation}: {source}"),
             Self::PidFile(error) => write!(f, "{error}"),
+            Self::NoRoom { used, limit } => write!(
+                f,
+                "{used} of {limit} descriptors are in use, too many for a successor to have the same \
+                 and some more: raise RLIMIT_NOFILE",
+            ),
             Self::Exited(status) => write!(f, "the successor exited with status {status}"),
             Self::Killed(signal) => {
                 write!(f, "the successor was killed by {}", crate::sys::signal_name(*signal))

@@ -16,7 +16,6 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{pipe2, read};
 
-use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::limits;
 use crate::machine::Event;
@@ -34,7 +33,7 @@ type Answer = (Result<Spawned, NotSpawned>, Instant);
 /// What went wrong on the spawning thread.
 #[derive(Debug)]
 enum NotSpawned {
-    Before(Error),
+    Before(Cause),
     Spawn(io::Error),
 }
 
@@ -79,7 +78,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) stay: Duration,
     pub(crate) started: Instant,
     /// What has to be done first, on the spawning thread.
-    pub(crate) before: Box<dyn FnOnce() -> Result<(), Error> + Send>,
+    pub(crate) before: Box<dyn FnOnce() -> Result<(), Cause> + Send>,
 }
 
 impl Successor {
@@ -185,7 +184,7 @@ impl Successor {
                     self.process = Process::None;
                 }
                 let cause = match error {
-                    NotSpawned::Before(error) => Cause::PidFile(error),
+                    NotSpawned::Before(cause) => cause,
                     NotSpawned::Spawn(source) => {
                         let operation = format!("execute {}", self.program);
                         Cause::NotSpawned { operation, source }

@@ -464,6 +464,8 @@ fn an_upgrade_that_runs_out_of_descriptors_at_any_step_leaves_no_trace() {
         assert_eq!(actor.who(), (pid, 0), "with {free} free: {line}");
     }
     assert!(failed >= 5, "pipe, socket, pidfd: {failed} failures");
+    // Before a successor meets the limit, it is refused in words.
+    assert!(actor.has("descriptors are in use, too many for a successor"));
 }
 
 #[test]

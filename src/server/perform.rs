@@ -11,6 +11,7 @@ use crate::handler::{Context, Handler};
 use crate::limits;
 use crate::machine::{Action, Drain, Event, State, Timer, Verdict};
 use crate::pid_file::PidFile;
+use crate::program;
 use crate::report::{Cause, Failure, Report, Stage, Timings};
 use crate::signals;
 use crate::successor::{Plan, Successor};
@@ -250,7 +251,9 @@ impl<H: Handler> Server<H> {
             before: Box::new(move || {
                 // An error says that the thread has ended, which is as good.
                 let _ = writing.map(|writing| writing.recv());
-                pid_file.map_or(Ok(()), |pid_file| pid_file.keep_spare())
+                check_room()?;
+                let spare = pid_file.map_or(Ok(()), |pid_file| pid_file.keep_spare());
+                spare.map_err(Cause::PidFile)
             }),
         });
         match started {
@@ -452,6 +455,17 @@ impl<H: Handler> Server<H> {
                 pid_file.forget(pid, false);
             }
         }
+    }
+}
+
+/// Whether a successor could have what this process has. Where that cannot be found out, the spawn
+/// will tell.
+fn check_room() -> Result<(), Cause> {
+    match program::descriptors() {
+        Ok((used, limit)) if used + limits::SPARE_DESCRIPTORS > limit => {
+            Err(Cause::NoRoom { used, limit })
+        }
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
