@@ -189,7 +189,7 @@ impl fmt::Display for Cause {
 }
 
 /// Milliseconds with three places: the unit and the precision that an upgrade is thought about in.
-struct Milliseconds(Duration);
+pub(crate) struct Milliseconds(pub(crate) Duration);
 
 impl fmt::Display for Milliseconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

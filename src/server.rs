@@ -1,9 +1,10 @@
 //! The reactor: what a user makes, sets up and runs.
 //!
-//! `turn` polls and dispatches, `perform` does what the machine says, `handoff` moves sessions; they
-//! are parts of this noun.
+//! `turn` polls and dispatches, `perform` does what the machine says, `handoff` moves sessions and
+//! `moves` tells of it; they are parts of this noun.
 
 mod handoff;
+mod moves;
 mod perform;
 mod turn;
 
@@ -40,6 +41,7 @@ use crate::timers::Timers;
 use crate::token::{Kind as Source, Token};
 use crate::wire::{Kind, NO_SCHEMAS, SchemaRange};
 use handoff::InFlight;
+use moves::Moves;
 
 /// A server whose process can be replaced while it serves.
 ///
@@ -104,13 +106,16 @@ pub struct Server<H: Handler> {
     in_flight: VecDeque<InFlight>,
     /// Packets of sessions that were sent.
     packets: u32,
-    /// Sessions that have moved in this upgrade.
-    moved: u64,
+    /// What has moved to the successor, since it is proven.
+    moves: Option<Moves>,
+    /// Sessions that were taken over from the predecessor.
+    adopted: usize,
     /// When a draining process asks its sessions again.
     next_sweep: Option<Instant>,
     /// Whether the handoff had more to say than a turn's budget.
     handoff_left: bool,
-    /// The longest turn since the upgrade was requested.
+    /// The longest turn since the upgrade was requested, since sessions began to move, or since the
+    /// first of them was taken over: whichever was last.
     longest_turn: Duration,
     stale_events: u64,
     started: bool,
@@ -240,7 +245,8 @@ impl<H: Handler> Server<H> {
             moving: Walk::Drain,
             in_flight: VecDeque::new(),
             packets: 0,
-            moved: 0,
+            moves: None,
+            adopted: 0,
             next_sweep: None,
             handoff_left: false,
             longest_turn: Duration::ZERO,

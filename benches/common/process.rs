@@ -93,7 +93,7 @@ pub(crate) fn reap(pid: Pid) -> Result<(), String> {
 }
 
 /// The children of a process's main thread, which inherits those of threads that have ended.
-fn children(pid: Pid) -> Vec<Pid> {
+pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     let pid = pid.as_raw_pid();
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?)).collect()

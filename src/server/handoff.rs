@@ -6,13 +6,16 @@
 //! successor that has died without a word, comes back here as if it had never left.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use super::moves::Moves;
 use super::{Server, Sweep, Walk};
 use crate::fault::{self, Point};
 use crate::handler::{Context, Handler, Packed};
 use crate::io_event::IoEvent;
 use crate::limits;
 use crate::machine::{Event, State};
+use crate::report::Milliseconds;
 use crate::stream::Stream;
 use crate::wire::{Ack, SessionEntry, Sessions};
 
@@ -21,17 +24,24 @@ pub(super) struct InFlight {
     packet: u32,
     /// The attempt whose successor it was sent to.
     attempt: u32,
+    /// When the first of the sessions was taken out of the loop.
+    since: Instant,
     sessions: Vec<Packed>,
 }
 
 /// A packet that is being filled.
-#[derive(Default)]
 struct Load {
+    since: Instant,
     sessions: Vec<Packed>,
     bytes: usize,
 }
 
 impl Load {
+    /// Made when its first session is about to be taken out of the loop.
+    fn new() -> Self {
+        Self { since: Instant::now(), sessions: Vec::new(), bytes: 0 }
+    }
+
     fn is_full(&self) -> bool {
         self.sessions.len() >= limits::SESSIONS_PER_PACKET
     }
@@ -79,7 +89,7 @@ impl<H: Handler> Server<H> {
     /// Hands over as many sessions as the window allows, from where the sweep stands. Those that
     /// cannot move now are asked to drain. Answers whether the sweep has come to its end.
     pub(super) fn move_sessions(&mut self, sweep: &mut Sweep) -> bool {
-        let mut load = Load::default();
+        let mut load = Load::new();
         for _ in 0..limits::DRAINS_PER_TURN {
             if self.is_window_full() || load.is_full() {
                 break;
@@ -92,7 +102,7 @@ impl<H: Handler> Server<H> {
             match self.pack(token.index) {
                 Some(packed) if load.has_room_for(&packed) => load.add(packed),
                 Some(packed) => {
-                    self.send_sessions(std::mem::take(&mut load));
+                    self.send_sessions(std::mem::replace(&mut load, Load::new()));
                     load.add(packed);
                 }
                 None => {
@@ -166,9 +176,9 @@ impl<H: Handler> Server<H> {
         let packet = self.packets;
         match successor.send_sessions(Sessions { packet, sessions }, &sockets) {
             Ok(()) => {
-                let (attempt, sessions) = (self.attempts, load.sessions);
+                let (attempt, since, sessions) = (self.attempts, load.since, load.sessions);
                 let first = self.in_flight.is_empty();
-                self.in_flight.push_back(InFlight { packet, attempt, sessions });
+                self.in_flight.push_back(InFlight { packet, attempt, since, sessions });
                 fault::at(Point::SessionsSent);
                 if first {
                     self.feed(Event::SessionsSent);
@@ -185,6 +195,10 @@ impl<H: Handler> Server<H> {
 
     /// What the successor of that attempt has taken is its own, and what it has refused stays.
     pub(super) fn hear_acks(&mut self, attempt: u32, acks: Vec<Ack>) {
+        if acks.is_empty() {
+            return;
+        }
+        let now = Instant::now();
         for Ack { packet, refused } in acks {
             let of_it = |sent: &InFlight| (sent.packet, sent.attempt) == (packet, attempt);
             let Some(place) = self.in_flight.iter().position(of_it) else {
@@ -193,13 +207,18 @@ impl<H: Handler> Server<H> {
             };
             fault::at(Point::AckHeard);
             let Some(sent) = self.in_flight.remove(place) else { continue };
+            let mut moved = 0;
             for (place, packed) in (0u8..).zip(sent.sessions) {
                 if refused.contains(&place) {
                     log::warn!("the successor refused a session, which stays and drains.");
                     self.take_back(packed, true);
                 } else {
-                    self.moved += 1;
+                    moved += 1;
                 }
+            }
+            // The last words of a successor that is dead already are no part of this handoff.
+            if let Some(moves) = self.moves.as_mut().filter(|_| attempt == self.attempts) {
+                moves.note(sent.since, now, moved);
             }
         }
     }
@@ -263,7 +282,9 @@ impl<H: Handler> Server<H> {
             }
             let answer = Ack { packet: packet.packet, refused };
             let heard = self.predecessor.as_ref().is_some_and(|p| p.acknowledge(answer));
-            if !heard {
+            if heard {
+                self.note_adopted(adopted.len());
+            } else {
                 log::error!(
                     "the predecessor does not read: {} sessions stay its own",
                     adopted.len()
@@ -291,5 +312,34 @@ impl<H: Handler> Server<H> {
         let walk = if self.can_move_sessions() { Walk::Move } else { Walk::Drain };
         self.sweep = Some(Sweep { next: 0, walk });
         self.moving = walk;
+        self.moves = Some(Moves::new(self.shared.now));
+        // From here the turn under way counts too.
+        self.longest_turn = Duration::ZERO;
+    }
+
+    /// Says what has moved, if anything has.
+    pub(super) fn tell_of_moves(&mut self) {
+        if let Some(summary) = self.moves.take().and_then(Moves::summary) {
+            log::info!("{summary}; longest turn {}.", Milliseconds(self.longest_turn_by_now()));
+        }
+    }
+
+    fn note_adopted(&mut self, sessions: usize) {
+        if self.adopted == 0 {
+            // From here the turn under way counts too.
+            self.longest_turn = Duration::ZERO;
+        }
+        self.adopted += sessions;
+    }
+
+    /// Says what was taken over, if anything was.
+    pub(super) fn tell_of_adopted(&self) {
+        if self.adopted > 0 {
+            log::info!(
+                "took {} sessions over; longest turn {}.",
+                self.adopted,
+                Milliseconds(self.longest_turn_by_now()),
+            );
+        }
     }
 }

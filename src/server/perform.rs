@@ -176,8 +176,8 @@ impl<H: Handler> Server<H> {
                 }
             }
             Action::ResumeAccepting => {
-                // Whoever accepts does not drain.
-                (self.sweep, self.next_sweep) = (None, None);
+                // Whoever accepts does not drain, and what has moved has ended with the successor.
+                (self.sweep, self.next_sweep, self.moves) = (None, None, None);
                 self.listeners.resume(&self.registry);
             }
             Action::PauseAccepting => {
@@ -335,9 +335,7 @@ impl<H: Handler> Server<H> {
         &mut self,
         outcome: fn(&mut Successor, Instant, Duration) -> Result<Timings, Failure>,
     ) -> Option<Report> {
-        let now = Instant::now();
-        let this_turn = now.saturating_duration_since(self.shared.now);
-        let longest_turn = self.longest_turn.max(this_turn);
+        let (now, longest_turn) = (Instant::now(), self.longest_turn_by_now());
         let successor = self.successor.as_mut()?;
         Some(Report {
             from: std::process::id(),
@@ -416,14 +414,25 @@ impl<H: Handler> Server<H> {
                 // One that was killed could not take away what it kept for a rollback.
                 pid_file.forget(predecessor.pid, false);
             }
+            self.tell_of_adopted();
             fault::at(Point::Alone);
             self.predecessor_watch.announce();
             self.handler.predecessor_gone(&mut Context { shared: &mut self.shared });
         }
     }
 
-    pub(super) fn upgrade_is_under_way(&self) -> bool {
-        matches!(self.state(), State::Upgrading | State::Draining(Drain::Committed))
+    /// Whether this is a turn that an upgrade may make longer than others.
+    pub(super) fn turn_counts(&self) -> bool {
+        match self.state() {
+            State::Upgrading | State::Draining(Drain::Committed | Drain::Proven) => true,
+            State::Running => self.predecessor.is_some(),
+            State::Draining(Drain::Probation | Drain::Shutdown) | State::Exited => false,
+        }
+    }
+
+    /// The turn under way included.
+    pub(super) fn longest_turn_by_now(&self) -> Duration {
+        self.longest_turn.max(self.shared.now.elapsed())
     }
 
     /// `Exited`: the listeners' last copies go, and the log says what ended.
@@ -432,6 +441,7 @@ impl<H: Handler> Server<H> {
             let deadline = self.config.takeover_timeout;
             self.failure = Some(Error::NotCommitted { deadline });
         }
+        self.tell_of_moves();
         match before {
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven) => {
                 fault::at(Point::Leaving);

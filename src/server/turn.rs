@@ -60,8 +60,8 @@ impl<H: Handler> Server<H> {
             self.take_requests();
             self.expire_timers();
             self.free_slots();
-            if self.upgrade_is_under_way() {
-                self.longest_turn = self.longest_turn.max(self.shared.now.elapsed());
+            if self.turn_counts() {
+                self.longest_turn = self.longest_turn_by_now();
             }
         }
         match (self.state(), self.failure.take()) {

@@ -1,0 +1,100 @@
+//! What the log says of sessions that moved: how long it took, and how long each stood still.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::report::Milliseconds;
+
+/// The sessions that this process has handed over to its successor.
+pub(super) struct Moves {
+    began: Instant,
+    /// When the last of them had its answer.
+    ended: Instant,
+    /// For each packet, how long its sessions stood still, and how many of them moved. There are no
+    /// more packets than there were sessions, because who hands over gets no new ones.
+    packets: Vec<(Duration, usize)>,
+}
+
+impl Moves {
+    pub(super) fn new(began: Instant) -> Self {
+        Self { began, ended: began, packets: Vec::new() }
+    }
+
+    /// A packet whose first session was taken out of the loop at `since`, and whose answer is here
+    /// `now`: the clock is read for packets and not for sessions, of which that is the longest time.
+    pub(super) fn note(&mut self, since: Instant, now: Instant, sessions: usize) {
+        if sessions > 0 {
+            self.ended = now;
+            self.packets.push((now.saturating_duration_since(since), sessions));
+        }
+    }
+
+    /// The line for the log, if any have moved.
+    pub(super) fn summary(mut self) -> Option<Summary> {
+        self.packets.sort_unstable();
+        let (longest, _) = self.packets.last().copied()?;
+        let sessions: usize = self.packets.iter().map(|(_, sessions)| sessions).sum();
+        let mut so_far = 0;
+        let middle = self.packets.iter().find(|(_, moved)| {
+            so_far += moved;
+            2 * so_far >= sessions
+        });
+        let median = middle.map_or(longest, |(stood_still, _)| *stood_still);
+        let took = self.ended.saturating_duration_since(self.began);
+        Some(Summary { sessions, took, longest, median })
+    }
+}
+
+/// `moved 10000 sessions in 61.200 ms, each stood still for at most 0.912 ms, median 0.301 ms`
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Summary {
+    sessions: usize,
+    took: Duration,
+    longest: Duration,
+    /// Of the sessions, not of the packets.
+    median: Duration,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "moved {} sessions in {}, each stood still for at most {}, median {}",
+            self.sessions,
+            Milliseconds(self.took),
+            Milliseconds(self.longest),
+            Milliseconds(self.median),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn milliseconds(count: u64) -> Duration {
+        Duration::from_millis(count)
+    }
+
+    #[test]
+    fn nothing_is_said_if_nothing_moved() {
+        let start = Instant::now();
+        let mut moves = Moves::new(start);
+        moves.note(start, start + milliseconds(1), 0);
+        assert_eq!(moves.summary(), None);
+    }
+
+    #[test]
+    fn the_median_is_that_of_the_sessions_and_not_of_the_packets() {
+        let start = Instant::now();
+        let mut moves = Moves::new(start);
+        moves.note(start, start + milliseconds(1), 1);
+        moves.note(start, start + milliseconds(2), 1);
+        moves.note(start + milliseconds(3), start + milliseconds(8), 32);
+        let line = moves.summary().expect("34 moved").to_string();
+        assert_eq!(
+            line,
+            "moved 34 sessions in 8.000 ms, each stood still for at most 5.000 ms, median 5.000 ms"
+        );
+    }
+}
