@@ -15,6 +15,7 @@ mod load;
 #[path = "move/log.rs"]
 mod log;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -116,7 +117,8 @@ struct Server {
 
 /// What was seen of one upgrade.
 struct Upgrade {
-    /// When probation ended, and when the predecessor was dead.
+    /// When probation ended, by the log and so a millisecond late at most, and when the predecessor
+    /// was dead.
     from: Instant,
     to: Instant,
     /// The predecessor's word, in milliseconds: how long all of it took, how long a session stood
@@ -250,23 +252,25 @@ impl Moved {
              turns {TURN_MS} ms"
         );
         println!();
-        // Those that were under way while sessions moved, and those that were not.
-        let moves = |ping: &load::Ping| {
-            let ended = ping.sent + ping.took;
-            self.upgrades.iter().any(|upgrade| ping.sent < upgrade.to && ended > upgrade.from)
-        };
-        let (meanwhile, calm): (Vec<&load::Ping>, Vec<&load::Ping>) =
-            self.outcome.pings.iter().partition(|ping| moves(ping));
         head("ms of a busy one's echo", ["median", "99 %", "most", "echoes"]);
-        for (name, pings) in [("while sessions move", meanwhile), ("otherwise", calm)] {
-            let mut times: Vec<f64> = pings.iter().map(|ping| milliseconds(&ping.took)).collect();
-            times.sort_by(f64::total_cmp);
-            let at = |part: f64| times.get((times.len() as f64 * part) as usize).copied();
-            let figures = [at(0.5), at(0.99), times.last().copied()];
-            let [middle, most_of, most] =
-                figures.map(|figure| format!("{:.3}", figure.unwrap_or(f64::NAN)));
-            line(name, [middle, most_of, most, times.len().to_string()]);
+        // Those that were under way while sessions moved, and those that were not; and of each
+        // session in each upgrade the longest, which bounds how long it stood still.
+        let (mut meanwhile, mut calm, mut longest) = (Vec::new(), Vec::new(), HashMap::new());
+        for ping in &self.outcome.pings {
+            let ended = ping.sent + ping.took;
+            let moves = |upgrade: &Upgrade| ping.sent < upgrade.to && ended > upgrade.from;
+            match self.upgrades.iter().position(moves) {
+                Some(upgrade) => {
+                    meanwhile.push(ping.took);
+                    let of_it = longest.entry((upgrade, ping.session)).or_insert(Duration::ZERO);
+                    *of_it = ping.took.max(*of_it);
+                }
+                None => calm.push(ping.took),
+            }
         }
+        echoes("otherwise", calm);
+        echoes("while sessions move", meanwhile);
+        echoes("  the longest of a session", longest.into_values().collect());
         println!();
         println!("broken: {}", self.outcome.broken.len());
         println!();
@@ -274,4 +278,12 @@ impl Moved {
         let short = short.map(|upgrade| format!("{} of {sessions} sessions moved", upgrade.moved));
         self.outcome.broken.iter().take(10).cloned().chain(short).collect()
     }
+}
+
+fn echoes(name: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |part: f64| times.get((times.len() as f64 * part) as usize);
+    let figure = |time: Option<&Duration>| format!("{:.3}", time.map_or(f64::NAN, milliseconds));
+    let [middle, most_of, most] = [at(0.5), at(0.99), times.last()].map(figure);
+    line(name, [middle, most_of, most, times.len().to_string()]);
 }

@@ -228,3 +228,26 @@ fn a_session_that_one_successor_has_refused_is_offered_to_the_next_one() {
     actor.wait_for("the successor refused a session");
     assert_eq!(owners(&mut clients), [first; 2]);
 }
+
+#[test]
+fn the_log_says_how_many_sessions_moved_and_how_long_they_stood_still() {
+    let mut actor = moving().serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, SESSIONS_PER_PACKET + 1);
+    actor.fault(Point::SessionsHeard, "kill");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("failed in draining: the successor was killed by SIGKILL");
+    assert_eq!(owners(&mut clients), [first; SESSIONS_PER_PACKET + 1]);
+    assert!(!actor.has("stood still"), "nothing has moved yet");
+    actor.signal(first, Signal::SIGHUP);
+    let moved = format!("moved {} sessions in ", SESSIONS_PER_PACKET + 1);
+    let line = actor.wait_for(&moved);
+    let rest = [" ms, each stood still for at most ", " ms, median ", " ms; longest turn ", " ms."];
+    assert!(rest.iter().all(|words| line.contains(words)), "{line}");
+    actor.wait_for(&format!("took {} sessions over; longest turn ", SESSIONS_PER_PACKET + 1));
+    actor.wait_for("alone");
+    // And of none there is nothing to say.
+    drop(clients);
+    actor.upgrade();
+    assert_eq!((actor.count("stood still"), actor.count("sessions over;")), (1, 1));
+}

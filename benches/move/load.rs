@@ -27,6 +27,7 @@ const ASKED_AT_A_TIME: usize = 64;
 /// An echo that a busy session has waited for.
 #[derive(Clone, Copy)]
 pub(crate) struct Ping {
+    pub(crate) session: usize,
     pub(crate) sent: Instant,
     pub(crate) took: Duration,
 }
@@ -87,7 +88,7 @@ impl Load {
 
 struct Client {
     stream: TcpStream,
-    /// `None` once it is broken.
+    /// Not broken.
     alive: bool,
     /// When the message was sent whose echo it waits for.
     sent: Option<Instant>,
@@ -211,8 +212,8 @@ impl Clients {
         self.broken.push(format!("{kind} session {key}: {what}"));
     }
 
-    /// Sessions that have not answered for too long. Only the busy ones are many times at it, and
-    /// of the idle ones few at a time, so that to look at all now and then is enough.
+    /// Gives up sessions that have not answered for too long. It looks at all of them, and so only
+    /// while somebody waits for an answer.
     fn give_up(&mut self, now: Instant) {
         if self.answer.is_none() {
             return;
@@ -278,7 +279,7 @@ impl Clients {
                 self.under_way -= 1;
                 self.asked += 1;
             } else {
-                self.pings.push(Ping { sent, took: sent.elapsed() });
+                self.pings.push(Ping { session: key, sent, took: sent.elapsed() });
             }
         }
         Ok(())
