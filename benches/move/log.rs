@@ -60,8 +60,8 @@ impl Log {
         }
     }
 
-    /// What was said behind the mark at level warn or error has no mark of its own: it is what
-    /// these servers do not say when all is well.
+    /// What these servers do not say when all is well. The lines do not name their level, so that it
+    /// is known by its words.
     pub(crate) fn complaints(&self) -> impl Iterator<Item = &str> {
         const BAD: [&str; 6] =
             ["refused", "lost", "come back", "failed", "does not read", "stay and drain"];
