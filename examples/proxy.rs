@@ -123,7 +123,7 @@ fn serve(mut options: Options) -> Result<(), String> {
     server.run().map_err(|error| error.to_string())
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let (status, error) = match options::parse(lexopt::Parser::from_env()) {
         Ok(None) => {
             println!("{}\n{}", options::HELP, common::options::HELP);

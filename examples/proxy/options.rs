@@ -6,8 +6,8 @@ use lexopt::Parser;
 use tablecloth::limits;
 use tablecloth::relay::Patience;
 
-use crate::common::options::{self, Common};
-use crate::session::Settings;
+use super::common::options::{self, Common};
+use super::session::Settings;
 
 /// The help text, without the common flags.
 pub(crate) const HELP: &str = "\

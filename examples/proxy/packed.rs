@@ -8,8 +8,8 @@ use std::time::Instant;
 use tablecloth::relay::{self, Pool, Relay};
 use tablecloth::{Address, Packed};
 
-use crate::routes::{Route, Upstream};
-use crate::session::ProxySession;
+use super::routes::{Route, Upstream};
+use super::session::ProxySession;
 
 /// The form of a packed session; the relay's is a part of it.
 pub(crate) const SCHEMA: u32 = relay::SCHEMA;

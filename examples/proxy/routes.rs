@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tablecloth::Address;
 use tablecloth::limits::NAME_BYTES;
 
-use crate::options::Options;
+use super::options::Options;
 
 /// The longest line of a file of routes, in bytes, and the most lines.
 const LINE_BYTES: usize = 4096;

@@ -7,8 +7,8 @@ use std::time::Instant;
 use tablecloth::relay::{Patience, Pool, Relay, Turn};
 use tablecloth::{Accepted, Address, Context, IoEvent, Packed, Stream, Verdict};
 
-use crate::routes::{Route, Upstream};
-use crate::{header, packed};
+use super::routes::{Route, Upstream};
+use super::{header, packed};
 
 /// What holds for every session.
 #[derive(Clone, Copy, Debug)]
