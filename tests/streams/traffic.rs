@@ -21,7 +21,10 @@ use crate::harness::PATIENCE;
 /// A chunk has from 1 byte to so many.
 const CHUNK_BITS: u32 = 16;
 const LONGEST_PAUSE: Duration = Duration::from_millis(30);
-/// One stream in so many is sent without a pause, and one is read slowly.
+/// A sender pauses after one chunk of so many, on average.
+const PAUSE_EVERY: u32 = 2;
+const PAUSE_EVERY_IN_BULK: u32 = 32;
+/// One stream in so many is sent in bulk, and one is read slowly.
 const BULK_EVERY: u32 = 9;
 const SLOW_EVERY: u32 = 5;
 /// In one session of so many, one stream ends early, and the session is half-closed from then on.
@@ -218,7 +221,8 @@ impl Shared {
                     }
                 }
             }
-            if !plan.is_bulk && random.bool() {
+            let pause_every = if plan.is_bulk { PAUSE_EVERY_IN_BULK } else { PAUSE_EVERY };
+            if random.u32(..pause_every) == 0 {
                 thread::sleep(LONGEST_PAUSE.mul_f64(random.f64()));
             }
         }
