@@ -26,7 +26,7 @@ use harness::{Actor, PATIENCE, Start, descriptors_of, is_alive, state_of, until}
 use nix::sys::signal::Signal;
 use tablecloth::fault::Point;
 use tablecloth::limits::SESSIONS_PER_PACKET;
-use traffic::{Part, Report, Traffic, Way};
+use traffic::{Part, Report, Traffic, Way, Wire};
 
 /// In one upgrade of so many the successor is killed, where it is.
 const KILL_EVERY: u32 = 3;
@@ -102,12 +102,13 @@ struct Trial {
     random: fastrand::Rng,
     began: Instant,
     proxy: Actor,
-    address: SocketAddrV4,
+    /// Where clients connect that are led to the upstream by TCP, and by a Unix socket.
+    addresses: [SocketAddrV4; 2],
     traffic: Traffic,
     /// So many at any time.
     count: usize,
-    /// Those that must come to a good end, by their clients' ports.
-    sessions: BTreeMap<u16, u32>,
+    /// Those that must come to a good end, by their connections to the proxy.
+    sessions: BTreeMap<Wire, u32>,
     /// Those that a killed successor had acknowledged.
     lost: BTreeSet<u32>,
     upgrades: u32,
@@ -121,22 +122,26 @@ impl Trial {
             |text| text.parse().unwrap_or_else(|error| panic!("SEED={text}: {error}")),
         );
         println!("SEED={seed}");
-        let traffic = Traffic::start(seed);
         let start = Start::program(program).pid_file();
+        let traffic = Traffic::start(seed, &start.path_of("upstream"));
+        let [tcp, unix] = &traffic.upstreams;
         let faults = start.path_of("faults");
         let mut proxy = start
             .env("FAULTS", &faults)
-            .args(&["--listen", "127.0.0.1:0", "--to", &traffic.upstream.to_string()])
+            .args(&["--listen", "127.0.0.1:0", "--to", tcp])
+            .args(&["--listen", "127.0.0.2:0", "--to", unix])
             .args(&["--probation", "0.02"])
             .spawn();
-        proxy.wait_for("listening on");
-        let address = proxy.address().parse().expect("an address");
+        let addresses = [(); 2].map(|()| {
+            let line = proxy.wait_for("listening on");
+            line.rsplit(' ').next().and_then(|text| text.parse().ok()).expect("an address")
+        });
         let mut trial = Self {
             seed,
             random: fastrand::Rng::with_seed(seed),
             began: Instant::now(),
             proxy,
-            address,
+            addresses,
             traffic,
             count,
             sessions: BTreeMap::new(),
@@ -150,8 +155,8 @@ impl Trial {
 
     fn open_sessions(&mut self) {
         while self.sessions.len() < self.count {
-            let (session, port) = self.traffic.open(self.address);
-            self.sessions.insert(port, session);
+            let (session, wire) = self.traffic.open(self.addresses);
+            self.sessions.insert(wire, session);
         }
     }
 
@@ -169,7 +174,7 @@ impl Trial {
         until("the old process is gone", || !is_alive(old));
         let new = self.serving();
         assert_ne!(new, old);
-        assert_eq!(self.held_by(new), self.ports(), "every session is in the new process's hand");
+        assert_eq!(self.held_by(new), self.wires(), "every session is in the new process's hand");
         self.upgrades += 1;
     }
 
@@ -191,13 +196,13 @@ impl Trial {
         until("the pid file names the old process again", || self.serving() == old);
 
         let left = self.held_by(old);
-        let lost: BTreeSet<_> = self.ports().difference(&left).copied().collect();
+        let lost: BTreeSet<_> = self.wires().difference(&left).copied().collect();
         assert!(lost.is_subset(&taken), "{point:?}: lost {lost:?} of {taken:?}");
         let most = if point == Point::AckSaid { SESSIONS_PER_PACKET } else { 0 };
         assert!(lost.len() <= most, "{point:?}: {lost:?}");
         assert_eq!(lost.is_empty(), most == 0, "{point:?}");
-        for port in lost {
-            self.lost.extend(self.sessions.remove(&port));
+        for wire in lost {
+            self.lost.extend(self.sessions.remove(&wire));
         }
         self.upgrades += 1;
         self.kills += 1;
@@ -210,21 +215,22 @@ impl Trial {
         text.trim().parse().expect("a process id")
     }
 
-    fn ports(&self) -> BTreeSet<u16> {
+    fn wires(&self) -> BTreeSet<Wire> {
         self.sessions.keys().copied().collect()
     }
 
-    /// The sessions that have their downstream socket in this process, by their clients' ports.
-    fn held_by(&self, pid: u32) -> BTreeSet<u16> {
+    /// Clients' connections that are open in this process.
+    fn held_by(&self, pid: u32) -> BTreeSet<Wire> {
         let own: BTreeSet<_> = descriptors_of(pid).into_iter().collect();
         let table = fs::read_to_string("/proc/net/tcp").expect("proc");
         // sl local_address rem_address st queues timer retrnsmt uid timeout inode (proc(5)); of a
         // listener's peer the port is 0.
         let sockets = table.lines().skip(1).filter_map(|line| {
             let fields: Vec<_> = line.split_whitespace().collect();
+            let wire = (address_of(fields[1]), address_of(fields[2]));
             let is_own = own.contains(&format!("socket:[{}]", fields.get(9)?));
-            let (local, peer) = (port_of(fields[1]), port_of(fields[2]));
-            (is_own && local == self.address.port() && peer != 0).then_some(peer)
+            let is_client = self.addresses.contains(&wire.0) && wire.1.port() != 0;
+            (is_own && is_client).then_some(wire)
         });
         sockets.collect()
     }
@@ -272,8 +278,10 @@ impl Trial {
     }
 }
 
-/// The port at the end of an address in the kernel's table.
-fn port_of(address: &str) -> u16 {
-    let (_, port) = address.rsplit_once(':').expect("a port");
-    u16::from_str_radix(port, 16).expect("a number")
+/// An address in the kernel's table: the four bytes of the number, in memory, are those of the
+/// address.
+fn address_of(text: &str) -> SocketAddrV4 {
+    let (ip, port) = text.split_once(':').expect("an address and a port");
+    let ip = u32::from_str_radix(ip, 16).expect("a number").to_ne_bytes();
+    SocketAddrV4::new(ip.into(), u16::from_str_radix(port, 16).expect("a number"))
 }

@@ -1,9 +1,12 @@
 //! Sessions: a client, an upstream, and a stream from each to the other, which do not wait for each
 //! other. All four ends count, compare and digest what passes them, and report it when it is over.
+//! TCP and Unix sockets are read and written alike, as files.
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::{SocketAddrV4, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,8 +14,10 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::socket::{
-    self, AddressFamily, SockFlag, SockType, SockaddrIn, setsockopt, socket, sockopt,
+    self, AddressFamily, Shutdown, SockFlag, SockType, SockaddrIn, getsockname, setsockopt,
+    shutdown, socket, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 use sha2::{Digest, Sha256};
 
 use crate::contents::Contents;
@@ -24,9 +29,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(30);
 /// A sender pauses after one chunk of so many, on average.
 const PAUSE_EVERY: u32 = 2;
 const PAUSE_EVERY_IN_BULK: u32 = 32;
-/// One stream in so many is sent in bulk, and one is read slowly.
-const BULK_EVERY: u32 = 9;
-const SLOW_EVERY: u32 = 5;
+/// One stream in so many is read slowly. It is sent in bulk, and so are others.
+const SLOW_EVERY: u32 = 3;
+const BULK_EVERY: u32 = 8;
 /// In one session of so many, one stream ends early, and the session is half-closed from then on.
 const EARLY_EVERY: u32 = 4;
 /// What a slow reader has room for, and what it reads at a time.
@@ -78,6 +83,7 @@ impl Plan {
     fn of(seed: u64, session: u32, way: Way) -> Self {
         let place = session * 2 + u32::from(way == Way::Back);
         let mut random = fastrand::Rng::with_seed(seed ^ (u64::from(place) << 40));
+        let is_slowly_read = place % SLOW_EVERY == 0;
         // At most one of a session's two streams.
         let early_way = if (session / EARLY_EVERY) % 2 == 0 { Way::There } else { Way::Back };
         Self {
@@ -86,8 +92,8 @@ impl Plan {
             seed: random.u64(..),
             least: random.u64(1..500_000),
             is_early: session % EARLY_EVERY == 1 && way == early_way,
-            is_bulk: place % BULK_EVERY == 0,
-            is_slowly_read: place % SLOW_EVERY == 0,
+            is_bulk: place % BULK_EVERY == 0 || is_slowly_read,
+            is_slowly_read,
         }
     }
 
@@ -113,10 +119,14 @@ impl Tally {
     }
 }
 
+/// A session's connection to the proxy: the proxy's address, and its client's.
+pub(crate) type Wire = (SocketAddrV4, SocketAddrV4);
+
 /// All sessions of a test.
 pub(crate) struct Traffic {
     shared: Arc<Shared>,
-    pub(crate) upstream: SocketAddr,
+    /// By TCP and by a Unix socket: the relay keeps what is not taken of what came by the latter.
+    pub(crate) upstreams: [String; 2],
     begun: Receiver<u32>,
     pub(crate) reports: Receiver<Report>,
     sessions: u32,
@@ -131,34 +141,32 @@ struct Shared {
 }
 
 impl Traffic {
-    /// Starts the upstream.
-    pub(crate) fn start(seed: u64) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
-        let upstream = listener.local_addr().expect("an address");
+    /// Starts the upstreams, one of them at that path.
+    pub(crate) fn start(seed: u64, path: &str) -> Self {
+        let tcp = TcpListener::bind("127.0.0.1:0").expect("listens");
+        let unix = UnixListener::bind(path).expect("listens");
+        let upstreams = [tcp.local_addr().expect("an address").to_string(), format!("unix:{path}")];
         let ((begin, begun), (report, reports)) = (channel(), channel());
         let shared = Arc::new(Shared { seed, over: AtomicBool::new(false), begin, report });
         let own = Arc::clone(&shared);
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let own = Arc::clone(&own);
-                spawn(move || own.serve(stream));
-            }
-        });
-        Self { shared, upstream, begun, reports, sessions: 0 }
+        spawn(move || tcp.incoming().flatten().for_each(|stream| own.begin(stream.into())));
+        let own = Arc::clone(&shared);
+        spawn(move || unix.incoming().flatten().for_each(|stream| own.begin(stream.into())));
+        Self { shared, upstreams, begun, reports, sessions: 0 }
     }
 
-    /// Opens one more session and waits until its upstream knows of it. Answers its number and its
-    /// client's port.
-    pub(crate) fn open(&mut self, proxy: SocketAddrV4) -> (u32, u16) {
+    /// Opens one more session and waits until its upstream knows of it.
+    pub(crate) fn open(&mut self, proxy: [SocketAddrV4; 2]) -> (u32, Wire) {
         let session = self.sessions;
         self.sessions += 1;
+        let proxy = proxy[session as usize % 2];
         let mut client = connect(proxy, &Plan::of(self.shared.seed, session, Way::Back));
-        let port = client.local_addr().expect("an address").port();
+        let own: SockaddrIn = getsockname(client.as_raw_fd()).expect("an address");
         client.write_all(&session.to_le_bytes()).expect("sent");
         self.shared.stream(client, session, Way::There);
         let begun = self.begun.recv_timeout(PATIENCE).expect("the upstream hears of it");
         assert_eq!(begun, session);
-        (session, port)
+        (session, (proxy, own.into()))
     }
 
     pub(crate) fn end(&self) {
@@ -168,19 +176,22 @@ impl Traffic {
 
 impl Shared {
     /// The upstream's side of a session; its number comes first.
-    fn serve(self: Arc<Self>, mut stream: TcpStream) {
-        let mut number = [0; 4];
-        stream.read_exact(&mut number).expect("its number");
-        let session = u32::from_le_bytes(number);
-        self.stream(stream, session, Way::Back);
-        let _ = self.begin.send(session);
+    fn begin(self: &Arc<Self>, stream: OwnedFd) {
+        let (own, mut stream) = (Arc::clone(self), File::from(stream));
+        spawn(move || {
+            let mut number = [0; 4];
+            stream.read_exact(&mut number).expect("its number");
+            let session = u32::from_le_bytes(number);
+            own.stream(stream, session, Way::Back);
+            let _ = own.begin.send(session);
+        });
     }
 
     /// Sends in that direction and reads in the other.
-    fn stream(self: &Arc<Self>, stream: TcpStream, session: u32, way: Way) {
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.set_nodelay(true).expect("set");
+    fn stream(self: &Arc<Self>, stream: File, session: u32, way: Way) {
+        let patience = TimeVal::seconds(PATIENCE.as_secs() as i64);
+        setsockopt(&stream, sockopt::ReceiveTimeout, &patience).expect("a timeout");
+        setsockopt(&stream, sockopt::SendTimeout, &patience).expect("a timeout");
         let other = if way == Way::There { Way::Back } else { Way::There };
         let (sends, reads) =
             (Plan::of(self.seed, session, way), Plan::of(self.seed, session, other));
@@ -201,7 +212,7 @@ impl Shared {
         self.over.load(Ordering::Relaxed)
     }
 
-    fn send(&self, mut stream: TcpStream, plan: &Plan) -> Tally {
+    fn send(&self, mut stream: File, plan: &Plan) -> Tally {
         let mut random = fastrand::Rng::with_seed(plan.seed ^ 1);
         let (mut contents, mut tally) = (Contents::of(plan.seed), Tally::default());
         while tally.bytes < plan.least || !(plan.is_early || self.is_over()) {
@@ -226,11 +237,12 @@ impl Shared {
                 thread::sleep(LONGEST_PAUSE.mul_f64(random.f64()));
             }
         }
-        tally.error = stream.shutdown(Shutdown::Write).err().map(|error| error.kind());
+        let ended = shutdown(stream.as_raw_fd(), Shutdown::Write).map_err(io::Error::from);
+        tally.error = ended.err().map(|error| error.kind());
         tally
     }
 
-    fn receive(&self, mut stream: TcpStream, plan: &Plan) -> Tally {
+    fn receive(&self, mut stream: File, plan: &Plan) -> Tally {
         let mut random = fastrand::Rng::with_seed(plan.seed ^ 2);
         let (mut contents, mut tally) = (Contents::of(plan.seed), Tally::default());
         let mut buffer = vec![0; if plan.is_slowly_read { SLOW_BYTES } else { 1 << CHUNK_BITS }];
@@ -260,14 +272,14 @@ impl Shared {
 
 /// A client, with little room for what it reads slowly. That is set before the other side has heard
 /// of more room, or it would wait for it with each segment (tcp(7), RFC 1122, 4.2.3.4).
-fn connect(proxy: SocketAddrV4, reads: &Plan) -> TcpStream {
+fn connect(proxy: SocketAddrV4, reads: &Plan) -> File {
     let flags = SockFlag::SOCK_CLOEXEC;
     let client = socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket");
     if reads.is_slowly_read {
         setsockopt(&client, sockopt::RcvBuf, &SLOW_BYTES).expect("set");
     }
     socket::connect(client.as_raw_fd(), &SockaddrIn::from(proxy)).expect("a connection");
-    client.into()
+    File::from(client)
 }
 
 fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
