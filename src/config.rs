@@ -26,8 +26,8 @@ pub struct Config {
     /// 60 seconds.
     pub upgrade_timeout: Duration,
     /// How long the other side may take to answer. Predecessor: from the commit until the successor
-    /// serves, and from the question at the end of its probation to its answer; it is killed and
-    /// the upgrade rolled back then. Successor: from its ready byte to the commit; it exits then,
+    /// serves, from the question at the end of its probation to its answer, and from answer to
+    /// answer while sessions move to it; it is killed and the upgrade rolled back then. Successor: from its ready byte to the commit; it exits then,
     /// and the predecessor goes on. 5 seconds.
     ///
     /// A predecessor whose process has not ended by this much more than [`Config::longest_stay`] is
@@ -37,7 +37,8 @@ pub struct Config {
     /// successor dies, or does not answer at the end of this time; unless it is told to stop. An
     /// upgrade that is wanted meanwhile waits. 0 is allowed. 1 second.
     pub probation: Duration,
-    /// How long sessions may take to end, in an upgrade and in a shutdown. They are closed then.
+    /// How long sessions may take to move or to end once the successor is proven, and to end in a
+    /// shutdown. They are closed then.
     /// 30 seconds.
     pub drain_timeout: Duration,
     /// A file that names the serving process. A relative path is made absolute when the server is

@@ -37,9 +37,10 @@ pub trait Handler {
         event: IoEvent,
     ) -> Verdict;
 
-    /// The process drains; [`Context::shutting_down`] tells whether it was told to stop, or
-    /// has handed over to a successor.
-    /// Called for each session when draining starts, and again every
+    /// The session is to come to its end: the process was told to stop, which
+    /// [`Context::shutting_down`] tells, or its successor is proven and this session does not move.
+    ///
+    /// Called for each such session, and again every
     /// [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL) as long as it lasts. A session that is kept
     /// goes on getting events until it closes itself or
     /// [`Config::drain_timeout`](crate::Config::drain_timeout) is over. After a rollback the calls

@@ -24,7 +24,7 @@
 //!
 //! ```text
 //!  service     relay                                           bytes between two sockets
-//!  loop        server (turn, perform)  handler  config  remote     polls, steps, performs
+//!  loop        server (turn, perform, handoff, moves)  handler  config  remote
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
 //!  kernel      sys  program  socket  stream  report  io_event  token   the only unsafe is in sys
 //!  pure        limits  timers  machine  wire  address  error  fault    no descriptor, no clock

@@ -136,6 +136,3 @@ const _: () = assert!(TEXT_BYTES + 64 <= PACKET_BYTES);
 /// What is carried over is bounded by the number of sessions, because the events of one merge while
 /// they wait; and a session waits for no more than two turns for each poll's worth before it.
 const _: () = assert!(SESSION_EVENTS_PER_TURN * 2 >= EVENTS_PER_POLL);
-
-/// A session's index fits into a token, beside its sources.
-const _: () = assert!(SESSIONS <= crate::token::INDEXES && SOURCES <= crate::token::SOURCES);

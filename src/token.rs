@@ -4,6 +4,8 @@
 //! have a new tenant by then. The generation tells the two apart: a stale token is recognised,
 //! counted and ignored.
 
+use crate::limits;
+
 /// What kind of source an event is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -47,8 +49,9 @@ const INDEX_MASK: u32 = 0x00ff_ffff;
 
 /// How many indexes there are.
 pub(crate) const INDEXES: usize = INDEX_MASK as usize + 1;
-/// How many sources of one thing can be told apart.
-pub(crate) const SOURCES: usize = 256;
+/// A session's index fits, beside its sources.
+const _: () =
+    assert!(limits::SESSIONS <= INDEXES && limits::SOURCES <= 1 << (u32::BITS - SOURCE_SHIFT));
 
 /// Kind, generation, source and index share the 64 bits that the kernel keeps for an epoll registration.
 const _: () = assert!(usize::BITS == 64, "tablecloth needs a 64-bit target");
