@@ -82,6 +82,8 @@ const REFUSE: u8 = 3;
 
 /// The shortest entry of a MANIFEST: its kind, and a name of one byte with its length.
 const ENTRY_BYTES: usize = 3;
+/// And of a session.
+const SESSION_BYTES: usize = 9;
 
 /// An inclusive range of protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -661,7 +663,8 @@ impl<'a> Fields<'a> {
         if count > limits::SESSIONS_PER_PACKET {
             return Err(WireError { field: "sessions", problem: Problem::TooLong });
         }
-        let mut sessions = Vec::with_capacity(count);
+        // No more room than the packet can fill.
+        let mut sessions = Vec::with_capacity(count.min(self.rest.len() / SESSION_BYTES));
         for _ in 0..count {
             let schema = self.u32("schema")?;
             let sockets = usize::from(self.u8("sockets")?);

@@ -12,8 +12,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tablecloth::limits;
 use tablecloth::wire::{
-    Entry, Handoff, Hello, Kind, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem, ProtocolRange,
-    SchemaRange,
+    Ack, Entry, Family, Handoff, Hello, Kind, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem,
+    ProtocolRange, SchemaRange, SessionEntry, Sessions,
 };
 
 fn texts() -> impl Strategy<Value = String> {
@@ -55,6 +55,15 @@ fn manifests() -> impl Strategy<Value = Manifest> {
     )
 }
 
+fn sessions() -> impl Strategy<Value = Sessions> {
+    let family = prop_oneof![Just(Family::Tcp), Just(Family::Unix)];
+    let session = (any::<u32>(), vec(family, 0..=limits::SOURCES), vec(any::<u8>(), 0..300));
+    let session =
+        session.prop_map(|(schema, sockets, state)| SessionEntry { schema, sockets, state });
+    (any::<u32>(), vec(session, 0..=limits::SESSIONS_PER_PACKET))
+        .prop_map(|(packet, sessions)| Sessions { packet, sessions })
+}
+
 /// Every message, with the version that it is written in.
 fn messages() -> impl Strategy<Value = (u16, Message)> {
     let later = prop_oneof![
@@ -66,6 +75,9 @@ fn messages() -> impl Strategy<Value = (u16, Message)> {
         Just(Message::Stopping),
         Just(Message::Ping),
         Just(Message::Pong),
+        sessions().prop_map(Message::Sessions),
+        (any::<u32>(), vec(any::<u8>(), 0..=limits::SESSIONS_PER_PACKET))
+            .prop_map(|(packet, refused)| Message::Ack(Ack { packet, refused })),
     ];
     prop_oneof![
         manifests().prop_map(|manifest| (manifest.protocol.newest, Message::Manifest(manifest))),
@@ -355,6 +367,17 @@ fn every_error_names_its_field_in_words() {
     }
 }
 
+fn two_sessions() -> Sessions {
+    let session = |sockets, state: &[u8]| SessionEntry { schema: 1, sockets, state: state.into() };
+    Sessions {
+        packet: 7,
+        sessions: vec![
+            session(vec![Family::Tcp, Family::Unix], b"what the next owner has to know"),
+            session(vec![], b""),
+        ],
+    }
+}
+
 /// Where the fuzzer begins: each message, and packets that are none in a way of their own. The
 /// messages are version 1 byte for byte, which the files keep.
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
@@ -382,10 +405,29 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("stopping", packet(Message::Stopping)),
         ("ping", packet(Message::Ping)),
         ("pong", packet(Message::Pong)),
+        ("sessions", packet(Message::Sessions(two_sessions()))),
+        ("sessions-empty", packet(Message::Sessions(Sessions { packet: 0, sessions: vec![] }))),
+        ("ack", packet(Message::Ack(Ack { packet: 7, refused: vec![] }))),
+        ("ack-refused", packet(Message::Ack(Ack { packet: 7, refused: vec![1, 0] }))),
         ("refuse-of-the-next-version", Message::Refuse("no".into()).encode(2)),
     ];
     let grown = Message::Manifest(Manifest { protocol: next, ..manifest(&["echo"]) }).encode(2);
     seeds.push(("manifest-of-the-next-version", [&grown[..], b"and what it adds"].concat()));
+
+    let two = Message::Sessions(two_sessions()).encode(1);
+    let session = |at: usize, byte: u8| {
+        let mut packet = two.clone();
+        packet[at] = byte;
+        packet
+    };
+    seeds.extend([
+        ("hostile-sessions-count", session(11, 255)),
+        ("hostile-sessions-sockets", session(16, 255)),
+        ("hostile-sessions-family", session(17, 9)),
+        ("hostile-sessions-state", session(20, 255)),
+        ("hostile-sessions-cut", two[..two.len() - 1].to_vec()),
+        ("hostile-ack-count", b"tclo\x01\x00\x0b\x07\x00\x00\x00\xff".to_vec()),
+    ]);
 
     let one = Message::Manifest(manifest(&["echo"])).encode(1);
     let changed = |at: usize, byte: u8| {
