@@ -318,6 +318,37 @@ fn a_successor_that_was_slow_and_has_answered_by_the_deadline_is_proven() {
     assert!(!actor.has("failed in"));
 }
 
+/// The word comes after the poll and before the deadline is looked at: only the last look can find it.
+#[test]
+fn a_word_that_the_last_look_finds_wins_over_its_deadline() {
+    for (still, said) in [
+        (Point::SetUp, Point::ReadySaid),
+        (Point::Paused, Point::CommitSent),
+        (Point::PidFileWritten, Point::ServingSaid),
+        (Point::PingHeard, Point::PongSaid),
+    ] {
+        let deadlines = ["--upgrade-ms", "500", "--takeover-ms", "500", "--probation-ms", "20"];
+        let mut actor = Start::actor().faults().args(&deadlines).serve();
+        actor.faults(&[(still, "stop"), (Point::LastLook, "stop"), (said, "pass")]);
+        actor.signal(actor.pid(), Signal::SIGHUP);
+        let mut stopped = |at: Point| {
+            let line = actor.wait_for(&format!("fault at {at:?}"));
+            let pid =
+                line.trim_start_matches('[').split(']').next().and_then(|pid| pid.parse().ok());
+            let pid: u32 = pid.expect("a process id");
+            until("it stands still", || state_of(pid) == Some('T'));
+            pid
+        };
+        let (speaker, looker) = (stopped(still), stopped(Point::LastLook));
+        assert_ne!(speaker, looker);
+        actor.signal(speaker, Signal::SIGCONT);
+        actor.wait_for(&format!("struck at {said:?}"));
+        actor.signal(looker, Signal::SIGCONT);
+        actor.wait_for("alone");
+        assert!(!actor.has("failed in"), "{said:?}");
+    }
+}
+
 #[test]
 fn a_predecessor_that_stands_still_after_its_commit_is_killed_and_the_wanted_upgrade_begins() {
     let deadlines = ["--drain-ms", "200", "--takeover-ms", "100"];

@@ -217,7 +217,9 @@ impl<H: Handler> Server<H> {
                     | Timer::Probation
                     | Timer::Drain => self.config.duration(timer),
                 };
-                let deadline = self.shared.now.checked_add(duration);
+                // From now on and not from the turn's beginning: this process may have stood still, and
+                // the other one has its time all the same.
+                let deadline = Instant::now().checked_add(duration);
                 if let Some(deadline) = deadline {
                     self.timers.arm(timer, deadline);
                 }
