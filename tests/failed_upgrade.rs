@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use harness::{
     Actor, Start, children_of, copy_program, descriptors_of, example, is_alive, limit_descriptors,
-    state_of, until,
+    pid_of, state_of, until,
 };
 use nix::sys::signal::Signal;
 use tablecloth::fault::Point;
@@ -333,9 +333,7 @@ fn a_word_that_the_last_look_finds_wins_over_its_deadline() {
         actor.signal(actor.pid(), Signal::SIGHUP);
         let mut stopped = |at: Point| {
             let line = actor.wait_for(&format!("fault at {at:?}"));
-            let pid =
-                line.trim_start_matches('[').split(']').next().and_then(|pid| pid.parse().ok());
-            let pid: u32 = pid.expect("a process id");
+            let pid = pid_of(&line).expect("a process id");
             until("it stands still", || state_of(pid) == Some('T'));
             pid
         };

@@ -4,7 +4,7 @@
 
 mod harness;
 
-use harness::{Actor, Client, Start, is_alive, state_of, until};
+use harness::{Actor, Client, Start, is_alive, pid_of, state_of, until};
 use nix::sys::signal::Signal;
 use tablecloth::fault::Point;
 use tablecloth::limits::SESSIONS_PER_PACKET;
@@ -198,8 +198,7 @@ fn what_was_acknowledged_does_not_come_back_whatever_is_said_behind_it() {
     ]);
     actor.signal(first, Signal::SIGHUP);
     let line = actor.wait_for("fault at SessionsHeard");
-    let pid = line.trim_start_matches('[').split(']').next().and_then(|pid| pid.parse().ok());
-    let second = pid.expect("a process id");
+    let second = pid_of(&line).expect("a process id");
     until("the successor stands still", || state_of(second) == Some('T'));
     until("its time is over", || state_of(first) == Some('T'));
     actor.signal(second, Signal::SIGCONT);

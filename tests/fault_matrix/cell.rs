@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 use crate::expected::{Cell, Expected, Fault, Outcome, Released, WITHOUT_SESSIONS};
 use crate::harness::{
-    Actor, PATIENCE, Start, children_of, is_alive, kinds_of_descriptors, limit_descriptors, place,
-    state_of, until,
+    Actor, PATIENCE, Start, children_of, is_alive, kinds_of_descriptors, limit_descriptors, pid_of,
+    place, state_of, until,
 };
 use crate::load::Load;
 
@@ -222,8 +222,7 @@ impl<'a> Story<'a> {
     }
 
     fn strike(&mut self, line: &str) {
-        let pid = line.trim_start_matches('[').split(']').next();
-        let victim = pid.and_then(|pid| pid.parse().ok()).expect("a process id");
+        let victim = pid_of(line).expect("a process id");
         assert_eq!(victim == self.actor.pid(), self.cell.of_predecessor, "{line}");
         self.victim = Some(victim);
         self.stands_still = matches!(self.cell.fault, Fault::Stopped | Fault::StoppedForLong);

@@ -25,6 +25,11 @@ use tablecloth::fault::Point;
 /// How long anything may take before the test has failed. Long, because machines stall.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The process that has written a line of the log.
+pub(crate) fn pid_of(line: &str) -> Option<u32> {
+    line.strip_prefix('[')?.split_once(']')?.0.parse().ok()
+}
+
 /// The example of that name; cargo builds the examples with the tests.
 pub(crate) fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test is a file");
@@ -303,11 +308,10 @@ impl Actor {
     /// Every process that has logged a line.
     pub(crate) fn pids(&mut self) -> BTreeSet<u32> {
         self.log.extend(self.lines.try_iter());
-        let pid = |line: &String| line.strip_prefix('[')?.split_once(']')?.0.parse().ok();
         // Once it is waited for, its number may be anybody's.
         let unwaited = self.child.try_wait().ok().is_some_and(|status| status.is_none());
         let first = unwaited.then(|| self.child.id());
-        self.log.iter().filter_map(pid).chain(first).collect()
+        self.log.iter().filter_map(|line| pid_of(line)).chain(first).collect()
     }
 
     /// Those of them that are there and no zombies.

@@ -445,27 +445,13 @@ impl World {
         self.gone |= copies & !held;
         let unread = std::mem::take(&mut self.processes[id].from_predecessor);
         let held = self.held();
-        for word in unread {
-            if let Word::Sessions(sessions) = word {
-                self.gone |= sessions & !held;
-            }
-        }
+        self.gone |= sessions_in(&unread) & !held;
     }
 
     /// The sessions that some process has, or will read of.
     pub(crate) fn held(&self) -> u8 {
         self.alive().fold(0, |held, process| {
-            let unread = process.from_predecessor.iter().fold(0, |unread, word| match word {
-                Word::Sessions(sessions) => unread | sessions,
-                Word::Commit
-                | Word::Upgrade
-                | Word::Ping
-                | Word::Serving
-                | Word::Stopping
-                | Word::Pong
-                | Word::Ack(_)
-                | Word::Nack(_) => unread,
-            });
+            let unread = sessions_in(&process.from_predecessor);
             held | process.serving | process.in_flight | unread
         })
     }
@@ -762,4 +748,19 @@ impl World {
             }
         }
     }
+}
+
+/// The sessions that words bring.
+fn sessions_in(words: &[Word]) -> u8 {
+    words.iter().fold(0, |found, word| match *word {
+        Word::Sessions(sessions) => found | sessions,
+        Word::Commit
+        | Word::Upgrade
+        | Word::Ping
+        | Word::Serving
+        | Word::Stopping
+        | Word::Pong
+        | Word::Ack(_)
+        | Word::Nack(_) => found,
+    })
 }
