@@ -177,6 +177,8 @@ impl Predecessor {
             if !self.arrived.is_empty() {
                 return true;
             }
+            // Of one that does not arrive whole nothing is taken for what lay here before.
+            packet[0] = 0;
             match sys::receive(&self.socket, packet) {
                 Ok(received) if received.length == 0 => {
                     self.hang_up(events);
