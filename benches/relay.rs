@@ -7,6 +7,9 @@
 //! A B C A B C; those that have no load sleep. Each has one thread. Proxies that are not installed
 //! are left out. The processor time is the proxy's own, as the kernel accounts it. The ratio is
 //! taken round by round, to each of the others, and the middle one of the better of them is printed.
+//!
+//! It is meant for the kernel's own congestion control, cubic: bbr has a timer for each large
+//! segment, also on loopback, and bulk costs what those cost.
 
 mod common;
 
@@ -98,34 +101,22 @@ fn run() -> Result<(), String> {
         names.join(", "),
         if pinned { "proxies on one processor, the rest on another" } else { "not pinned" },
     );
+    println!("congestion control: {}", congestion_control());
     println!();
     println!("{}", row("medians", names.iter().map(ToString::to_string), "ratio"));
     let trip = |bytes| {
         let settings = &settings;
         move |proxy: &Proxy| Load::new(Kind::RoundTrip, proxy.echo, settings.connections, bytes)
     };
-    let rows = [
-        compare("round trip, 32 B, µs", &proxies, &settings, trip(MESSAGE_BYTES), cost)?,
-        compare("round trip, 16 KiB, µs", &proxies, &settings, trip(LARGE_MESSAGE_BYTES), cost)?,
-        compare(
-            "short connection, µs",
-            &proxies,
-            &settings,
-            |proxy| Load::new(Kind::ShortConnection, proxy.echo, 16, MESSAGE_BYTES),
-            cost,
-        )?,
-        compare(
-            "bulk, CPU ms per GiB",
-            &proxies,
-            &settings,
-            |proxy| Bulk::new(proxy.bulk, settings.bulk),
-            cost_of_bulk,
-        )?,
-        memory(&proxies, settings.sessions)?,
-    ];
-    for row in rows {
-        println!("{row}");
-    }
+    let small = trip(MESSAGE_BYTES);
+    println!("{}", compare("round trip, 32 B, µs", &proxies, &settings, small, cost)?);
+    let large = trip(LARGE_MESSAGE_BYTES);
+    println!("{}", compare("round trip, 16 KiB, µs", &proxies, &settings, large, cost)?);
+    let short = |proxy: &Proxy| Load::new(Kind::ShortConnection, proxy.echo, 16, MESSAGE_BYTES);
+    println!("{}", compare("short connection, µs", &proxies, &settings, short, cost)?);
+    let bulk = |proxy: &Proxy| Bulk::new(proxy.bulk, settings.bulk);
+    println!("{}", compare("bulk, CPU ms per GiB", &proxies, &settings, bulk, cost_of_bulk)?);
+    println!("{}", memory(&proxies, settings.sessions)?);
     println!("goal: a ratio of at most {GOAL} to the better one of the others");
     if traced > 0 {
         for (kind, name) in [(Kind::RoundTrip, "round trip"), (Kind::ShortConnection, "connection")]
@@ -288,6 +279,12 @@ fn anonymous(pid: Pid) -> Result<f64, String> {
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path}: no RssAnon"))
+}
+
+/// What all the proxies' sockets have (tcp(7)), because none of them chooses.
+fn congestion_control() -> String {
+    let name = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control");
+    name.map_or_else(|error| error.to_string(), |name| name.trim().to_owned())
 }
 
 /// Every session is two descriptors here and in the proxies, which inherit the limit.

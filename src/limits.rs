@@ -45,21 +45,27 @@ pub const SESSIONS_BYTES: usize = STATE_BYTES + 1024;
 /// Packets of sessions that are sent and not acknowledged. One is put together by the successor
 /// while the next is packed here; what is on its way stands still, and is not to be more than that.
 pub const PACKETS_IN_FLIGHT: usize = 2;
+
 /// What a relay reads at a time, in bytes: large enough that the calls cost little beside the
-/// copying, small enough to stay in a processor's nearest caches between the read and the write.
-pub const RELAY_READ_BYTES: usize = 64 * 1024;
+/// copying, small enough to stay in a processor's nearest caches between the read and the write, and
+/// somewhat less than a TCP socket sends at once (64 KiB less the headers), so that no second, tiny
+/// segment follows.
+pub const RELAY_READ_BYTES: usize = 60 * 1024;
 
 /// What a relay may always read in one direction, however much it keeps for the other one: a client
 /// that does not read until its own request is taken must not wait for itself.
 pub const RELAY_LEAST_BYTES: usize = 8 * 1024;
 
-/// What a relay looks at and writes at a time in a bulk transfer, in bytes. What is not written
-/// stays in the kernel, so that this is not bound by what a relay may keep.
-pub const RELAY_LOOK_BYTES: usize = 256 * 1024;
+/// From so many bytes in one read on, the next one goes through a pipe: not to copy them is worth
+/// the call more that it takes.
+pub const RELAY_LARGE_BYTES: usize = 8 * 1024;
+
+/// The room of that pipe: pages, each of which may hold a piece of a large read that is smaller.
+pub const RELAY_PIPE_BYTES: i32 = 256 * 1024;
 
 /// What a relay moves in each direction before the others have their turn: some tenths of a
 /// millisecond.
-pub const RELAY_BYTES_PER_TURN: usize = RELAY_LOOK_BYTES;
+pub const RELAY_BYTES_PER_TURN: usize = 4 * RELAY_READ_BYTES;
 
 /// What all relays of a process may keep together of what was read and could not be written,
 /// unless it is said otherwise.

@@ -9,8 +9,10 @@
 //! What it passes on beside bytes: the end of a stream, in each direction by itself, once every byte
 //! before it was written; and a reset, at once. Urgent data (tcp(7)) is not passed on.
 //!
-//! `way` is one direction; `state` is how a relay moves to another process.
+//! `way` is one direction, `pipe` the way of large reads, which are not copied; `state` is how a relay
+//! moves to another process.
 
+mod pipe;
 mod pool;
 mod state;
 #[cfg(test)]

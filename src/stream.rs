@@ -143,11 +143,6 @@ impl Stream {
         }
     }
 
-    /// Whether [`Stream::discard`] copies nothing.
-    pub(crate) fn discards_for_nothing(&self) -> bool {
-        matches!(self.inner, Inner::Tcp(_))
-    }
-
     fn source(&mut self) -> &mut dyn Source {
         match &mut self.inner {
             Inner::Tcp(stream) => stream,

@@ -226,6 +226,15 @@ pub(crate) fn signal_name(signal: i32) -> String {
     }
 }
 
+/// Whether a signal does what it does unless somebody has said otherwise (signal(7)).
+pub(crate) fn is_at_its_default(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: with a null new action the call only fills in the old one, or fails.
+    let result = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: zeroed, which is an action as good as any: numbers, and a set without a signal.
+    result != 0 || unsafe { action.assume_init() }.sa_sigaction == libc::SIG_DFL
+}
+
 /// Reads an environment variable and takes it out of the environment, so that no child of this
 /// process inherits it.
 ///

@@ -3,9 +3,11 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use super::pipe::Pipe;
 use crate::limits;
 
-/// One buffer for reading and writing at once, and the bound on what may be kept beside it.
+/// One buffer for reading and writing at once, one pipe for what is large, and the bound on what may
+/// be kept beside them. A pool owns the pipe's two descriptors.
 ///
 /// At the bound no relay stops: it looks at the bytes in the kernel's buffer, writes them, and takes
 /// those that were written, for one more call and nothing kept. So relays whose clients read slowly
@@ -13,6 +15,8 @@ use crate::limits;
 #[derive(Debug)]
 pub struct Pool {
     pub(super) scratch: Box<[u8]>,
+    /// Empty between two calls. `None` if there is none: then everything is copied.
+    pub(super) pipe: Option<Pipe>,
     bound: usize,
     used: Rc<Cell<usize>>,
 }
@@ -22,8 +26,8 @@ impl Pool {
     /// first, and what comes from another process, is kept in any case.
     #[must_use]
     pub fn new(bound: usize) -> Self {
-        let scratch = vec![0; limits::RELAY_LOOK_BYTES].into();
-        Self { scratch, bound, used: Rc::default() }
+        let scratch = vec![0; limits::RELAY_READ_BYTES].into();
+        Self { scratch, pipe: Pipe::new(), bound, used: Rc::default() }
     }
 
     /// Bytes that are kept at present.

@@ -25,8 +25,10 @@ const FORWARD: [u8; 2] = [2, 4];
 const BACK: [u8; 2] = [8, 16];
 const FLAGS: u8 = CONNECTING | FORWARD[0] | FORWARD[1] | BACK[0] | BACK[1];
 
-/// The most that can be kept in one direction: a read, or what the upstream is told first.
-const KEPT_BYTES: usize = limits::RELAY_READ_BYTES;
+/// The most that can be kept in one direction, by this form and not only by this build: a read, or
+/// what the upstream is told first.
+const KEPT_BYTES: usize = 64 * 1024;
+const _: () = assert!(limits::RELAY_READ_BYTES <= KEPT_BYTES);
 
 impl Relay {
     /// Takes the relay apart: its state is appended to `state`, at most 72 KiB and 33 bytes; the

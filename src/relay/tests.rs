@@ -469,6 +469,29 @@ fn a_bulk_transfer_gives_way_after_its_share() {
     }
 }
 
+/// All relays share the pipe, so that a byte left in it would come to a stranger.
+#[test]
+fn large_reads_go_through_the_pipe_and_leave_nothing_in_it() {
+    for upstream_is_reset in [false, true] {
+        let (mut client, server, mut turns) = Loop::between(true, true, Pool::default());
+        assert!(turns.pool.pipe.is_some());
+        turns.until("the way is full", |_| client.write(&[7; 65_536]).is_err());
+        for _ in 0..20 {
+            turns.turn();
+        }
+        assert!(turns.relay.as_ref().expect("a relay").forward.bulk);
+        let kept = turns.pool.used();
+        assert!(0 < kept && kept <= limits::RELAY_READ_BYTES, "{kept}");
+        if upstream_is_reset {
+            server.reset();
+            turns.until("it is over", |turns| turns.ending.is_some());
+        }
+        let pipe = turns.pool.pipe.as_ref().expect("the same pipe");
+        let error = pipe.take(&mut [0]).expect_err("empty");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    }
+}
+
 #[test]
 fn an_idle_relay_ends_at_its_time_and_a_byte_puts_that_off() {
     let (mut client, _server, mut turns) = Loop::between(true, true, Pool::default());

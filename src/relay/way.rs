@@ -32,12 +32,33 @@ pub(super) struct Way {
     pub(super) kept: Option<Box<Kept>>,
     /// Bytes that were written.
     pub(super) moved: u64,
-    /// The last read brought all that was asked for: there is likely to be much more.
+    /// The last read brought much: there is likely to be more.
     pub(super) bulk: bool,
     /// The end of the stream was read.
     pub(super) ended: bool,
     /// The end was passed on.
     pub(super) over: bool,
+}
+
+/// What came of reading once.
+enum Step {
+    /// There is nothing at present.
+    Nothing,
+    /// The end of the stream.
+    End,
+    /// So many bytes, of which the sink took what it would.
+    Bytes {
+        count: usize,
+        /// There were no more at that moment.
+        emptied: bool,
+    },
+}
+
+impl Step {
+    /// Of a read that has brought none: 0 is the end.
+    fn without_bytes(read: Option<usize>) -> Self {
+        if read.is_none() { Self::Nothing } else { Self::End }
+    }
 }
 
 /// Which of the two ends broke, and how.
@@ -91,12 +112,21 @@ impl End {
         }
     }
 
-    /// Writes what the socket takes. A short write has filled it (epoll(7)).
+    /// Writes what the socket takes.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.try_write(bytes.len(), |stream| stream.write(bytes))
+    }
+
+    /// Writes so many bytes, or fewer. A short write has filled the socket (epoll(7)).
+    fn try_write(
+        &mut self,
+        count: usize,
+        mut write: impl FnMut(&mut Stream) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         loop {
-            match self.stream.write(bytes) {
+            match write(&mut self.stream) {
                 Ok(written) => {
-                    self.writable = written == bytes.len();
+                    self.writable = written == count;
                     return Ok(written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -153,40 +183,86 @@ impl Way {
             if budget == 0 {
                 return Ok(true);
             }
-            // In bulk it looks at much, writes that and takes what was written: one call more, and
-            // many fewer of the others.
-            let in_bulk = self.bulk && from.stream.discards_for_nothing();
-            let look_only = in_bulk || !pool.has_room(share);
-            let wanted = if in_bulk { limits::RELAY_LOOK_BYTES } else { share }.min(budget);
-            let scratch = &mut pool.scratch[..wanted];
-            let read = match look_only {
-                true => from.read(|stream| stream.peek(scratch)),
-                false => from.read(|stream| stream.read(scratch)),
-            };
-            let Some(read) = read.map_err(Broken::Source)? else {
-                self.bulk = false;
-                return Ok(false);
-            };
-            self.bulk = read >= share.min(wanted);
-            if read == 0 {
-                self.ended = true;
-                continue;
-            }
-            budget -= read;
-            let written = to.write(&scratch[..read]).map_err(Broken::Sink)?;
-            self.moved += written as u64;
-            if look_only {
-                take(from, &mut scratch[..written]).map_err(Broken::Source)?;
-                if written < read {
-                    return Ok(false);
+            let wanted = share.min(budget);
+            let step = match pool.has_room(share) {
+                false => self.look(from, to, wanted, pool),
+                true if self.bulk && pool.pipe.is_some() && !from.read_on => {
+                    self.splice(from, to, wanted, pool)
                 }
-            } else {
-                self.kept = pool.keep_scratch(written, read);
-            }
-            if read < wanted && from.is_ended_by_short_read() {
-                self.ended = true;
+                true => self.copy(from, to, wanted, pool),
+            }?;
+            match step {
+                Step::Nothing => return Ok(false),
+                Step::End => self.ended = true,
+                Step::Bytes { count, emptied } => {
+                    budget -= count;
+                    self.bulk = count >= limits::RELAY_LARGE_BYTES;
+                    self.ended = emptied && from.is_ended_by_short_read();
+                }
             }
         }
+    }
+
+    /// Reads, writes, and keeps what the sink does not take.
+    fn copy(
+        &mut self,
+        from: &mut End,
+        to: &mut End,
+        wanted: usize,
+        pool: &mut Pool,
+    ) -> Result<Step, Broken> {
+        let scratch = &mut pool.scratch[..wanted];
+        let read = from.read(|stream| stream.read(scratch)).map_err(Broken::Source)?;
+        let Some(read @ 1..) = read else { return Ok(Step::without_bytes(read)) };
+        let written = to.write(&scratch[..read]).map_err(Broken::Sink)?;
+        self.moved += written as u64;
+        self.kept = pool.keep_scratch(written, read);
+        Ok(Step::Bytes { count: read, emptied: read < wanted })
+    }
+
+    /// Looks at the bytes, writes them, and takes those that were written: nothing is kept.
+    fn look(
+        &mut self,
+        from: &mut End,
+        to: &mut End,
+        wanted: usize,
+        pool: &mut Pool,
+    ) -> Result<Step, Broken> {
+        let scratch = &mut pool.scratch[..wanted];
+        let seen = from.read(|stream| stream.peek(scratch)).map_err(Broken::Source)?;
+        let Some(seen @ 1..) = seen else { return Ok(Step::without_bytes(seen)) };
+        let written = to.write(&scratch[..seen]).map_err(Broken::Sink)?;
+        self.moved += written as u64;
+        take(from, &mut scratch[..written]).map_err(Broken::Source)?;
+        // What the sink did not take is still there.
+        Ok(Step::Bytes { count: seen, emptied: written == seen && seen < wanted })
+    }
+
+    /// Moves bytes through the pipe, which is not to read them, and keeps what the sink does not
+    /// take, so that the pipe is empty again. Less than was wanted does not mean that there is no
+    /// more, so that it is tried again.
+    fn splice(
+        &mut self,
+        from: &mut End,
+        to: &mut End,
+        wanted: usize,
+        pool: &mut Pool,
+    ) -> Result<Step, Broken> {
+        let Some(pipe) = &pool.pipe else { return Ok(Step::Nothing) };
+        let read = from.read(|stream| pipe.fill(stream, wanted)).map_err(Broken::Source)?;
+        let Some(read @ 1..) = read else { return Ok(Step::without_bytes(read)) };
+        let drained = to.try_write(read, |stream| pipe.drain(stream, read));
+        let written = drained.as_ref().map_or(0, |written| *written);
+        let left = &mut pool.scratch[..read - written];
+        if let Err(error) = pipe.take(left) {
+            // It cannot be used any more: what is in it must not come to somebody else.
+            pool.pipe = None;
+            return Err(Broken::Source(error));
+        }
+        drained.map_err(Broken::Sink)?;
+        self.moved += written as u64;
+        self.kept = pool.keep_scratch(0, read - written);
+        Ok(Step::Bytes { count: read, emptied: false })
     }
 
     /// Writes what is kept. Answers whether nothing is left of it.
