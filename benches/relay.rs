@@ -5,8 +5,9 @@
 //!
 //! All proxies are there all the time, lead to the same upstreams, and get the same load in turn,
 //! A B C A B C; those that have no load sleep. Each has one thread. Proxies that are not installed
-//! are left out. The processor time is the proxy's own, as the kernel accounts it. The ratio is
-//! taken round by round, to each of the others, and the middle one of the better of them is printed.
+//! are left out. The processor time is the proxy's own, as the kernel accounts it. All of that is
+//! done several times with processes that are started anew. The ratio is taken round by round, to
+//! each of the others, and the middle one of the better of them is printed.
 //!
 //! It is meant for the kernel's own congestion control, cubic: bbr has a timer for each large
 //! segment, also on loopback, and bulk costs what those cost.
@@ -43,6 +44,13 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 const GOAL: f64 = 0.9;
+const ROWS: [&str; 5] = [
+    "round trip, 32 B, µs",
+    "round trip, 16 KiB, µs",
+    "short connection, µs",
+    "bulk, CPU ms per GiB",
+    "idle session, bytes",
+];
 /// This program is one of the upstreams if this is its first argument.
 const SERVE_ECHO: &str = "serve-echo";
 const SERVE_BULK: &str = "serve-bulk";
@@ -58,6 +66,12 @@ struct Settings {
     bulk: usize,
 }
 
+/// A line of the table: of each start, of each of its rounds, of each proxy.
+struct Row {
+    name: &'static str,
+    starts: Vec<Vec<Vec<f64>>>,
+}
+
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
         Some(SERVE_ECHO) => bare::serve().map_err(failed("serve")),
@@ -68,11 +82,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
-    let (mut rounds, mut round_ms, mut connections) = (15, 300, 64);
+    let (mut starts, mut rounds, mut round_ms, mut connections) = (5, 5, 300, 64);
     let (mut sessions, mut bulk, mut traced) = (2000, 1, 4000);
     let about = "processor time and memory of a TCP proxy, ours beside HAProxy and nginx";
     let mut known = [
-        Flag { name: "rounds", value: &mut rounds, help: "rounds of each kind" },
+        Flag { name: "starts", value: &mut starts, help: "how often all are started anew" },
+        Flag { name: "rounds", value: &mut rounds, help: "rounds of each kind, each time" },
         Flag { name: "round-ms", value: &mut round_ms, help: "how long a round takes" },
         Flag { name: "connections", value: &mut connections, help: "at a time" },
         Flag { name: "sessions", value: &mut sessions, help: "idle, for the memory" },
@@ -93,30 +108,32 @@ fn run() -> Result<(), String> {
     let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
     let echo = Upstream::start(SERVE_ECHO)?;
     let source = Upstream::start(SERVE_BULK)?;
-    let proxies = proxies::start(place.path(), [echo.address, source.address])?;
-    let pinned = pin(&proxies, &[&echo, &source]);
+    let upstreams = [echo.address, source.address];
+    let mut proxies = proxies::start(place.path(), upstreams)?;
+    let mut pinned = pin(&proxies, &[&echo, &source]);
+    let mut rows = ROWS.map(|name| Row { name, starts: Vec::new() });
+    for start in 0..starts.max(1) as usize {
+        if start > 0 {
+            drop(proxies);
+            proxies = proxies::start(place.path(), upstreams)?;
+            pinned = pin(&proxies, &[&echo, &source]);
+        }
+        for (row, rounds) in rows.iter_mut().zip(measure(&proxies, &settings, start)?) {
+            row.starts.push(rounds);
+        }
+    }
     let names: Vec<_> = proxies.iter().map(|proxy| proxy.name).collect();
     println!(
-        "relay: {} of {rounds} rounds of {round_ms} ms, connections: {connections}; {}",
+        "relay: {}; {starts} starts of {rounds} rounds of {round_ms} ms, connections: \
+         {connections}; {}; congestion control: {}",
         names.join(", "),
         if pinned { "proxies on one processor, the rest on another" } else { "not pinned" },
+        congestion_control(),
     );
-    println!("congestion control: {}", congestion_control());
     println!();
-    println!("{}", row("medians", names.iter().map(ToString::to_string), "ratio"));
-    let trip = |bytes| {
-        let settings = &settings;
-        move |proxy: &Proxy| Load::new(Kind::RoundTrip, proxy.echo, settings.connections, bytes)
-    };
-    let small = trip(MESSAGE_BYTES);
-    println!("{}", compare("round trip, 32 B, µs", &proxies, &settings, small, cost)?);
-    let large = trip(LARGE_MESSAGE_BYTES);
-    println!("{}", compare("round trip, 16 KiB, µs", &proxies, &settings, large, cost)?);
-    let short = |proxy: &Proxy| Load::new(Kind::ShortConnection, proxy.echo, 16, MESSAGE_BYTES);
-    println!("{}", compare("short connection, µs", &proxies, &settings, short, cost)?);
-    let bulk = |proxy: &Proxy| Bulk::new(proxy.bulk, settings.bulk);
-    println!("{}", compare("bulk, CPU ms per GiB", &proxies, &settings, bulk, cost_of_bulk)?);
-    println!("{}", memory(&proxies, settings.sessions)?);
+    let heads = names.iter().map(ToString::to_string);
+    println!("{}", line("medians", heads, "ratio  (of each start)"));
+    rows.iter().for_each(Row::print);
     println!("goal: a ratio of at most {GOAL} to the better one of the others");
     if traced > 0 {
         for (kind, name) in [(Kind::RoundTrip, "round trip"), (Kind::ShortConnection, "connection")]
@@ -127,6 +144,26 @@ fn run() -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What each row's rounds have cost, beginning with another of the proxies at each start.
+fn measure(
+    proxies: &[Proxy],
+    settings: &Settings,
+    start: usize,
+) -> Result<[Vec<Vec<f64>>; ROWS.len()], String> {
+    let trip = |bytes| {
+        move |proxy: &Proxy| Load::new(Kind::RoundTrip, proxy.echo, settings.connections, bytes)
+    };
+    let short = |proxy: &Proxy| Load::new(Kind::ShortConnection, proxy.echo, 16, MESSAGE_BYTES);
+    let bulk = |proxy: &Proxy| Bulk::new(proxy.bulk, settings.bulk);
+    Ok([
+        compare(proxies, settings, start, trip(MESSAGE_BYTES), cost)?,
+        compare(proxies, settings, start, trip(LARGE_MESSAGE_BYTES), cost)?,
+        compare(proxies, settings, start, short, cost)?,
+        compare(proxies, settings, start, bulk, cost_of_bulk)?,
+        vec![memory(proxies, settings.sessions)?],
+    ])
 }
 
 /// Prints the system calls of each proxy for one round trip on one connection, or for one short
@@ -152,17 +189,17 @@ fn trace_calls(
     }
     println!();
     let names = proxies.iter().map(|proxy| proxy.name.to_owned());
-    println!("{}", row(&format!("system calls per {name}"), names, ""));
+    println!("{}", line(&format!("system calls per {name}"), names, ""));
     let calls: BTreeSet<&String> = counts.iter().flat_map(|(_, calls)| calls.keys()).collect();
     let each = |calls: u64, done: u64| format!("{:.3}", calls as f64 / done as f64);
     for call in calls {
         let of = |(done, calls): &(u64, trace::Calls)| {
             each(calls.get(call).copied().unwrap_or(0), *done)
         };
-        println!("{}", row(&format!("  {call}"), counts.iter().map(of), ""));
+        println!("{}", line(&format!("  {call}"), counts.iter().map(of), ""));
     }
     let all = counts.iter().map(|(done, calls)| each(calls.values().sum(), *done));
-    println!("{}", row("  all", all, ""));
+    println!("{}", line("  all", all, ""));
     Ok(())
 }
 
@@ -198,37 +235,52 @@ fn pin(proxies: &[Proxy], upstreams: &[&Upstream]) -> bool {
         && proxies.iter().all(|each| put(Some(each.process.pid), proxy))
 }
 
-/// Puts the same load on each of the proxies in turn, and answers a line of the table: medians, and
-/// the median ratio.
+/// Puts the same load on each of the proxies in turn, and answers what each of them spent in each
+/// round.
 fn compare<L>(
-    name: &str,
     proxies: &[Proxy],
     settings: &Settings,
+    first: usize,
     load: impl Fn(&Proxy) -> Result<L, String>,
     cost: impl Fn(&Proxy, &mut L, Duration) -> Result<f64, String>,
-) -> Result<String, String> {
+) -> Result<Vec<Vec<f64>>, String> {
     let mut loads = proxies.iter().map(load).collect::<Result<Vec<_>, _>>()?;
     let mut round = |time| -> Result<Vec<f64>, String> {
-        proxies.iter().zip(&mut loads).map(|(proxy, load)| cost(proxy, load, time)).collect()
+        let mut spent = vec![f64::NAN; proxies.len()];
+        for place in (0..proxies.len()).map(|place| (first + place) % proxies.len()) {
+            spent[place] = cost(&proxies[place], &mut loads[place], time)?;
+        }
+        Ok(spent)
     };
     // The first round makes the connections and warms all of them up.
     round(settings.time / 4)?;
-    let rounds =
-        (0..settings.rounds).map(|_| round(settings.time)).collect::<Result<Vec<_>, _>>()?;
-    Ok(summary(name, &rounds))
+    (0..settings.rounds).map(|_| round(settings.time)).collect()
 }
 
-fn summary(name: &str, rounds: &[Vec<f64>]) -> String {
-    let columns = rounds.first().map_or(0, Vec::len);
-    let medians = (0..columns).map(|column| median(rounds.iter().map(|round| round[column])));
-    let to = |column: usize| median(rounds.iter().map(|round| round[0] / round[column]));
-    let ratio = (1..columns).map(to).fold(f64::NAN, f64::max);
-    row(name, medians.map(|median| format!("{median:.2}")), &format!("{ratio:.3}"))
+impl Row {
+    /// Medians of all rounds, and the median ratio to the better one of the others; then that of
+    /// each start, from the least to the most, because one process may be luckier with its memory
+    /// than the next one of the same program.
+    fn print(&self) {
+        let rounds: Vec<_> = self.starts.iter().flatten().collect();
+        let columns = rounds.first().map_or(0, |round| round.len());
+        let medians = (0..columns).map(|column| median(rounds.iter().map(|round| round[column])));
+        let ratio = |rounds: &[&Vec<f64>]| {
+            let to = |column: usize| median(rounds.iter().map(|round| round[0] / round[column]));
+            (1..columns).map(to).fold(f64::NAN, f64::max)
+        };
+        let mut each: Vec<_> =
+            self.starts.iter().map(|rounds| ratio(&rounds.iter().collect::<Vec<_>>())).collect();
+        each.sort_by(f64::total_cmp);
+        let each: Vec<_> = each.iter().map(|ratio| format!("{ratio:.3}")).collect();
+        let ratio = format!("{:.3}  ({})", ratio(&rounds), each.join(" "));
+        println!("{}", line(self.name, medians.map(|median| format!("{median:.2}")), &ratio));
+    }
 }
 
-fn row(name: &str, cells: impl Iterator<Item = String>, ratio: &str) -> String {
+fn line(name: &str, cells: impl Iterator<Item = String>, ratio: &str) -> String {
     let cells: String = cells.map(|cell| format!("{cell:>12}")).collect();
-    format!("{name:<28}{cells}{ratio:>12}").trim_end().to_owned()
+    format!("{name:<28}{cells}    {ratio}").trim_end().to_owned()
 }
 
 /// Processor time of the proxy while it has that load, in microseconds for each message.
@@ -255,7 +307,7 @@ fn spent(
 
 /// User memory for each session that has echoed a message and is idle, in bytes: what RssAnon
 /// (proc(5)) has grown by.
-fn memory(proxies: &[Proxy], sessions: usize) -> Result<String, String> {
+fn memory(proxies: &[Proxy], sessions: usize) -> Result<Vec<f64>, String> {
     let mut figures = Vec::new();
     for proxy in proxies {
         let before = anonymous(proxy.process.pid)?;
@@ -270,7 +322,7 @@ fn memory(proxies: &[Proxy], sessions: usize) -> Result<String, String> {
         sleep(AFTER_ROUND);
         figures.push((anonymous(proxy.process.pid)? - before) / sessions as f64);
     }
-    Ok(summary("idle session, bytes", &[figures]))
+    Ok(figures)
 }
 
 fn anonymous(pid: Pid) -> Result<f64, String> {

@@ -183,6 +183,13 @@ impl Relay {
         self.connecting
     }
 
+    /// Whether there are bytes for the upstream by now, for
+    /// [`Context::connect_to_send`](crate::Context::connect_to_send).
+    #[must_use]
+    pub fn has_bytes_to_send(&self) -> bool {
+        self.forward.kept.is_some() || self.downstream.stream.has_bytes()
+    }
+
     /// Bytes that were written: upstream, and downstream.
     #[must_use]
     pub fn moved(&self) -> (u64, u64) {
@@ -219,14 +226,18 @@ impl Relay {
     fn carry(&mut self, pool: &mut Pool) -> Result<bool, (Side, io::Error)> {
         use Side::{Downstream, Upstream};
         let Self { downstream, upstream, forward, back, .. } = self;
-        let share = share(back);
-        let more = forward
-            .carry(downstream, upstream, share, back.over, pool)
-            .map_err(|broken| broken.of(Downstream, Upstream))?;
-        let share = self::share(forward);
-        let more_back = back
-            .carry(upstream, downstream, share, forward.over, pool)
-            .map_err(|broken| broken.of(Upstream, Downstream))?;
+        let (mut more, mut more_back) = (false, false);
+        // Mostly there is something to do in one of them only.
+        if forward.may_move(downstream, upstream) {
+            more = forward
+                .carry(downstream, upstream, share(back), back.over, pool)
+                .map_err(|broken| broken.of(Downstream, Upstream))?;
+        }
+        if back.may_move(upstream, downstream) {
+            more_back = back
+                .carry(upstream, downstream, share(forward), forward.over, pool)
+                .map_err(|broken| broken.of(Upstream, Downstream))?;
+        }
         // What was read is on its way; what was not is lost by the reset, as it would be without
         // a relay. A side that is not read at present must not hide it.
         for (end, side) in [(downstream, Downstream), (upstream, Upstream)] {

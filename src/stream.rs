@@ -2,7 +2,7 @@
 //! closed.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::net::Shutdown;
+use std::net::{self, Shutdown};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::SocketAddr;
@@ -10,10 +10,14 @@ use std::rc::Rc;
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::socket::{
+    self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, recv, setsockopt, sockopt,
+};
 
 use crate::address::Address;
+use crate::sys;
 use crate::wire::Family;
 
 /// A connected TCP or Unix stream, non-blocking and close-on-exec.
@@ -28,6 +32,8 @@ use crate::wire::Family;
 pub struct Stream {
     inner: Inner,
     registry: Option<Rc<Registry>>,
+    /// Another process has the open file description, too, or had it.
+    shared: bool,
 }
 
 #[derive(Debug)]
@@ -37,18 +43,24 @@ pub(crate) enum Inner {
 }
 
 impl Stream {
+    /// A connection that this process has made.
     pub(crate) fn new(inner: Inner) -> Self {
-        Self { inner, registry: None }
+        Self { inner, registry: None, shared: false }
+    }
+
+    /// One of which it is not known who has it.
+    fn from_elsewhere(inner: Inner) -> Self {
+        Self { inner, registry: None, shared: true }
     }
 
     /// Connects, without waiting for the answer (connect(2), EINPROGRESS).
-    pub(crate) fn connect(address: &Address) -> io::Result<Self> {
+    ///
+    /// If the session `has_bytes` to send, the last segment of a TCP handshake waits for them and
+    /// rides on them, which spares one segment of a short connection. If they do not come, the kernel
+    /// sends it when an acknowledgement has been delayed for long enough (TCP_QUICKACK, tcp(7)).
+    pub(crate) fn connect(address: &Address, has_bytes: bool) -> io::Result<Self> {
         let inner = match address {
-            Address::Internet(address) => {
-                let stream = mio::net::TcpStream::connect(*address)?;
-                stream.set_nodelay(true)?;
-                Inner::Tcp(stream)
-            }
+            Address::Internet(address) => Inner::Tcp(connect_tcp(*address, has_bytes)?),
             Address::Path(path) => Inner::Unix(mio::net::UnixStream::connect(path)?),
             Address::Abstract(name) => {
                 let address = SocketAddr::from_abstract_name(name)?;
@@ -57,6 +69,12 @@ impl Stream {
             Address::Unnamed => return Err(io::ErrorKind::InvalidInput.into()),
         };
         Ok(Self::new(inner))
+    }
+
+    /// Whether there is something to read by now, beside the end (MSG_PEEK, recv(2)).
+    #[must_use]
+    pub fn has_bytes(&self) -> bool {
+        self.peek(&mut [0]).is_ok_and(|count| count > 0)
     }
 
     /// The error that the socket has, which is taken from it (SO_ERROR, socket(7)): how a connection
@@ -70,7 +88,7 @@ impl Stream {
 
     /// A connection of that family, from the descriptor that another process has sent.
     pub(crate) fn adopt(fd: OwnedFd, family: Family) -> Self {
-        Self::new(match family {
+        Self::from_elsewhere(match family {
             Family::Tcp => Inner::Tcp(mio::net::TcpStream::from_std(fd.into())),
             Family::Unix => Inner::Unix(mio::net::UnixStream::from_std(fd.into())),
         })
@@ -83,8 +101,9 @@ impl Stream {
         }
     }
 
-    /// Takes it out of the loop, and leaves it open.
+    /// Takes it out of the loop and leaves it open, for another process that gets it.
     pub(crate) fn deregister(&mut self) {
+        self.shared = true;
         if let Some(registry) = self.registry.take() {
             // It was registered and is open, so this does not fail; and nothing could be done.
             let _ = self.source().deregister(&registry);
@@ -151,25 +170,44 @@ impl Stream {
     }
 }
 
+/// As mio does, with the options set before there is a connection.
+fn connect_tcp(address: net::SocketAddr, has_bytes: bool) -> io::Result<mio::net::TcpStream> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(family, SockType::Stream, flags, None)?;
+    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+    if has_bytes {
+        sys::delay_acknowledgements(socket.as_fd())?;
+    }
+    match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(mio::net::TcpStream::from_std(socket.into())),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A connected stream of a loop of one's own; it is not registered yet.
 impl From<mio::net::TcpStream> for Stream {
     fn from(stream: mio::net::TcpStream) -> Self {
-        Self::new(Inner::Tcp(stream))
+        Self::from_elsewhere(Inner::Tcp(stream))
     }
 }
 
 /// A connected stream of a loop of one's own; it is not registered yet.
 impl From<mio::net::UnixStream> for Stream {
     fn from(stream: mio::net::UnixStream) -> Self {
-        Self::new(Inner::Unix(stream))
+        Self::from_elsewhere(Inner::Unix(stream))
     }
 }
 
-/// An epoll registration lives as long as the open file description, which another process may
-/// share (epoll(7)): deregister, then close.
+/// An epoll registration lives as long as the open file description (epoll(7)). What another process
+/// may have is deregistered and then closed; of what is this process's alone the close is the end of
+/// both, and spares a call. (A process that is being spawned has everything until its exec. An event
+/// meanwhile is one for a session that has ended, and is ignored like all of those.)
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.deregister();
+        if self.shared {
+            self.deregister();
+        }
     }
 }
 
@@ -215,5 +253,47 @@ impl AsFd for Stream {
             Inner::Tcp(stream) => stream.as_fd(),
             Inner::Unix(stream) => stream.as_fd(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who is to be seen at the other end as soon as connect(2) has returned: on loopback everything
+    /// has happened by then.
+    #[test]
+    fn only_a_stream_with_bytes_to_send_waits_with_the_end_of_its_handshake() {
+        let listener = net::TcpListener::bind("127.0.0.1:0").expect("listens");
+        listener.set_nonblocking(true).expect("non-blocking");
+        let address = listener.local_addr().expect("an address").into();
+        let _stream = Stream::connect(&address, false).expect("connects");
+        listener.accept().expect("it is there");
+        // A test that stands still for 0.2 s comes too late.
+        for attempt in 0.. {
+            let mut stream = Stream::connect(&address, true).expect("connects");
+            let early = listener.accept().map(drop).map_err(|error| error.kind());
+            assert!(attempt < 20, "never waits: {early:?}");
+            if early == Err(io::ErrorKind::WouldBlock) {
+                stream.write_all(b"x").expect("sent");
+                let (mut other, _) = listener.accept().expect("it came with the byte");
+                assert_eq!(other.read(&mut [0; 2]).expect("read"), 1);
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_has_bytes_when_some_came_and_not_at_its_end() {
+        let (near, far) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        near.set_nonblocking(true).expect("non-blocking");
+        let mut near = Stream::from(mio::net::UnixStream::from_std(near));
+        assert!(!near.has_bytes());
+        (&far).write_all(b"x").expect("sent");
+        assert!(near.has_bytes());
+        drop(far);
+        assert!(near.has_bytes());
+        assert_eq!(near.read(&mut [0; 2]).expect("read"), 1);
+        assert!(!near.has_bytes());
     }
 }

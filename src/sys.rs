@@ -226,6 +226,24 @@ pub(crate) fn signal_name(signal: i32) -> String {
     }
 }
 
+/// Has a TCP socket delay its acknowledgements, so that they ride on what is sent (TCP_QUICKACK off,
+/// tcp(7)). nix has no name for it.
+pub(crate) fn delay_acknowledgements(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let (off, length) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the descriptor is borrowed and stays open; the value is an int, as long as is said.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_QUICKACK,
+            (&raw const off).cast(),
+            length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
 /// Whether a signal does what it does unless somebody has said otherwise (signal(7)).
 pub(crate) fn is_at_its_default(signal: i32) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();

@@ -45,7 +45,8 @@ impl ProxySession {
             false => Vec::new(),
         };
         let (start, mut tried) = (route.next(), 0);
-        let connected = connect(cx, &route, start, &mut tried);
+        let to_send = !first.is_empty() || stream.has_bytes();
+        let connected = connect(cx, &route, start, &mut tried, to_send);
         let (upstream, to) = connected.map_err(|(to, error)| {
             // Fails for a socket that is gone anyway.
             let _ = stream.reset_on_close();
@@ -104,7 +105,7 @@ impl ProxySession {
         let Some(at) = upstreams.iter().position(|other| other.text == self.upstream.text) else {
             return self.give_up(&self.upstream, &error);
         };
-        match connect(cx, &self.route, at + 1, &mut self.tried) {
+        match connect(cx, &self.route, at + 1, &mut self.tried, self.relay.has_bytes_to_send()) {
             Ok((upstream, stream)) => {
                 self.upstream = upstream;
                 self.relay.reconnect(stream, cx.now());
@@ -163,6 +164,7 @@ fn connect(
     route: &Route,
     start: usize,
     tried: &mut u16,
+    to_send: bool,
 ) -> Result<(Rc<Upstream>, Stream), (Rc<Upstream>, io::Error)> {
     let count = route.upstreams.len();
     let nowhere = Upstream { text: "(none)".into(), address: None };
@@ -171,7 +173,11 @@ fn connect(
         let upstream = &route.upstreams[(start + offset) % count];
         *tried += 1;
         let Some(address) = &upstream.address else { continue };
-        match cx.connect(address, 1) {
+        let connected = match to_send {
+            true => cx.connect_to_send(address, 1),
+            false => cx.connect(address, 1),
+        };
+        match connected {
             Ok(stream) => return Ok((Rc::clone(upstream), stream)),
             Err(error) => failed = (Rc::clone(upstream), error),
         }

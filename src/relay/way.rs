@@ -152,6 +152,11 @@ impl End {
 }
 
 impl Way {
+    /// Whether there is anything for [`Way::carry`] to do.
+    pub(super) fn may_move(&self, from: &End, to: &End) -> bool {
+        to.writable && (from.readable || self.kept.is_some()) || self.ended && !self.over
+    }
+
     /// Moves bytes until there are no more, the sink takes no more, or the others have to have
     /// their turn. Answers whether it is the last.
     ///

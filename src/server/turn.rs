@@ -114,8 +114,8 @@ impl<H: Handler> Server<H> {
                 self.stale_events += 1;
                 continue;
             };
-            let ours = self.successor.as_ref().is_some_and(|successor| successor.owns(token));
             let io_event = IoEvent::from_mio(event, token.source);
+            let ours = || self.successor.as_ref().is_some_and(|successor| successor.owns(token));
             let lively = match token.kind {
                 Kind::Session => self.sessions.note(token, io_event),
                 Kind::Listener => match self.listeners.note(token) {
@@ -128,9 +128,9 @@ impl<H: Handler> Server<H> {
                 },
                 Kind::Signals => set(&mut harvest.signals),
                 Kind::Waker => set(&mut harvest.woken),
-                Kind::ReadinessPipe => ours && set(&mut harvest.pipe),
-                Kind::Successor => ours && set(&mut harvest.successor),
-                Kind::SuccessorProcess if ours => set(&mut harvest.successor_died),
+                Kind::ReadinessPipe => ours() && set(&mut harvest.pipe),
+                Kind::Successor => ours() && set(&mut harvest.successor),
+                Kind::SuccessorProcess if ours() => set(&mut harvest.successor_died),
                 Kind::SuccessorProcess => set(&mut harvest.dying),
                 Kind::Predecessor => self.predecessor.is_some() && set(&mut harvest.predecessor),
                 Kind::PredecessorProcess => {
