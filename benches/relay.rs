@@ -310,7 +310,7 @@ fn spent(
 fn memory(proxies: &[Proxy], sessions: usize) -> Result<Vec<f64>, String> {
     let mut figures = Vec::new();
     for proxy in proxies {
-        let before = anonymous(proxy.process.pid)?;
+        let before = process::anonymous_memory(proxy.process.pid)?;
         let mut clients = Vec::new();
         for _ in 0..sessions {
             let mut client = TcpStream::connect(proxy.echo).map_err(failed("connect"))?;
@@ -320,17 +320,9 @@ fn memory(proxies: &[Proxy], sessions: usize) -> Result<Vec<f64>, String> {
             clients.push(client);
         }
         sleep(AFTER_ROUND);
-        figures.push((anonymous(proxy.process.pid)? - before) / sessions as f64);
+        figures.push((process::anonymous_memory(proxy.process.pid)? - before) / sessions as f64);
     }
     Ok(figures)
-}
-
-fn anonymous(pid: Pid) -> Result<f64, String> {
-    let path = format!("/proc/{}/status", pid.as_raw_pid());
-    let text = std::fs::read_to_string(Path::new(&path)).map_err(failed(&path))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-    kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path}: no RssAnon"))
 }
 
 /// What all the proxies' sockets have (tcp(7)), because none of them chooses.

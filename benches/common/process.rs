@@ -99,6 +99,26 @@ pub(crate) fn children(pid: Pid) -> Vec<Pid> {
     text.split_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?)).collect()
 }
 
+/// What descends from a process.
+pub(crate) fn descendants(pid: Pid) -> Vec<Pid> {
+    let mut all = children(pid);
+    let mut next = 0;
+    while let Some(pid) = all.get(next).copied() {
+        all.extend(children(pid));
+        next += 1;
+    }
+    all
+}
+
+/// Memory of a process that is its own and no file's, in bytes (RssAnon, proc(5)).
+pub(crate) fn anonymous_memory(pid: Pid) -> Result<f64, String> {
+    let path = format!("/proc/{}/status", pid.as_raw_pid());
+    let text = fs::read_to_string(&path).map_err(failed(&path))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.map(|kib| kib * 1024.0).ok_or_else(|| format!("{path}: no RssAnon"))
+}
+
 /// A server that this bench started, or the successor of one. It ends with the bench, and so does
 /// whoever would take over from it.
 pub(crate) struct Started {

@@ -1,10 +1,11 @@
 //! The proxies that are measured, each with one thread, one route to the echo and one to the bulk.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::common::peers::{free_port, is_installed, nginx_stream_module};
 use crate::common::process::{self, Started};
 use crate::common::{failed, programs};
 
@@ -43,14 +44,10 @@ pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<P
         proxies.push(Proxy::start("HAProxy", haproxy, at_echo, at_bulk)?);
     }
 
-    const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
     if is_installed("nginx") {
         let [at_echo, at_bulk] = ports()?;
         let file = place.join("nginx.conf");
-        let module = match Path::new(STREAM_MODULE).exists() {
-            true => format!("load_module {STREAM_MODULE};\n"),
-            false => String::new(),
-        };
+        let module = nginx_stream_module();
         let place = place.display();
         let text = format!(
             "{module}daemon off;\nmaster_process off;\n\
@@ -82,16 +79,4 @@ impl Proxy {
         process::await_some(name, || Ok(TcpStream::connect(echo).ok()))?;
         Ok(Self { name, process, echo, bulk })
     }
-}
-
-/// A port that nobody has at this moment: not everybody can be asked for port 0.
-fn free_port() -> Result<SocketAddr, String> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("find a port"))?;
-    listener.local_addr().map_err(failed("find a port"))
-}
-
-fn is_installed(program: &str) -> bool {
-    let mut version = Command::new(program);
-    version.arg("-v").stdout(Stdio::null()).stderr(Stdio::null());
-    version.status().is_ok_and(|status| status.success())
 }

@@ -1,0 +1,28 @@
+//! HAProxy and nginx, where they are installed.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::failed;
+
+/// A port that nobody has at this moment: not everybody can be asked for port 0.
+pub(crate) fn free_port() -> Result<SocketAddr, String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed("find a port"))?;
+    listener.local_addr().map_err(failed("find a port"))
+}
+
+pub(crate) fn is_installed(program: &str) -> bool {
+    let mut version = Command::new(program);
+    version.arg("-v").stdout(Stdio::null()).stderr(Stdio::null());
+    version.status().is_ok_and(|status| status.success())
+}
+
+/// The line of nginx's configuration that loads the stream module where it is one of its own.
+pub(crate) fn nginx_stream_module() -> String {
+    const MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+    match Path::new(MODULE).exists() {
+        true => format!("load_module {MODULE};\n"),
+        false => String::new(),
+    }
+}
