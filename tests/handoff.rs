@@ -76,6 +76,73 @@ fn a_session_that_the_successor_refuses_stays_and_is_served_to_its_end() {
 }
 
 #[test]
+fn the_first_the_last_and_any_session_of_a_packet_can_be_refused() {
+    let last = SESSIONS_PER_PACKET;
+    let refused = [1, last / 2, last, last + 1, last + 3].map(|place| place.to_string());
+    let args: Vec<_> = refused.iter().flat_map(|place| ["--refuse", place.as_str()]).collect();
+    let mut actor = moving().args(&args).serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, last + 3);
+    actor.signal(first, Signal::SIGHUP);
+    for _ in refused.iter() {
+        actor.wait_for("the successor refused a session");
+    }
+    let (second, _) = actor.who();
+    for (place, owner) in (1..).zip(owners(&mut clients)) {
+        let stays = refused.contains(&place.to_string());
+        assert_eq!(owner, if stays { first } else { second }, "session {place}");
+    }
+    clients.clear();
+    actor.wait_for("alone");
+}
+
+/// Two packets do not fit into a socket as narrow as this one, and nobody takes the first out.
+#[test]
+fn while_the_handoff_socket_is_full_the_sessions_are_served_where_they_are() {
+    let mut actor = moving().args(&["--state-bytes", "60000", "--takeover-ms", "30000"]).serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 5);
+    actor.faults(&[(Point::PingSent, "narrow 60500"), (Point::PongSaid, "stop")]);
+    actor.signal(first, Signal::SIGHUP);
+    let line = actor.wait_for("fault at PongSaid");
+    let second = pid_of(&line).expect("a process id");
+    // A second: each of the four is tried ten times (DRAIN_INTERVAL).
+    for _ in 0..40 {
+        let line = actor.wait_for(" sessions to the successor: ");
+        assert!(line.contains("Resource temporarily unavailable"), "{line}");
+    }
+    // The first one is on its way, and the others are not.
+    let (on_its_way, others) = clients.split_at_mut(1);
+    assert_eq!(owners(others), [first; 4]);
+    on_its_way[0].send("who\n");
+    actor.signal(second, Signal::SIGCONT);
+    actor.wait_for("alone");
+    assert!(on_its_way[0].read_line().starts_with(&format!("{second} ")));
+    assert_eq!(owners(&mut clients), [second; 5]);
+    assert!(!actor.has("refused a session"));
+}
+
+#[test]
+fn a_client_that_breaks_off_while_its_session_is_on_its_way_harms_nobody_else() {
+    for point in [Point::SessionsHeard, Point::AckSaid] {
+        let mut actor = moving().serve();
+        let first = actor.pid();
+        let mut clients = clients(&mut actor, 3);
+        actor.fault(point, "stop");
+        actor.signal(first, Signal::SIGHUP);
+        let line = actor.wait_for(&format!("fault at {point:?}"));
+        let second = pid_of(&line).expect("a process id");
+        until("the successor stands still", || state_of(second) == Some('T'));
+        clients.remove(1).reset();
+        actor.signal(second, Signal::SIGCONT);
+        actor.wait_for("alone");
+        assert_eq!(owners(&mut clients), [second; 2], "{point:?}");
+        let third = actor.upgrade();
+        assert_eq!(owners(&mut clients), [third; 2], "{point:?}");
+    }
+}
+
+#[test]
 fn sessions_of_a_form_that_the_successor_does_not_know_stay_and_drain() {
     let mut actor = moving().at(1, "schema:7").serve();
     let first = actor.pid();

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,11 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, raise};
 use nix::sys::socket::{MsgFlags, send};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::process::{
+    PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, getpid, getrlimit, pidfd_getfd, pidfd_open,
+    setrlimit,
+};
 use tablecloth::fault::{self, Point};
 use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL};
 
@@ -106,6 +111,12 @@ fn strike(deed: &str) -> io::Result<()> {
         }
         "exit" => std::process::exit(object.parse().unwrap_or(1)),
         "panic" => panic!("as it was told"),
+        // From now on so many bytes fit into the handoff socket, as the kernel counts them.
+        "narrow" => {
+            let bytes: usize = object.parse().map_err(io::Error::other)?;
+            // The kernel doubles it (socket(7)).
+            set_socket_send_buffer_size(handoff_socket()?, bytes / 2)?;
+        }
         "garbage" => say(b"GET / HTTP/1.1\r\n\r\n", object.parse().unwrap_or(1))?,
         // Until nothing more fits into the handoff socket.
         "drown" => while say(b"GET / HTTP/1.1\r\n\r\n", 1).is_ok() {},
@@ -151,8 +162,17 @@ fn limit(resource: Resource, most: Option<u64>) -> io::Result<()> {
     Ok(setrlimit(resource, Rlimit { current: most.or(maximum), maximum })?)
 }
 
-/// Says something so many times on the handoff socket: the one connected seqpacket socket that this process has.
+/// Says something so many times on the handoff socket.
 fn say(packet: &[u8], times: usize) -> io::Result<()> {
+    let socket = handoff_socket()?;
+    for _ in 0..times {
+        send(socket.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL)?;
+    }
+    Ok(())
+}
+
+/// Another descriptor of the one connected seqpacket socket that this process has.
+fn handoff_socket() -> io::Result<OwnedFd> {
     let unix = fs::read_to_string("/proc/net/unix")?;
     // Num RefCount Protocol Flags Type St Inode Path (proc(5)).
     let is_handoff = |inode: &str| {
@@ -165,10 +185,8 @@ fn say(packet: &[u8], times: usize) -> io::Result<()> {
         let target = target.to_string_lossy().into_owned();
         let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
         if inode.is_some_and(is_handoff) {
-            for _ in 0..times {
-                send(number, packet, MsgFlags::MSG_NOSIGNAL)?;
-            }
-            return Ok(());
+            let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+            return Ok(pidfd_getfd(own, number, PidfdGetfdFlags::empty())?);
         }
     }
     Err(io::Error::other("no handoff socket"))

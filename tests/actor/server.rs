@@ -35,8 +35,12 @@ struct Actor {
     ballast: Vec<u8>,
     /// The form in which sessions move, if they do.
     schema: Option<u32>,
+    /// How long the state is in which they do.
+    state_bytes: usize,
     /// Of so many that arrive it takes all but the last.
     refuse_every: Option<u64>,
+    /// And not these, counted from 1.
+    refuse: Vec<u64>,
     arrived: u64,
 }
 
@@ -81,18 +85,23 @@ impl Handler for Actor {
 
     fn pack(&mut self, _: &mut Context<'_>, stream: Stream) -> Result<Packed, Stream> {
         match self.schema {
-            Some(schema) => Ok(Packed { schema, state: b"a stream".into(), streams: vec![stream] }),
+            Some(schema) => {
+                let mut state = b"a stream".to_vec();
+                state.resize(state.len().max(self.state_bytes), b'.');
+                Ok(Packed { schema, state, streams: vec![stream] })
+            }
             None => Err(stream),
         }
     }
 
     fn unpack(&mut self, cx: &mut Context<'_>, mut packed: Packed) -> io::Result<Stream> {
         self.arrived += 1;
-        if packed.state != b"a stream" {
+        if !packed.state.starts_with(b"a stream") {
             return Err(io::Error::other("that is no stream"));
         }
         // Whoever has packed it can put it together again.
-        let refused = self.refuse_every.is_some_and(|every| self.arrived % every == 0);
+        let refused = self.refuse_every.is_some_and(|every| self.arrived % every == 0)
+            || self.refuse.contains(&self.arrived);
         if refused && cx.has_predecessor() {
             return Err(io::Error::other("as it was told"));
         }
@@ -162,7 +171,9 @@ struct Script {
     at: Vec<(u64, String)>,
     ballast_mib: usize,
     schema: Option<u32>,
+    state_bytes: usize,
     refuse_every: Option<u64>,
+    refuse: Vec<u64>,
 }
 
 impl Script {
@@ -196,6 +207,8 @@ impl Script {
                 "--ballast-mib" => script.ballast_mib = number()? as usize,
                 "--faults" => faults::obey(value.into()),
                 "--schema" => script.schema = Some(number()? as u32),
+                "--state-bytes" => script.state_bytes = number()? as usize,
+                "--refuse" => script.refuse.push(number()?),
                 "--refuse-every" => script.refuse_every = Some(number()?),
                 "--at" => {
                     let (generation, deed) = value.split_once(':').ok_or("--at GEN:DEED")?;
@@ -354,8 +367,9 @@ fn play(mut script: Script) -> Result<(), String> {
     // Touched, so that it is resident.
     ballast.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
 
-    let (schema, refuse_every) = (script.schema, script.refuse_every);
-    let actor = Actor { udp: None, ballast, schema, refuse_every, arrived: 0 };
+    let Script { schema, state_bytes, refuse_every, .. } = script;
+    let refuse = script.refuse.clone();
+    let actor = Actor { udp: None, ballast, schema, state_bytes, refuse_every, refuse, arrived: 0 };
     let mut server = Server::new(script.config.clone(), actor).map_err(error)?;
     let generation = server.generation();
     let mut elsewhere: Option<String> = None;

@@ -19,6 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 use tablecloth::fault::Point;
 
@@ -354,6 +355,11 @@ impl Client {
     /// One question, one answer.
     pub(crate) fn ask(&mut self, question: &str) -> String {
         self.send(question);
+        self.read_line()
+    }
+
+    /// An answer.
+    pub(crate) fn read_line(&mut self) -> String {
         let mut answer = String::new();
         let mut byte = [0; 1];
         while !answer.ends_with('\n') {
@@ -367,6 +373,12 @@ impl Client {
         let answer = self.ask("who\n");
         let (pid, generation) = answer.split_once(' ').expect("two numbers");
         (pid.parse().expect("a process id"), generation.parse().expect("a generation"))
+    }
+
+    /// Breaks off: the other side is told by a reset.
+    pub(crate) fn reset(self) {
+        let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&self.stream, sockopt::Linger, &at_once).expect("set");
     }
 
     /// Whether the other side has closed the connection in order.
