@@ -139,6 +139,14 @@ struct Pending {
 struct Sweep {
     next: u32,
     walk: Walk,
+    /// The handoff socket takes no more sessions: the rest waits for the next sweep.
+    full: bool,
+}
+
+impl Sweep {
+    fn new(walk: Walk) -> Self {
+        Self { next: 0, walk, full: false }
+    }
 }
 
 /// What it is for.

@@ -88,6 +88,9 @@ impl<H: Handler> Server<H> {
 
     /// Hands over as many sessions as the window allows, from where the sweep stands. Those that
     /// cannot move now are asked to drain. Answers whether the sweep has come to its end.
+    ///
+    /// What the socket did not take is here again, under another index, and would be found again: once
+    /// it is full, the sweep moves nobody else.
     pub(super) fn move_sessions(&mut self, sweep: &mut Sweep) -> bool {
         let mut load = Load::new();
         for _ in 0..limits::DRAINS_PER_TURN {
@@ -99,11 +102,18 @@ impl<H: Handler> Server<H> {
                 return true;
             };
             sweep.next = token.index + 1;
+            if sweep.full && !self.sessions.stays(token.index, self.attempts) {
+                continue;
+            }
             match self.pack(token.index) {
                 Some(packed) if load.has_room_for(&packed) => load.add(packed),
                 Some(packed) => {
-                    self.send_sessions(std::mem::replace(&mut load, Load::new()));
-                    load.add(packed);
+                    let full = std::mem::replace(&mut load, Load::new());
+                    sweep.full |= !self.send_sessions(full);
+                    match sweep.full {
+                        true => self.take_back(packed, false),
+                        false => load.add(packed),
+                    }
                 }
                 None => {
                     let Some(session) = self.sessions.get_mut(token.index) else { continue };
@@ -113,7 +123,7 @@ impl<H: Handler> Server<H> {
                 }
             }
         }
-        self.send_sessions(load);
+        sweep.full |= !self.send_sessions(load);
         false
     }
 
@@ -152,10 +162,11 @@ impl<H: Handler> Server<H> {
         None
     }
 
-    fn send_sessions(&mut self, mut load: Load) {
+    /// Answers whether the socket has taken what there was to send.
+    fn send_sessions(&mut self, mut load: Load) -> bool {
         let Some(successor) = self.successor.as_ref().filter(|_| !load.sessions.is_empty()) else {
             load.sessions.into_iter().for_each(|packed| self.take_back(packed, false));
-            return;
+            return true;
         };
         self.packets = self.packets.wrapping_add(1);
         let entry = |packed: &mut Packed| {
@@ -183,12 +194,14 @@ impl<H: Handler> Server<H> {
                 if first {
                     self.feed(Event::SessionsSent);
                 }
+                true
             }
             // The socket is full, or the kernel has too many descriptors on their way
             // (ETOOMANYREFS, unix(7)); the next sweep tries again. Of a dead one the death is heard.
             Err(error) => {
                 log::debug!("{} sessions to the successor: {error}", load.sessions.len());
                 load.sessions.into_iter().for_each(|packed| self.take_back(packed, false));
+                false
             }
         }
     }
@@ -310,7 +323,7 @@ impl<H: Handler> Server<H> {
     /// Begins to hand the sessions over, or to have them drained where they cannot move.
     pub(super) fn begin_to_move(&mut self) {
         let walk = if self.can_move_sessions() { Walk::Move } else { Walk::Drain };
-        self.sweep = Some(Sweep { next: 0, walk });
+        self.sweep = Some(Sweep::new(walk));
         self.moving = walk;
         self.moves = Some(Moves::new(self.shared.now));
         // From here the turn under way counts too.

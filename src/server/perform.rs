@@ -197,14 +197,14 @@ impl<H: Handler> Server<H> {
                 self.moving = Walk::Drain;
                 // Sessions that are being closed need not be told to drain.
                 if self.sweep.is_none_or(|sweep| sweep.walk != Walk::Close) {
-                    self.sweep = Some(Sweep { next: 0, walk: Walk::Drain });
+                    self.sweep = Some(Sweep::new(Walk::Drain));
                 }
             }
             Action::MoveSessions => self.begin_to_move(),
             Action::CloseSessions => {
                 if self.sessions.len() > 0 {
                     log::warn!("closing {} sessions: {event}.", self.sessions.len());
-                    self.sweep = Some(Sweep { next: 0, walk: Walk::Close });
+                    self.sweep = Some(Sweep::new(Walk::Close));
                 }
             }
             Action::Arm(timer) => {

@@ -342,7 +342,7 @@ impl<H: Handler> Server<H> {
     fn sweep_sessions(&mut self) {
         if self.next_sweep.is_some_and(|at| at <= self.shared.now) {
             self.next_sweep = None;
-            self.sweep.get_or_insert(Sweep { next: 0, walk: self.moving });
+            self.sweep.get_or_insert(Sweep::new(self.moving));
         }
         let Some(mut sweep) = self.sweep else { return };
         if sweep.walk == Walk::Move {
