@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use bulk::Bulk;
 use common::failed;
-use common::figures::median;
+use common::figures::{least, median};
 use common::flags::{self, Flag};
 use common::process::{self, Started};
 use load::{Kind, Load, MESSAGE_BYTES, Until};
@@ -110,13 +110,15 @@ fn run() -> Result<(), String> {
     let source = Upstream::start(SERVE_BULK)?;
     let upstreams = [echo.address, source.address];
     let mut proxies = proxies::start(place.path(), upstreams)?;
-    let mut pinned = pin(&proxies, &[&echo, &source]);
+    // Before this process has only one of them.
+    let processors = two_processors();
+    let mut pinned = pin(processors, &proxies, &[&echo, &source]);
     let mut rows = ROWS.map(|name| Row { name, starts: Vec::new() });
     for start in 0..starts.max(1) as usize {
         if start > 0 {
             drop(proxies);
             proxies = proxies::start(place.path(), upstreams)?;
-            pinned = pin(&proxies, &[&echo, &source]);
+            pinned = pin(processors, &proxies, &[&echo, &source]);
         }
         for (row, rounds) in rows.iter_mut().zip(measure(&proxies, &settings, start)?) {
             row.starts.push(rounds);
@@ -219,12 +221,17 @@ impl Upstream {
     }
 }
 
+/// A processor for everything else, and one for the proxies.
+fn two_processors() -> Option<[usize; 2]> {
+    let allowed = sched_getaffinity(None).ok()?;
+    let mut processors = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
+    Some([processors.next()?, processors.next()?])
+}
+
 /// Puts the proxies on one processor and everything else on another. Answers whether that could be
 /// done.
-fn pin(proxies: &[Proxy], upstreams: &[&Upstream]) -> bool {
-    let Ok(allowed) = sched_getaffinity(None) else { return false };
-    let mut processors = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
-    let (Some(rest), Some(proxy)) = (processors.next(), processors.next()) else { return false };
+fn pin(processors: Option<[usize; 2]>, proxies: &[Proxy], upstreams: &[&Upstream]) -> bool {
+    let Some([rest, proxy]) = processors else { return false };
     let put = |pid: Option<Pid>, processor| {
         let mut set = CpuSet::new();
         set.set(processor);
@@ -275,6 +282,12 @@ impl Row {
         let each: Vec<_> = each.iter().map(|ratio| format!("{ratio:.3}")).collect();
         let ratio = format!("{:.3}  ({})", ratio(&rounds), each.join(" "));
         println!("{}", line(self.name, medians.map(|median| format!("{median:.2}")), &ratio));
+        // What nothing else on the machine has disturbed.
+        let least: Vec<_> =
+            (0..columns).map(|column| least(rounds.iter().map(|round| round[column]))).collect();
+        let better = least[1..].iter().copied().fold(f64::NAN, f64::min);
+        let ratio = format!("{:.3}", least[0] / better);
+        println!("{}", line("  least", least.iter().map(|least| format!("{least:.2}")), &ratio));
     }
 }
 
