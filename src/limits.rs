@@ -57,10 +57,12 @@ pub const RELAY_READ_BYTES: usize = 60 * 1024;
 pub const RELAY_LEAST_BYTES: usize = 8 * 1024;
 
 /// From so many bytes in one read on, the next one goes through a pipe: not to copy them is worth
-/// the call more that it takes.
+/// the call more that it takes (`cargo bench --bench relay`: as much at 4 KiB, 5 % less at 8, 17 % less
+/// at 16).
 pub const RELAY_LARGE_BYTES: usize = 8 * 1024;
 
-/// The room of that pipe: pages, each of which may hold a piece of a large read that is smaller.
+/// The room of that pipe, which the kernel counts in pages: 64 pieces where a page has 4 KiB, each of
+/// which may be one segment. Where there are fewer, a large read takes more calls.
 pub const RELAY_PIPE_BYTES: i32 = 256 * 1024;
 
 /// What a relay moves in each direction before the others have their turn: some tenths of a

@@ -97,7 +97,8 @@ pub enum Ending {
 
 impl Relay {
     /// A relay between an accepted stream and one that may still be connecting. `first` is what the
-    /// upstream is told before anything that the client says; it is empty for most.
+    /// upstream is told before anything that the client says; it is empty for most, and at most
+    /// [`RELAY_READ_BYTES`](limits::RELAY_READ_BYTES) for one that is to move.
     #[must_use]
     pub fn new(
         downstream: Stream,
@@ -165,6 +166,9 @@ impl Relay {
 
     /// Takes another upstream in place of the one that could not be connected to.
     pub fn reconnect(&mut self, upstream: Stream, now: Instant) {
+        // It has the same token as the new one: a process that is being spawned still has it, and
+        // nothing more may be heard of it.
+        self.upstream.stream.deregister();
         self.upstream = End::new(upstream);
         self.connecting = true;
         self.active = now;

@@ -177,7 +177,8 @@ fn connect_tcp(address: net::SocketAddr, has_bytes: bool) -> io::Result<mio::net
     let socket = socket::socket(family, SockType::Stream, flags, None)?;
     setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
     if has_bytes {
-        sys::delay_acknowledgements(socket.as_fd())?;
+        // Only a saving, which some filter may not grant.
+        let _ = sys::delay_acknowledgements(socket.as_fd());
     }
     match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(mio::net::TcpStream::from_std(socket.into())),
@@ -202,7 +203,8 @@ impl From<mio::net::UnixStream> for Stream {
 /// An epoll registration lives as long as the open file description (epoll(7)). What another process
 /// may have is deregistered and then closed; of what is this process's alone the close is the end of
 /// both, and spares a call. (A process that is being spawned has everything until its exec. An event
-/// meanwhile is one for a session that has ended, and is ignored like all of those.)
+/// meanwhile is one for a session that has ended, and is ignored like all of those; who goes on with
+/// another stream under the same token deregisters the first one himself.)
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.shared {

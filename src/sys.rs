@@ -1,4 +1,5 @@
-//! The only `unsafe`: spawn a process, pass descriptors to it, adopt descriptors in it.
+//! The only `unsafe`: spawn a process, pass descriptors to it, adopt descriptors in it, and ask the
+//! kernel for what nix has no safe name for.
 //!
 //! Each block says who owns the descriptor, and why nobody else does.
 

@@ -36,14 +36,15 @@ impl Pipe {
         Some(Self { reader, writer })
     }
 
-    /// Moves what a socket has into the empty pipe. 0 is the end of the stream. Less than was
-    /// wanted does not mean that the socket has no more.
+    /// Moves what a socket has into the empty pipe. 0 may be the end of the stream, or urgent data with
+    /// the end behind it. Less than was wanted does not mean that the socket has no more.
     pub(super) fn fill(&self, from: impl AsFd, wanted: usize) -> io::Result<usize> {
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
         Ok(splice(from, None, &self.writer, None, wanted, flags)?)
     }
 
-    /// Moves what the pipe has into a socket. Less than was wanted has filled it.
+    /// Moves what the pipe has into a socket. Less than was wanted does not mean that it is full: a
+    /// signal ends the call between two pieces.
     pub(super) fn drain(&self, to: impl AsFd, count: usize) -> io::Result<usize> {
         let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
         Ok(splice(&self.reader, None, to, None, count, flags)?)

@@ -7,7 +7,11 @@ use super::pipe::Pipe;
 use crate::limits;
 
 /// One buffer for reading and writing at once, one pipe for what is large, and the bound on what may
-/// be kept beside them. A pool owns the pipe's two descriptors.
+/// be kept beside them.
+///
+/// A pool owns the pipe's two descriptors. There is a pipe only if SIGPIPE is not at its default when
+/// the pool is made, and it must not be set to it later: splice(2), which moves what is large, cannot be
+/// told not to raise it. Rust's runtime ignores it from the start.
 ///
 /// At the bound no relay stops: it looks at the bytes in the kernel's buffer, writes them, and takes
 /// those that were written, for one more call and nothing kept. So relays whose clients read slowly

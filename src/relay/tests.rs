@@ -227,9 +227,11 @@ proptest! {
         kinds in any::<(bool, bool)>(),
         lengths in (0..1_500_000_usize, 0..1_500_000_usize),
         bound in prop_oneof![Just(0), Just(40_000), Just(limits::RELAY_KEPT_BYTES)],
+        has_pipe in prop::bool::weighted(0.7),
         deeds in prop::collection::vec(deed(), 0..200),
     ) {
         let (client, server, mut turns) = Loop::between(kinds.0, kinds.1, Pool::new(bound));
+        turns.pool.pipe = turns.pool.pipe.take().filter(|_| has_pipe);
         let mut peers = [
             Peer::new(client, pattern(lengths.0, 1)),
             Peer::new(server, pattern(lengths.1, 2)),
@@ -400,6 +402,53 @@ fn bytes_behind_urgent_data_arrive_though_the_read_before_it_was_short() {
         server.received.ends_with(b"behind")
     });
     assert_eq!(server.received, b"beforeurgenbehind", "but for the urgent byte itself");
+}
+
+/// splice(2) answers 0 in front of urgent data that has the end behind it.
+#[test]
+fn bytes_behind_urgent_data_in_a_bulk_transfer_arrive_though_the_end_is_there() {
+    let (mut client, server, mut turns) = Loop::between(true, true, Pool::default());
+    let bulk = pattern(40_000, 1);
+    client.write(&bulk).expect("sent");
+    turns.until("it is in bulk", |turns| turns.relay.as_ref().is_some_and(|r| r.forward.bulk));
+    client.write(&bulk).expect("sent");
+    let Outside::Tcp(stream) = &client else { panic!("TCP") };
+    let fd = stream.as_raw_fd();
+    send(fd, b"urgent!", MsgFlags::MSG_OOB).expect("sent");
+    send(fd, b"the tail", MsgFlags::empty()).expect("sent");
+    client.end();
+    // As if no event had told of it yet.
+    let relay = turns.relay.as_mut().expect("a relay");
+    let turn = relay.turn(IoEvent::readable(), Instant::now(), PATIENCE, &mut turns.pool);
+    assert!(matches!(turn, Turn::Wait | Turn::Again), "{turn:?}");
+    let mut server = Peer::new(server, Vec::new());
+    turns.until("all of it arrives", |_| {
+        server.receive(100_000);
+        server.saw_end
+    });
+    assert_eq!(server.received, [&bulk, &bulk, &b"urgentthe tail"[..]].concat());
+}
+
+/// A read of a Unix stream ends behind descriptors, whatever follows them.
+#[test]
+fn bytes_behind_descriptors_arrive_and_the_end_behind_them() {
+    let (client, server, mut turns) = Loop::between(false, true, Pool::default());
+    let Outside::Unix(stream) = &client else { panic!("Unix") };
+    let rights = [nix::sys::socket::ControlMessage::ScmRights(&[stream.as_raw_fd()])];
+    turns.turn();
+    for (bytes, control) in [(b"one", &rights[..]), (b"two", &[][..])] {
+        let bytes = [io::IoSlice::new(bytes)];
+        let flags = MsgFlags::empty();
+        nix::sys::socket::sendmsg::<()>(stream.as_raw_fd(), &bytes, control, flags, None)
+            .expect("sent");
+    }
+    client.end();
+    let mut server = Peer::new(server, Vec::new());
+    turns.until("the end is passed on", |_| {
+        server.receive(100);
+        server.saw_end
+    });
+    assert_eq!(server.received, b"onetwo");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::pool::{Kept, Pool};
 use crate::io_event::IoEvent;
 use crate::limits;
 use crate::stream::Stream;
+use crate::wire::Family;
 
 /// One of the two streams, and what its events have said. Readiness is edge-triggered (epoll(7)):
 /// what an event has said holds until a call finds out that it does no longer.
@@ -21,9 +22,11 @@ pub(super) struct End {
     fin: bool,
     /// The socket has an error, or had one.
     error: bool,
-    /// A short read does not mean that there is no more: there is an error behind it, or there was
-    /// urgent data, which a read stops at.
+    /// There is an error, or there was urgent data, which a read stops at.
     read_on: bool,
+    /// A read that ends before the buffer does means that there is no more. Not so of a Unix stream,
+    /// where one ends behind descriptors, too (unix(7)).
+    short_is_empty: bool,
 }
 
 /// One direction.
@@ -70,7 +73,9 @@ pub(super) enum Broken {
 impl End {
     /// Nothing may be read or written before the first event.
     pub(super) fn new(stream: Stream) -> Self {
-        Self { stream, readable: false, writable: false, fin: false, error: false, read_on: false }
+        let short_is_empty = stream.family() == Family::Tcp;
+        let (readable, writable, fin, error, read_on) = (false, false, false, false, false);
+        Self { stream, readable, writable, fin, error, read_on, short_is_empty }
     }
 
     pub(super) fn note(&mut self, event: IoEvent) {
@@ -112,23 +117,21 @@ impl End {
         }
     }
 
-    /// Writes what the socket takes.
+    /// Writes what the socket takes. A short write has filled it (epoll(7)).
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.try_write(bytes.len(), |stream| stream.write(bytes))
+        let written = self.try_write(|stream| stream.write(bytes))?;
+        self.writable &= written == bytes.len();
+        Ok(written)
     }
 
-    /// Writes so many bytes, or fewer. A short write has filled the socket (epoll(7)).
+    /// 0 if the socket takes nothing at present.
     fn try_write(
         &mut self,
-        count: usize,
         mut write: impl FnMut(&mut Stream) -> io::Result<usize>,
     ) -> io::Result<usize> {
         loop {
             match write(&mut self.stream) {
-                Ok(written) => {
-                    self.writable = written == count;
-                    return Ok(written);
-                }
+                Ok(written) => return Ok(written),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.writable = false;
@@ -143,7 +146,7 @@ impl End {
     /// the read that would say so. Answers whether that was the end of the stream: the FIN was there
     /// before the read.
     fn is_ended_by_short_read(&mut self) -> bool {
-        if self.read_on {
+        if self.read_on || !self.short_is_empty {
             return false;
         }
         self.readable = false;
@@ -158,7 +161,7 @@ impl Way {
     }
 
     /// Moves bytes until there are no more, the sink takes no more, or the others have to have
-    /// their turn. Answers whether it is the last.
+    /// their turn. Answers whether it was the last of these.
     ///
     /// `share` is how much may be read at a time. If this is the `last` way, closing the sink is
     /// what passes the end on.
@@ -244,8 +247,10 @@ impl Way {
     }
 
     /// Moves bytes through the pipe, which is not to read them, and keeps what the sink does not
-    /// take, so that the pipe is empty again. Less than was wanted does not mean that there is no
-    /// more, so that it is tried again.
+    /// take, so that the pipe is empty again.
+    ///
+    /// A short splice says nothing: the pipe has room for so many pieces only, and a signal ends it.
+    /// So it is tried again until a call says that it would block.
     fn splice(
         &mut self,
         from: &mut End,
@@ -253,18 +258,31 @@ impl Way {
         wanted: usize,
         pool: &mut Pool,
     ) -> Result<Step, Broken> {
-        let Some(pipe) = &pool.pipe else { return Ok(Step::Nothing) };
-        let read = from.read(|stream| pipe.fill(stream, wanted)).map_err(Broken::Source)?;
-        let Some(read @ 1..) = read else { return Ok(Step::without_bytes(read)) };
-        let drained = to.try_write(read, |stream| pipe.drain(stream, read));
+        let Some(pipe) = &pool.pipe else { return self.copy(from, to, wanted, pool) };
+        let read = match from.read(|stream| pipe.fill(stream, wanted)) {
+            Ok(Some(read @ 1..)) => read,
+            Ok(None) => return Ok(Step::Nothing),
+            // In front of urgent data it is 0, too, if the end is behind that: a read knows.
+            Ok(Some(0)) => return self.copy(from, to, wanted, pool),
+            Err(error) if is_not_for_these(&error) => {
+                pool.pipe = None;
+                return self.copy(from, to, wanted, pool);
+            }
+            Err(error) => return Err(Broken::Source(error)),
+        };
+        let drained = to.try_write(|stream| pipe.drain(stream, read));
         let written = drained.as_ref().map_or(0, |written| *written);
-        let left = &mut pool.scratch[..read - written];
-        if let Err(error) = pipe.take(left) {
-            // It cannot be used any more: what is in it must not come to somebody else.
+        let taken = pipe.take(&mut pool.scratch[..read - written]);
+        // What cannot be emptied or used is not used again: what is in it must not come to somebody
+        // else.
+        if taken.is_err() || drained.as_ref().is_err_and(is_not_for_these) {
             pool.pipe = None;
-            return Err(Broken::Source(error));
         }
-        drained.map_err(Broken::Sink)?;
+        taken.map_err(Broken::Source)?;
+        match drained {
+            Err(error) if !is_not_for_these(&error) => return Err(Broken::Sink(error)),
+            Ok(_) | Err(_) => {}
+        }
         self.moved += written as u64;
         self.kept = pool.keep_scratch(0, read - written);
         Ok(Step::Bytes { count: read, emptied: false })
@@ -286,6 +304,14 @@ impl Way {
     pub(super) fn kept_bytes(&self) -> usize {
         self.kept.as_ref().map_or(0, |kept| kept.bytes().len())
     }
+}
+
+/// Whether splice(2) does not work here at all, by a filter of system calls or for sockets of that
+/// kind. It has moved nothing then.
+fn is_not_for_these(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let errors = [Errno::EINVAL, Errno::ENOSYS, Errno::EPERM, Errno::EACCES, Errno::EOPNOTSUPP];
+    error.raw_os_error().is_some_and(|code| errors.contains(&Errno::from_raw(code)))
 }
 
 /// Takes bytes that were looked at and written. They are there, so that it does not wait.
