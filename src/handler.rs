@@ -59,7 +59,8 @@ pub trait Handler {
     /// Takes a session apart, for it to move to the successor: the session's sockets, and in bytes
     /// whatever the next owner has to know. Nothing of it may be read or written any more. A session
     /// that cannot move now is given back as it was, and is asked to drain; it is asked again
-    /// every [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL).
+    /// every [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL), or as soon after it as the successor
+    /// has taken what is on its way.
     fn pack(
         &mut self,
         cx: &mut Context<'_>,

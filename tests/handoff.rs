@@ -98,6 +98,28 @@ fn the_first_the_last_and_any_session_of_a_packet_can_be_refused() {
     actor.wait_for("alone");
 }
 
+#[test]
+fn sessions_that_fill_a_packet_by_their_bytes_move_two_packets_at_a_time() {
+    let mut actor = moving().args(&["--state-bytes", "60000"]).serve();
+    let first = actor.pid();
+    let mut clients = clients(&mut actor, 7);
+    actor.fault(Point::SessionsHeard, "stop");
+    actor.signal(first, Signal::SIGHUP);
+    let line = actor.wait_for("fault at SessionsHeard");
+    let second = pid_of(&line).expect("a process id");
+    until("the successor stands still", || state_of(second) == Some('T'));
+    // Five of them are served by the predecessor meanwhile, and two are on their way.
+    let (on_their_way, others) = clients.split_at_mut(2);
+    assert_eq!(owners(others), [first; 5]);
+    on_their_way.iter_mut().for_each(|client| client.send("who\n"));
+    actor.signal(second, Signal::SIGCONT);
+    actor.wait_for("alone");
+    for client in on_their_way {
+        assert!(client.read_line().starts_with(&format!("{second} ")));
+    }
+    assert_eq!(owners(&mut clients), [second; 7]);
+}
+
 /// Two packets do not fit into a socket as narrow as this one, and nobody takes the first out.
 #[test]
 fn while_the_handoff_socket_is_full_the_sessions_are_served_where_they_are() {

@@ -37,7 +37,8 @@ struct Load {
 }
 
 impl Load {
-    /// Made when its first session is about to be taken out of the loop.
+    /// Made before its first session is taken out of the loop, or packed as one too many for the
+    /// load before it.
     fn new() -> Self {
         Self { since: Instant::now(), sessions: Vec::new(), bytes: 0 }
     }
@@ -110,9 +111,13 @@ impl<H: Handler> Server<H> {
                 Some(packed) => {
                     let full = std::mem::replace(&mut load, Load::new());
                     sweep.full |= !self.send_sessions(full);
-                    match sweep.full {
-                        true => self.take_back(packed, false),
-                        false => load.add(packed),
+                    if !sweep.full && !self.is_window_full() {
+                        load.add(packed);
+                        continue;
+                    }
+                    // Back in another slot, where the sweep comes by once more.
+                    if let Some(index) = self.take_back(packed, false) {
+                        sweep.next = sweep.next.min(index);
                     }
                 }
                 None => {
@@ -165,7 +170,7 @@ impl<H: Handler> Server<H> {
     /// Answers whether the socket has taken what there was to send.
     fn send_sessions(&mut self, mut load: Load) -> bool {
         let Some(successor) = self.successor.as_ref().filter(|_| !load.sessions.is_empty()) else {
-            load.sessions.into_iter().for_each(|packed| self.take_back(packed, false));
+            self.take_all_back(load.sessions);
             return true;
         };
         self.packets = self.packets.wrapping_add(1);
@@ -188,6 +193,7 @@ impl<H: Handler> Server<H> {
         match successor.send_sessions(Sessions { packet, sessions }, &sockets) {
             Ok(()) => {
                 let (attempt, since, sessions) = (self.attempts, load.since, load.sessions);
+                debug_assert!(!self.is_window_full());
                 let first = self.in_flight.is_empty();
                 self.in_flight.push_back(InFlight { packet, attempt, since, sessions });
                 fault::at(Point::SessionsSent);
@@ -200,7 +206,7 @@ impl<H: Handler> Server<H> {
             // (ETOOMANYREFS, unix(7)); the next sweep tries again. Of a dead one the death is heard.
             Err(error) => {
                 log::debug!("{} sessions to the successor: {error}", load.sessions.len());
-                load.sessions.into_iter().for_each(|packed| self.take_back(packed, false));
+                self.take_all_back(load.sessions);
                 false
             }
         }
@@ -242,15 +248,26 @@ impl<H: Handler> Server<H> {
         while let Some(place) = self.in_flight.iter().position(|sent| sent.attempt == attempt) {
             let Some(sent) = self.in_flight.remove(place) else { return };
             log::info!("{} sessions come back.", sent.sessions.len());
-            sent.sessions.into_iter().for_each(|packed| self.take_back(packed, false));
+            self.take_all_back(sent.sessions);
         }
     }
 
-    /// Puts a session together again that this process has packed itself. One that was refused stays.
-    fn take_back(&mut self, mut packed: Packed, stays: bool) {
+    /// Puts a session together again that this process has packed itself, and answers where it is. One
+    /// that was refused stays.
+    fn take_back(&mut self, mut packed: Packed, stays: bool) -> Option<u32> {
         packed.streams.iter_mut().for_each(Stream::deregister);
-        if let Err(error) = self.put_together(packed, stays) {
-            log::error!("a session is lost, which could not be put together again: {error}");
+        match self.put_together(packed, stays) {
+            Ok(index) => Some(index),
+            Err(error) => {
+                log::error!("a session is lost, which could not be put together again: {error}");
+                None
+            }
+        }
+    }
+
+    fn take_all_back(&mut self, sessions: Vec<Packed>) {
+        for packed in sessions {
+            self.take_back(packed, false);
         }
     }
 
