@@ -5,7 +5,8 @@
 //!
 //! All proxies are there all the time, lead to the same upstreams, and get the same load in turn,
 //! A B C A B C; those that have no load sleep. Each has one thread. Proxies that are not installed
-//! are left out. The processor time is the proxy's own, as the kernel accounts it. All of that is
+//! are left out. HAProxy is there twice, as it comes and with the options by which it does what ours
+//! does unasked. The processor time is the proxy's own, as the kernel accounts it. All of that is
 //! done several times with processes that are started anew. The ratio is taken round by round, to
 //! each of the others, and the middle one of the better of them is printed.
 //!

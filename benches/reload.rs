@@ -10,7 +10,9 @@
 //! the processes and the memory that are left. A client that breaks does not come back.
 //!
 //! HAProxy runs as its manual advises, as a master with one worker, which passes its listeners on;
-//! nginx likewise. Proxies that are not installed are left out.
+//! nginx likewise. Ours is there without a probation, because signals within one become one upgrade,
+//! and once more with the probation that it has unless it is told otherwise. Proxies that are not
+//! installed are left out.
 
 mod common;
 

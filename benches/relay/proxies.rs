@@ -30,18 +30,25 @@ pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<P
     proxies.push(Proxy::start("ours", ours, at_echo, at_bulk)?);
 
     if is_installed("haproxy") {
-        let [at_echo, at_bulk] = ports()?;
-        let file = place.join("haproxy.cfg");
-        let text = format!(
-            "global\n nbthread 1\n maxconn 8000\n\
-             defaults\n mode tcp\n timeout connect 5s\n timeout client 10m\n timeout server 10m\n\
-             listen echo\n bind {at_echo}\n server s {echo}\n\
-             listen bulk\n bind {at_bulk}\n server s {bulk}\n"
-        );
-        fs::write(&file, text).map_err(failed(file.display()))?;
-        let mut haproxy = Command::new("haproxy");
-        haproxy.args(["-db", "-f"]).arg(&file);
-        proxies.push(Proxy::start("HAProxy", haproxy, at_echo, at_bulk)?);
+        // As it comes, and with what it can do as ours does: splice, and no bare acknowledgement at
+        // the end of a handshake.
+        for (name, options) in
+            [("HAProxy", ""), ("with options", " option splice-auto\n option tcp-smart-connect\n")]
+        {
+            let [at_echo, at_bulk] = ports()?;
+            let file = place.join(name).with_extension("cfg");
+            let text = format!(
+                "global\n nbthread 1\n maxconn 8000\n\
+                 defaults\n mode tcp\n timeout connect 5s\n timeout client 10m\n \
+                 timeout server 10m\n{options}\
+                 listen echo\n bind {at_echo}\n server s {echo}\n\
+                 listen bulk\n bind {at_bulk}\n server s {bulk}\n"
+            );
+            fs::write(&file, text).map_err(failed(file.display()))?;
+            let mut haproxy = Command::new("haproxy");
+            haproxy.args(["-db", "-f"]).arg(&file);
+            proxies.push(Proxy::start(name, haproxy, at_echo, at_bulk)?);
+        }
     }
 
     if is_installed("nginx") {

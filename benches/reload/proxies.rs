@@ -24,14 +24,6 @@ pub(crate) struct Kind {
     at_start: usize,
 }
 
-pub(crate) const OURS: Kind = Kind {
-    name: "ours",
-    command: ours,
-    signal: Signal::HUP,
-    carried_out: ": done; spawn ",
-    at_start: 0,
-};
-
 /// Ours, and those that are installed.
 pub(crate) fn kinds() -> Vec<Kind> {
     let haproxy = Kind {
@@ -48,18 +40,32 @@ pub(crate) fn kinds() -> Vec<Kind> {
         carried_out: "start worker process ",
         at_start: 1,
     };
-    let mut kinds = vec![OURS];
+    let ours = |name, command| Kind {
+        name,
+        command,
+        signal: Signal::HUP,
+        carried_out: ": done; spawn ",
+        at_start: 0,
+    };
+    let mut kinds =
+        vec![ours("ours", without_probation), ours("  probation of 1 s", ours_as_it_is)];
     kinds.extend(is_installed("haproxy").then_some(haproxy));
     kinds.extend(is_installed("nginx").then_some(nginx));
     kinds
 }
 
-fn ours(place: &Path, at: SocketAddr, to: SocketAddr) -> Result<Command, String> {
+fn without_probation(place: &Path, at: SocketAddr, to: SocketAddr) -> Result<Command, String> {
+    let mut command = ours_as_it_is(place, at, to)?;
+    command.arg("--probation=0");
+    Ok(command)
+}
+
+fn ours_as_it_is(place: &Path, at: SocketAddr, to: SocketAddr) -> Result<Command, String> {
     let routes = place.join("routes");
     fs::write(&routes, format!("{at} -> {to}\n")).map_err(failed(routes.display()))?;
     let mut command = Command::new(programs::example("proxy")?);
     command.arg("--routes").arg(routes).arg("--pid-file").arg(pid_file(place));
-    command.args(["--probation=0", "--log-level=info"]);
+    command.arg("--log-level=info");
     Ok(command)
 }
 
