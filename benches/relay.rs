@@ -256,7 +256,9 @@ fn compare<L>(
     let mut round = |time| -> Result<Vec<f64>, String> {
         let mut spent = vec![f64::NAN; proxies.len()];
         for place in (0..proxies.len()).map(|place| (first + place) % proxies.len()) {
-            spent[place] = cost(&proxies[place], &mut loads[place], time)?;
+            let proxy = &proxies[place];
+            let cost = cost(proxy, &mut loads[place], time);
+            spent[place] = cost.map_err(|error| format!("{}: {error}", proxy.name))?;
         }
         Ok(spent)
     };

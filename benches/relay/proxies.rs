@@ -38,7 +38,7 @@ pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<P
             let [at_echo, at_bulk] = ports()?;
             let file = place.join(name).with_extension("cfg");
             let text = format!(
-                "global\n nbthread 1\n maxconn 8000\n\
+                "global\n nbthread 1\n maxconn 5000\n\
                  defaults\n mode tcp\n timeout connect 5s\n timeout client 10m\n \
                  timeout server 10m\n{options}\
                  listen echo\n bind {at_echo}\n server s {echo}\n\
