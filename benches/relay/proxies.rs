@@ -33,7 +33,7 @@ pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<P
         // As it comes, and with what it can do as ours does: splice, and no bare acknowledgement at
         // the end of a handshake.
         for (name, options) in
-            [("HAProxy", ""), ("with options", " option splice-auto\n option tcp-smart-connect\n")]
+            [("HAProxy", ""), ("HAProxy+", " option splice-auto\n option tcp-smart-connect\n")]
         {
             let [at_echo, at_bulk] = ports()?;
             let file = place.join(name).with_extension("cfg");
