@@ -129,7 +129,8 @@ impl Trial {
             .env("FAULTS", &faults)
             .args(&["--listen", "127.0.0.1:0", "--to", tcp])
             .args(&["--listen", "127.0.0.2:0", "--to", unix])
-            .args(&["--probation", "0.02"])
+            // Who stands still at a point is looked at for as long as it takes.
+            .args(&["--probation", "0.02", "--takeover-timeout", "60", "--drain-timeout", "60"])
             .spawn();
         let addresses = [(); 2].map(|()| {
             let line = proxy.wait_for("listening on");
