@@ -1,5 +1,4 @@
-//! One accepted connection: a TCP or Unix stream that takes itself out of the loop before it is
-//! closed.
+//! One connection, accepted or made: a TCP or Unix stream whose place in the loop ends with it.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{self, Shutdown};

@@ -16,6 +16,8 @@ use nix::unistd::{pipe2, read};
 use crate::limits;
 use crate::sys;
 
+const FLAGS: SpliceFFlags = SpliceFFlags::SPLICE_F_NONBLOCK.union(SpliceFFlags::SPLICE_F_MOVE);
+
 #[derive(Debug)]
 pub(super) struct Pipe {
     reader: OwnedFd,
@@ -39,15 +41,13 @@ impl Pipe {
     /// Moves what a socket has into the empty pipe. 0 may be the end of the stream, or urgent data with
     /// the end behind it. Less than was wanted does not mean that the socket has no more.
     pub(super) fn fill(&self, from: impl AsFd, wanted: usize) -> io::Result<usize> {
-        let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-        Ok(splice(from, None, &self.writer, None, wanted, flags)?)
+        Ok(splice(from, None, &self.writer, None, wanted, FLAGS)?)
     }
 
     /// Moves what the pipe has into a socket. Less than was wanted does not mean that it is full: a
     /// signal ends the call between two pieces.
     pub(super) fn drain(&self, to: impl AsFd, count: usize) -> io::Result<usize> {
-        let flags = SpliceFFlags::SPLICE_F_NONBLOCK | SpliceFFlags::SPLICE_F_MOVE;
-        Ok(splice(&self.reader, None, to, None, count, flags)?)
+        Ok(splice(&self.reader, None, to, None, count, FLAGS)?)
     }
 
     /// Takes what is left out of it, which is as much as `buffer`.

@@ -24,9 +24,6 @@ pub(super) struct End {
     error: bool,
     /// There is an error, or there was urgent data, which a read stops at.
     read_on: bool,
-    /// A read that ends before the buffer does means that there is no more. Not so of a Unix stream,
-    /// where one ends behind descriptors, too (unix(7)).
-    short_is_empty: bool,
 }
 
 /// One direction.
@@ -73,9 +70,7 @@ pub(super) enum Broken {
 impl End {
     /// Nothing may be read or written before the first event.
     pub(super) fn new(stream: Stream) -> Self {
-        let short_is_empty = stream.family() == Family::Tcp;
-        let (readable, writable, fin, error, read_on) = (false, false, false, false, false);
-        Self { stream, readable, writable, fin, error, read_on, short_is_empty }
+        Self { stream, readable: false, writable: false, fin: false, error: false, read_on: false }
     }
 
     pub(super) fn note(&mut self, event: IoEvent) {
@@ -144,9 +139,10 @@ impl End {
 
     /// A read came back with less than was asked for: the socket is empty (epoll(7)), which spares
     /// the read that would say so. Answers whether that was the end of the stream: the FIN was there
-    /// before the read.
+    /// before the read. Of a Unix stream it says nothing: there a read ends behind descriptors, too
+    /// (unix(7)).
     fn is_ended_by_short_read(&mut self) -> bool {
-        if self.read_on || !self.short_is_empty {
+        if self.read_on || self.stream.family() != Family::Tcp {
             return false;
         }
         self.readable = false;
@@ -193,11 +189,8 @@ impl Way {
             }
             let wanted = share.min(budget);
             let step = match pool.has_room(share) {
-                false => self.look(from, to, wanted, pool),
-                true if self.bulk && pool.pipe.is_some() && !from.read_on => {
-                    self.splice(from, to, wanted, pool)
-                }
-                true => self.copy(from, to, wanted, pool),
+                true if self.bulk && !from.read_on => self.splice(from, to, wanted, pool),
+                may_keep => self.copy(from, to, wanted, may_keep, pool),
             }?;
             match step {
                 Step::Nothing => return Ok(false),
@@ -211,39 +204,33 @@ impl Way {
         }
     }
 
-    /// Reads, writes, and keeps what the sink does not take.
+    /// Reads, writes, and keeps what the sink does not take. Where nothing may be kept, it looks at
+    /// the bytes instead, writes them, and takes those that were written.
     fn copy(
         &mut self,
         from: &mut End,
         to: &mut End,
         wanted: usize,
+        may_keep: bool,
         pool: &mut Pool,
     ) -> Result<Step, Broken> {
         let scratch = &mut pool.scratch[..wanted];
-        let read = from.read(|stream| stream.read(scratch)).map_err(Broken::Source)?;
+        let read = match may_keep {
+            true => from.read(|stream| stream.read(scratch)),
+            false => from.read(|stream| stream.peek(scratch)),
+        };
+        let read = read.map_err(Broken::Source)?;
         let Some(read @ 1..) = read else { return Ok(Step::without_bytes(read)) };
         let written = to.write(&scratch[..read]).map_err(Broken::Sink)?;
         self.moved += written as u64;
-        self.kept = pool.keep_scratch(written, read);
-        Ok(Step::Bytes { count: read, emptied: read < wanted })
-    }
-
-    /// Looks at the bytes, writes them, and takes those that were written: nothing is kept.
-    fn look(
-        &mut self,
-        from: &mut End,
-        to: &mut End,
-        wanted: usize,
-        pool: &mut Pool,
-    ) -> Result<Step, Broken> {
-        let scratch = &mut pool.scratch[..wanted];
-        let seen = from.read(|stream| stream.peek(scratch)).map_err(Broken::Source)?;
-        let Some(seen @ 1..) = seen else { return Ok(Step::without_bytes(seen)) };
-        let written = to.write(&scratch[..seen]).map_err(Broken::Sink)?;
-        self.moved += written as u64;
-        take(from, &mut scratch[..written]).map_err(Broken::Source)?;
-        // What the sink did not take is still there.
-        Ok(Step::Bytes { count: seen, emptied: written == seen && seen < wanted })
+        if may_keep {
+            self.kept = pool.keep_scratch(written, read);
+        } else {
+            take(from, &mut scratch[..written]).map_err(Broken::Source)?;
+        }
+        // What was only looked at and not written is still there.
+        let taken = if may_keep { read } else { written };
+        Ok(Step::Bytes { count: read, emptied: taken == read && read < wanted })
     }
 
     /// Moves bytes through the pipe, which is not to read them, and keeps what the sink does not
@@ -258,15 +245,15 @@ impl Way {
         wanted: usize,
         pool: &mut Pool,
     ) -> Result<Step, Broken> {
-        let Some(pipe) = &pool.pipe else { return self.copy(from, to, wanted, pool) };
+        let Some(pipe) = &pool.pipe else { return self.copy(from, to, wanted, true, pool) };
         let read = match from.read(|stream| pipe.fill(stream, wanted)) {
             Ok(Some(read @ 1..)) => read,
             Ok(None) => return Ok(Step::Nothing),
             // In front of urgent data it is 0, too, if the end is behind that: a read knows.
-            Ok(Some(0)) => return self.copy(from, to, wanted, pool),
+            Ok(Some(0)) => return self.copy(from, to, wanted, true, pool),
             Err(error) if is_not_for_these(&error) => {
                 pool.pipe = None;
-                return self.copy(from, to, wanted, pool);
+                return self.copy(from, to, wanted, true, pool);
             }
             Err(error) => return Err(Broken::Source(error)),
         };
