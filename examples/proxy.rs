@@ -55,7 +55,7 @@ impl Handler for Proxy {
 
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<ProxySession> {
         let route = self.route(&accepted.listener).ok_or(io::ErrorKind::NotFound)?;
-        ProxySession::open(cx, accepted, Rc::clone(route), &self.settings, &self.pool)
+        ProxySession::open(cx, accepted, Rc::clone(route), &self.settings, &mut self.pool)
     }
 
     fn event(

@@ -25,7 +25,9 @@ pub trait Handler {
     type Session;
 
     /// A connection was accepted. The stream is registered already; its first event follows. An
-    /// error closes the connection and is logged.
+    /// error closes the connection and is logged: as a warning, or, if it is
+    /// [`ConnectionReset`](io::ErrorKind::ConnectionReset), which is to say that the client is gone
+    /// already, for debugging.
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<Self::Session>;
 
     /// Something happened to the session's stream. Read and write until

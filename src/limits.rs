@@ -56,6 +56,10 @@ pub const RELAY_READ_BYTES: usize = 60 * 1024;
 /// that does not read until its own request is taken must not wait for itself.
 pub const RELAY_LEAST_BYTES: usize = 8 * 1024;
 
+/// What a relay reads of a client that is still to be connected, in bytes: what most say first, for
+/// them to be sent together with it. The rest waits in the kernel until there is an upstream.
+pub const RELAY_OPENING_BYTES: usize = 4 * 1024;
+
 /// From so many bytes in one read on, the next one goes through a pipe: not to copy them is worth
 /// the call more that it takes (`cargo bench --bench relay`: as much at 4 KiB, 5 % less at 8, 17 % less
 /// at 16).

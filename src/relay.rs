@@ -9,9 +9,10 @@
 //! What it passes on beside bytes: the end of a stream, in each direction by itself, once every byte
 //! before it was written; and a reset, at once. Urgent data (tcp(7)) is not passed on.
 //!
-//! `way` is one direction, `pipe` the way of large reads, which are not copied; `state` is how a relay
-//! moves to another process.
+//! `opening` is how a relay begins, `way` is one direction, `pipe` the way of large reads, which are not
+//! copied; `state` is how a relay moves to another process.
 
+mod opening;
 mod pipe;
 mod pool;
 mod state;
@@ -23,6 +24,7 @@ use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
+pub use opening::Opening;
 pub use pool::Pool;
 pub use state::SCHEMA;
 
@@ -72,8 +74,8 @@ pub enum Turn {
     Wait,
     /// Another turn, without waiting, once the others had theirs.
     Again,
-    /// Another upstream: this one could not be connected to, or not in time. No byte was read from
-    /// the client. Give it one by [`Relay::reconnect`], or end it by [`Relay::reset`].
+    /// Another upstream: this one could not be connected to, or not in time. No byte was written to
+    /// it. Give it one by [`Relay::reconnect`], or end it by [`Relay::reset`].
     NotConnected(io::Error),
     /// To be dropped, which closes both streams as they should be closed.
     Over(Ending),
@@ -96,28 +98,6 @@ pub enum Ending {
 }
 
 impl Relay {
-    /// A relay between an accepted stream and one that may still be connecting. `first` is what the
-    /// upstream is told before anything that the client says; it is empty for most, and at most
-    /// [`RELAY_READ_BYTES`](limits::RELAY_READ_BYTES) for one that is to move.
-    #[must_use]
-    pub fn new(
-        downstream: Stream,
-        upstream: Stream,
-        first: &[u8],
-        now: Instant,
-        pool: &Pool,
-    ) -> Self {
-        let forward = Way { kept: pool.keep(first), ..Way::default() };
-        Self {
-            downstream: End::new(downstream),
-            upstream: End::new(upstream),
-            forward,
-            back: Way::default(),
-            connecting: true,
-            active: now,
-        }
-    }
-
     /// Moves what can be moved, after an event of one of the streams, or several.
     pub fn turn(
         &mut self,
@@ -187,11 +167,11 @@ impl Relay {
         self.connecting
     }
 
-    /// Whether there are bytes for the upstream by now, for
+    /// Whether there are bytes for the upstream, as far as is known, for
     /// [`Context::connect_to_send`](crate::Context::connect_to_send).
     #[must_use]
     pub fn has_bytes_to_send(&self) -> bool {
-        self.forward.kept.is_some() || self.downstream.stream.has_bytes()
+        self.forward.kept.is_some() || self.downstream.is_readable()
     }
 
     /// Bytes that were written: upstream, and downstream.

@@ -33,6 +33,8 @@ pub struct Stream {
     registry: Option<Rc<Registry>>,
     /// Another process has the open file description, too, or had it.
     shared: bool,
+    /// This process has connected it to an address of this machine.
+    local: bool,
 }
 
 #[derive(Debug)]
@@ -44,12 +46,12 @@ pub(crate) enum Inner {
 impl Stream {
     /// A connection that this process has made.
     pub(crate) fn new(inner: Inner) -> Self {
-        Self { inner, registry: None, shared: false }
+        Self { inner, registry: None, shared: false, local: false }
     }
 
     /// One of which it is not known who has it.
     fn from_elsewhere(inner: Inner) -> Self {
-        Self { inner, registry: None, shared: true }
+        Self { inner, registry: None, shared: true, local: false }
     }
 
     /// Connects, without waiting for the answer (connect(2), EINPROGRESS).
@@ -67,13 +69,17 @@ impl Stream {
             }
             Address::Unnamed => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        Ok(Self::new(inner))
+        let local = match address {
+            Address::Internet(address) => address.ip().is_loopback(),
+            Address::Path(_) | Address::Abstract(_) | Address::Unnamed => true,
+        };
+        Ok(Self { inner, registry: None, shared: false, local })
     }
 
-    /// Whether there is something to read by now, beside the end (MSG_PEEK, recv(2)).
-    #[must_use]
-    pub fn has_bytes(&self) -> bool {
-        self.peek(&mut [0]).is_ok_and(|count| count > 0)
+    /// Whether it was connected to an address of this machine, so that it is likely to be connected
+    /// by the time connect(2) has returned.
+    pub(crate) fn is_local(&self) -> bool {
+        self.local
     }
 
     /// The error that the socket has, which is taken from it (SO_ERROR, socket(7)): how a connection
@@ -282,19 +288,5 @@ mod tests {
                 return;
             }
         }
-    }
-
-    #[test]
-    fn a_stream_has_bytes_when_some_came_and_not_at_its_end() {
-        let (near, far) = std::os::unix::net::UnixStream::pair().expect("a pair");
-        near.set_nonblocking(true).expect("non-blocking");
-        let mut near = Stream::from(mio::net::UnixStream::from_std(near));
-        assert!(!near.has_bytes());
-        (&far).write_all(b"x").expect("sent");
-        assert!(near.has_bytes());
-        drop(far);
-        assert!(near.has_bytes());
-        assert_eq!(near.read(&mut [0; 2]).expect("read"), 1);
-        assert!(!near.has_bytes());
     }
 }

@@ -37,7 +37,7 @@ impl ProxySession {
         accepted: Accepted,
         route: Rc<Route>,
         settings: &Settings,
-        pool: &Pool,
+        pool: &mut Pool,
     ) -> io::Result<Self> {
         let Accepted { stream, peer, .. } = accepted;
         let first = match settings.send_proxy {
@@ -45,14 +45,16 @@ impl ProxySession {
             false => Vec::new(),
         };
         let (start, mut tried) = (route.next(), 0);
-        let to_send = !first.is_empty() || stream.has_bytes();
-        let connected = connect(cx, &route, start, &mut tried, to_send);
-        let (upstream, to) = connected.map_err(|(to, error)| {
-            // Fails for a socket that is gone anyway.
-            let _ = stream.reset_on_close();
-            io::Error::new(error.kind(), gave_up(&peer, &route, &to, &error))
-        })?;
-        let relay = Relay::new(stream, to, &first, cx.now(), pool);
+        let mut opening = Relay::open(stream, &first, pool)?;
+        let to_send = opening.has_bytes();
+        let send = |upstream: &mut Stream| opening.send(upstream);
+        let (upstream, relay) = match connect(cx, &route, start, &mut tried, to_send, send) {
+            Ok((upstream, to)) => (upstream, opening.to(to, cx.now())),
+            Err((to, error)) => {
+                opening.reset();
+                return Err(io::Error::other(gave_up(&peer, &route, &to, &error)));
+            }
+        };
         let session = Self { relay, peer, route, upstream, tried, is_cut: false };
         session.wake_in_time(cx, settings);
         Ok(session)
@@ -105,7 +107,8 @@ impl ProxySession {
         let Some(at) = upstreams.iter().position(|other| other.text == self.upstream.text) else {
             return self.give_up(&self.upstream, &error);
         };
-        match connect(cx, &self.route, at + 1, &mut self.tried, self.relay.has_bytes_to_send()) {
+        let to_send = self.relay.has_bytes_to_send();
+        match connect(cx, &self.route, at + 1, &mut self.tried, to_send, |_| Ok(())) {
             Ok((upstream, stream)) => {
                 self.upstream = upstream;
                 self.relay.reconnect(stream, cx.now());
@@ -158,13 +161,14 @@ impl ProxySession {
 }
 
 /// Begins to connect to the first of the upstreams from `start` on that does not fail at once, each
-/// one tried no more than once. What is not connected to is named; `NotFound` if none is left.
+/// one tried no more than once, and has what there is sent to it if it is connected by then. What is not connected to is named; `NotFound` if none is left.
 fn connect(
     cx: &mut Context<'_>,
     route: &Route,
     start: usize,
     tried: &mut u16,
     to_send: bool,
+    mut send: impl FnMut(&mut Stream) -> io::Result<()>,
 ) -> Result<(Rc<Upstream>, Stream), (Rc<Upstream>, io::Error)> {
     let count = route.upstreams.len();
     let nowhere = Upstream { text: "(none)".into(), address: None };
@@ -177,7 +181,8 @@ fn connect(
             true => cx.connect_to_send(address, 1),
             false => cx.connect(address, 1),
         };
-        match connected {
+        let sent = connected.and_then(|mut stream| send(&mut stream).map(|()| stream));
+        match sent {
             Ok(stream) => return Ok((Rc::clone(upstream), stream)),
             Err(error) => failed = (Rc::clone(upstream), error),
         }

@@ -72,6 +72,11 @@ fn connection(tcp: bool) -> (Outside, Stream) {
     (Outside::Tcp(outside), mio::net::TcpStream::from_std(inside).into())
 }
 
+/// A relay to what is still connecting.
+fn open(downstream: Stream, upstream: Stream, now: Instant, pool: &mut Pool) -> Relay {
+    Relay::open(downstream, b"", pool).expect("there").to(upstream, now)
+}
+
 /// A relay and a loop that drives it.
 struct Loop {
     poll: Poll,
@@ -84,12 +89,12 @@ struct Loop {
 
 impl Loop {
     /// A relay between two connections: their outer ends, and the loop.
-    fn between(downstream: bool, upstream: bool, pool: Pool) -> (Outside, Outside, Self) {
+    fn between(downstream: bool, upstream: bool, mut pool: Pool) -> (Outside, Outside, Self) {
         let (client, downstream) = connection(downstream);
         let (server, upstream) = connection(upstream);
         let poll = Poll::new().expect("a poll");
         let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
-        let relay = Relay::new(downstream, upstream, b"", Instant::now(), &pool);
+        let relay = open(downstream, upstream, Instant::now(), &mut pool);
         let (again, ending) = (None, None);
         let mut this = Self { poll, registry, relay: Some(relay), pool, again, ending };
         this.register();
@@ -458,8 +463,10 @@ fn what_the_upstream_is_told_first_comes_first_and_once_also_after_another_conne
     let (server, upstream) = connection(true);
     let poll = Poll::new().expect("a poll");
     let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
-    let pool = Pool::new(0);
-    let relay = Relay::new(downstream, refused, b"PROXY ", Instant::now(), &pool);
+    let mut pool = Pool::new(0);
+    let opening = Relay::open(downstream, b"PROXY ", &mut pool).expect("there");
+    assert!(opening.has_bytes());
+    let relay = opening.to(refused, Instant::now());
     let (again, ending) = (None, None);
     let mut turns = Loop { poll, registry, relay: Some(relay), pool, again, ending };
     client.write(b"request").expect("sent");
@@ -471,6 +478,71 @@ fn what_the_upstream_is_told_first_comes_first_and_once_also_after_another_conne
         server.received.len() >= 13
     });
     assert_eq!(server.received, b"PROXY request");
+}
+
+#[test]
+fn a_local_upstream_has_the_first_bytes_before_the_first_turn() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let address = listener.local_addr().expect("an address").into();
+    let (mut client, downstream) = connection(true);
+    client.write(b"request").expect("sent");
+    let mut pool = Pool::default();
+    let mut opening = Relay::open(downstream, b"PROXY ", &mut pool).expect("there");
+    assert!(opening.has_bytes());
+    let mut upstream = Stream::connect(&address, true).expect("connects");
+    opening.send(&mut upstream).expect("sent");
+    let relay = opening.to(upstream, Instant::now());
+    assert!(!relay.is_connecting());
+    assert_eq!((relay.moved(), relay.kept()), ((13, 0), (0, 0)));
+    let (mut server, _) = listener.accept().expect("it is there");
+    let mut received = [0; 13];
+    server.read_exact(&mut received).expect("received");
+    assert_eq!(&received, b"PROXY request");
+}
+
+#[test]
+fn a_local_upstream_that_refuses_has_taken_nothing_from_the_next_one() {
+    let nobody = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let gone = nobody.local_addr().expect("an address").into();
+    drop(nobody);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let address = listener.local_addr().expect("an address").into();
+    let (mut client, downstream) = connection(true);
+    client.write(b"request").expect("sent");
+    let mut pool = Pool::default();
+    let mut opening = Relay::open(downstream, b"", &mut pool).expect("there");
+    // On one machine it is refused at once, by the one call or by the other.
+    let refused = Stream::connect(&gone, true).and_then(|mut stream| opening.send(&mut stream));
+    assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::ConnectionRefused));
+    let mut upstream = Stream::connect(&address, true).expect("connects");
+    opening.send(&mut upstream).expect("sent");
+    let relay = opening.to(upstream, Instant::now());
+    assert_eq!(relay.moved(), (7, 0));
+    let (mut server, _) = listener.accept().expect("it is there");
+    let mut received = [0; 7];
+    server.read_exact(&mut received).expect("received");
+    assert_eq!(&received, b"request");
+}
+
+#[test]
+fn a_client_that_was_reset_before_it_began_is_not_connected_for() {
+    let (client, downstream) = connection(true);
+    client.reset();
+    let opening = Relay::open(downstream, b"", &mut Pool::default()).map(|_| ());
+    assert_eq!(opening.map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_client_that_waits_for_its_upstream_stays_in_the_kernel_while_the_pool_is_full() {
+    for (bound, kept) in [(0, 0), (limits::RELAY_OPENING_BYTES, 7)] {
+        let (mut client, downstream) = connection(true);
+        client.write(b"request").expect("sent");
+        let mut pool = Pool::new(bound);
+        let (_server, upstream) = connection(true);
+        let relay = open(downstream, upstream, Instant::now(), &mut pool);
+        assert_eq!(relay.kept(), (kept, 0), "{bound}");
+        assert_eq!(pool.used(), kept);
+    }
 }
 
 #[test]
@@ -564,7 +636,7 @@ fn a_connection_that_is_not_made_in_time_is_given_back_and_reads_nothing() {
     let (_server, upstream) = connection(true);
     let start = Instant::now();
     let mut pool = Pool::default();
-    let mut relay = Relay::new(downstream, upstream, b"", start, &pool);
+    let mut relay = open(downstream, upstream, start, &mut pool);
     client.write(b"x").expect("sent");
     // The upstream has not said anything yet.
     let turn = relay.turn(IoEvent::readable(), start, PATIENCE, &mut pool);

@@ -82,6 +82,10 @@ impl End {
         self.read_on |= event.is_urgent() || broken;
     }
 
+    pub(super) fn is_readable(&self) -> bool {
+        self.readable
+    }
+
     pub(super) fn is_writable(&self) -> bool {
         self.writable
     }

@@ -326,7 +326,12 @@ impl<H: Handler> Server<H> {
                 }
                 Err(error) => {
                     self.shared.session = None;
-                    log::warn!("connection refused by the handler: {error}");
+                    let level = match error.kind() {
+                        // The client went away while it waited to be accepted.
+                        io::ErrorKind::ConnectionReset => log::Level::Debug,
+                        _ => log::Level::Warn,
+                    };
+                    log::log!(level, "connection refused by the handler: {error}");
                 }
             }
             self.shared.sessions = self.sessions.len();
