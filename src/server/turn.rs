@@ -326,11 +326,9 @@ impl<H: Handler> Server<H> {
                 }
                 Err(error) => {
                     self.shared.session = None;
-                    let level = match error.kind() {
-                        // The client went away while it waited to be accepted.
-                        io::ErrorKind::ConnectionReset => log::Level::Debug,
-                        _ => log::Level::Warn,
-                    };
+                    // The client went away while it waited to be accepted.
+                    let gone = error.kind() == io::ErrorKind::ConnectionReset;
+                    let level = if gone { log::Level::Debug } else { log::Level::Warn };
                     log::log!(level, "connection refused by the handler: {error}");
                 }
             }
