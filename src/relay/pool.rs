@@ -51,7 +51,12 @@ impl Pool {
     }
 
     /// Keeps what stands at that place in the scratch buffer.
+    #[inline]
     pub(super) fn keep_scratch(&self, from: usize, to: usize) -> Option<Box<Kept>> {
+        // Mostly there is nothing to keep.
+        if from == to {
+            return None;
+        }
         keep(&self.used, &self.scratch[from..to])
     }
 }

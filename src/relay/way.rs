@@ -74,9 +74,15 @@ impl End {
     }
 
     pub(super) fn note(&mut self, event: IoEvent) {
+        self.readable |= event.is_readable();
+        self.writable |= event.is_writable();
+        // Most events say no more.
+        if event.is_plain() {
+            return;
+        }
         let broken = event.is_error() || event.is_write_closed();
-        self.readable |= event.is_readable() || event.is_read_closed() || broken;
-        self.writable |= event.is_writable() || broken;
+        self.readable |= event.is_read_closed() || broken;
+        self.writable |= broken;
         self.fin |= event.is_read_closed() && !broken;
         self.error |= event.is_error();
         self.read_on |= event.is_urgent() || broken;
@@ -175,7 +181,7 @@ impl Way {
     ) -> Result<bool, Broken> {
         let mut budget = limits::RELAY_BYTES_PER_TURN;
         loop {
-            if !self.flush(to).map_err(Broken::Sink)? {
+            if self.kept.is_some() && !self.flush(to).map_err(Broken::Sink)? {
                 return Ok(false);
             }
             if self.ended {
