@@ -45,12 +45,16 @@ use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 const GOAL: f64 = 0.9;
-const ROWS: [&str; 5] = [
-    "round trip, 32 B, µs",
-    "round trip, 16 KiB, µs",
-    "short connection, µs",
-    "bulk, CPU ms per GiB",
+/// Memory first, before a load has made it grow; then some connections, and the same of many.
+const ROWS: [&str; 8] = [
     "idle session, bytes",
+    "32 B, some, µs",
+    "16 KiB, some, µs",
+    "short, some, µs",
+    "32 B, many, µs",
+    "16 KiB, many, µs",
+    "short, many, µs",
+    "bulk, CPU ms per GiB",
 ];
 /// This program is one of the upstreams if this is its first argument.
 const SERVE_ECHO: &str = "serve-echo";
@@ -62,9 +66,12 @@ const AFTER_ROUND: Duration = Duration::from_millis(30);
 struct Settings {
     rounds: u64,
     time: Duration,
-    connections: usize,
+    /// Some, and many.
+    connections: [usize; 2],
     sessions: usize,
     bulk: usize,
+    /// The only row that is measured, if not all are.
+    row: Option<usize>,
 }
 
 /// A line of the table: of each start, of each of its rounds, of each proxy.
@@ -83,14 +90,16 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
-    let (mut starts, mut rounds, mut round_ms, mut connections) = (5, 5, 300, 64);
-    let (mut sessions, mut bulk, mut traced) = (2000, 1, 4000);
+    let (mut starts, mut rounds, mut round_ms, mut row) = (5, 5, 300, 0);
+    let (mut some, mut many, mut sessions, mut bulk, mut traced) = (64, 1000, 2000, 1, 4000);
     let about = "processor time and memory of a TCP proxy, ours beside HAProxy and nginx";
     let mut known = [
         Flag { name: "starts", value: &mut starts, help: "how often all are started anew" },
         Flag { name: "rounds", value: &mut rounds, help: "rounds of each kind, each time" },
         Flag { name: "round-ms", value: &mut round_ms, help: "how long a round takes" },
-        Flag { name: "connections", value: &mut connections, help: "at a time" },
+        Flag { name: "row", value: &mut row, help: "only that row of the table; 0: all" },
+        Flag { name: "some", value: &mut some, help: "connections at a time, and" },
+        Flag { name: "many", value: &mut many, help: "in the rows of many" },
         Flag { name: "sessions", value: &mut sessions, help: "idle, for the memory" },
         Flag { name: "bulk", value: &mut bulk, help: "bulk transfers at a time" },
         Flag { name: "traced", value: &mut traced, help: "how many under strace; 0: no strace" },
@@ -101,10 +110,14 @@ fn run() -> Result<(), String> {
     let settings = Settings {
         rounds,
         time: Duration::from_millis(round_ms),
-        connections: connections.max(1) as usize,
+        connections: [some.max(1) as usize, many.max(1) as usize],
         sessions: sessions.max(1) as usize,
         bulk: bulk.max(1) as usize,
+        row: (row as usize).checked_sub(1),
     };
+    if settings.row.is_some_and(|row| row >= ROWS.len()) {
+        return Err(format!("--row {row}: there are {}", ROWS.len()));
+    }
     raise_limit();
     let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
     let echo = Upstream::start(SERVE_ECHO)?;
@@ -127,17 +140,22 @@ fn run() -> Result<(), String> {
     }
     let names: Vec<_> = proxies.iter().map(|proxy| proxy.name).collect();
     println!(
-        "relay: {}; {starts} starts of {rounds} rounds of {round_ms} ms, connections: \
-         {connections}; {}; congestion control: {}",
+        "relay: {}; {starts} starts of {rounds} rounds of {round_ms} ms; connections: some are \
+         {some}, many {many}; {}; congestion control: {}",
         names.join(", "),
         if pinned { "proxies on one processor, the rest on another" } else { "not pinned" },
         congestion_control(),
     );
     println!();
     let heads = names.iter().map(ToString::to_string);
-    println!("{}", line("medians", heads, "ratio  (of each start)"));
-    rows.iter().for_each(Row::print);
-    println!("goal: a ratio of at most {GOAL} to the better one of the others");
+    println!("{}", line("medians", heads, "ratio  to all (each start's ratio)"));
+    let peers: Vec<_> = proxies.iter().map(|proxy| proxy.half_closes).collect();
+    for (index, row) in rows.iter().enumerate() {
+        if settings.wants(index) {
+            row.print(&peers);
+        }
+    }
+    println!("goal: a ratio of at most {GOAL} to the better one of those that do the same");
     if traced > 0 {
         for (kind, name) in [(Kind::RoundTrip, "round trip"), (Kind::ShortConnection, "connection")]
         {
@@ -155,18 +173,36 @@ fn measure(
     settings: &Settings,
     start: usize,
 ) -> Result<[Vec<Vec<f64>>; ROWS.len()], String> {
-    let trip = |bytes| {
-        move |proxy: &Proxy| Load::new(Kind::RoundTrip, proxy.echo, settings.connections, bytes)
+    let [some, many] = settings.connections;
+    let load = |kind, connections, bytes| {
+        move |proxy: &Proxy| Load::new(kind, proxy.echo, connections, bytes)
     };
-    let short = |proxy: &Proxy| Load::new(Kind::ShortConnection, proxy.echo, 16, MESSAGE_BYTES);
     let bulk = |proxy: &Proxy| Bulk::new(proxy.bulk, settings.bulk);
-    Ok([
-        compare(proxies, settings, start, trip(MESSAGE_BYTES), cost)?,
-        compare(proxies, settings, start, trip(LARGE_MESSAGE_BYTES), cost)?,
-        compare(proxies, settings, start, short, cost)?,
-        compare(proxies, settings, start, bulk, cost_of_bulk)?,
-        vec![memory(proxies, settings.sessions)?],
-    ])
+    let (trip, short) = (Kind::RoundTrip, Kind::ShortConnection);
+    let mut rows = [const { Vec::new() }; ROWS.len()];
+    for (index, row) in rows.iter_mut().enumerate() {
+        if !settings.wants(index) {
+            continue;
+        }
+        let (kind, connections, bytes) = match index {
+            0 => {
+                *row = vec![memory(proxies, settings.sessions)?];
+                continue;
+            }
+            1 => (trip, some, MESSAGE_BYTES),
+            2 => (trip, some, LARGE_MESSAGE_BYTES),
+            3 => (short, some, MESSAGE_BYTES),
+            4 => (trip, many, MESSAGE_BYTES),
+            5 => (trip, many, LARGE_MESSAGE_BYTES),
+            6 => (short, many, MESSAGE_BYTES),
+            _ => {
+                *row = compare(proxies, settings, start, bulk, cost_of_bulk)?;
+                continue;
+            }
+        };
+        *row = compare(proxies, settings, start, load(kind, connections, bytes), cost)?;
+    }
+    Ok(rows)
 }
 
 /// Prints the system calls of each proxy for one round trip on one connection, or for one short
@@ -267,29 +303,39 @@ fn compare<L>(
     (0..settings.rounds).map(|_| round(settings.time)).collect()
 }
 
+impl Settings {
+    fn wants(&self, row: usize) -> bool {
+        self.row.is_none_or(|only| only == row)
+    }
+}
+
 impl Row {
-    /// Medians of all rounds, and the median ratio to the better one of the others; then that of
-    /// each start, from the least to the most, because one process may be luckier with its memory
-    /// than the next one of the same program.
-    fn print(&self) {
+    /// Medians of all rounds, and the median ratio to the better one of the others that are `peers`,
+    /// and of all others; then the first of these for each start, from the least to the most, because
+    /// one process may be luckier with its memory than the next one of the same program.
+    fn print(&self, peers: &[bool]) {
         let rounds: Vec<_> = self.starts.iter().flatten().collect();
         let columns = rounds.first().map_or(0, |round| round.len());
         let medians = (0..columns).map(|column| median(rounds.iter().map(|round| round[column])));
-        let ratio = |rounds: &[&Vec<f64>]| {
+        let ratio = |rounds: &[&Vec<f64>], all: bool| {
             let to = |column: usize| median(rounds.iter().map(|round| round[0] / round[column]));
-            (1..columns).map(to).fold(f64::NAN, f64::max)
+            (1..columns).filter(|column| all || peers[*column]).map(to).fold(f64::NAN, f64::max)
         };
-        let mut each: Vec<_> =
-            self.starts.iter().map(|rounds| ratio(&rounds.iter().collect::<Vec<_>>())).collect();
+        let of_start = |rounds: &Vec<Vec<f64>>| ratio(&rounds.iter().collect::<Vec<_>>(), false);
+        let mut each: Vec<_> = self.starts.iter().map(of_start).collect();
         each.sort_by(f64::total_cmp);
         let each: Vec<_> = each.iter().map(|ratio| format!("{ratio:.3}")).collect();
-        let ratio = format!("{:.3}  ({})", ratio(&rounds), each.join(" "));
+        let (same, all) = (ratio(&rounds, false), ratio(&rounds, true));
+        let ratio = format!("{same:.3}  {all:.3}  ({})", each.join(" "));
         println!("{}", line(self.name, medians.map(|median| format!("{median:.2}")), &ratio));
         // What nothing else on the machine has disturbed.
         let least: Vec<_> =
             (0..columns).map(|column| least(rounds.iter().map(|round| round[column]))).collect();
-        let better = least[1..].iter().copied().fold(f64::NAN, f64::min);
-        let ratio = format!("{:.3}", least[0] / better);
+        let better = |all: bool| {
+            let others = (1..columns).filter(|column| all || peers[*column]);
+            others.map(|column| least[column]).fold(f64::NAN, f64::min)
+        };
+        let ratio = format!("{:.3}  {:.3}", least[0] / better(false), least[0] / better(true));
         println!("{}", line("  least", least.iter().map(|least| format!("{least:.2}")), &ratio));
     }
 }

@@ -12,6 +12,8 @@ use crate::common::{failed, programs};
 /// A proxy that is ready.
 pub(crate) struct Proxy {
     pub(crate) name: &'static str,
+    /// It passes the end of each direction on by itself.
+    pub(crate) half_closes: bool,
     pub(crate) process: Started,
     pub(crate) echo: SocketAddr,
     pub(crate) bulk: SocketAddr,
@@ -52,22 +54,28 @@ pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<P
     }
 
     if is_installed("nginx") {
-        let [at_echo, at_bulk] = ports()?;
-        let file = place.join("nginx.conf");
-        let module = nginx_stream_module();
-        let place = place.display();
-        let text = format!(
-            "{module}daemon off;\nmaster_process off;\n\
-             pid {place}/nginx.pid;\nerror_log {place}/nginx.log warn;\n\
-             events {{ worker_connections 16000; }}\n\
-             stream {{\n\
-             server {{ listen {at_echo}; proxy_pass {echo}; }}\n\
-             server {{ listen {at_bulk}; proxy_pass {bulk}; }}\n}}\n"
-        );
-        fs::write(&file, text).map_err(failed(file.display()))?;
-        let mut nginx = Command::new("nginx");
-        nginx.arg("-e").arg(file.with_extension("log")).arg("-c").arg(&file);
-        proxies.push(Proxy::start("nginx", nginx, at_echo, at_bulk)?);
+        // As it comes, where the first end closes both directions, so that a client that has ended its
+        // own does not get its answer; and doing as all the others do.
+        for (name, half_closes) in [("nginx", false), ("nginx+", true)] {
+            let [at_echo, at_bulk] = ports()?;
+            let file = place.join(name).with_extension("conf");
+            let module = nginx_stream_module();
+            let half_close = if half_closes { "on" } else { "off" };
+            let place = place.display();
+            let text = format!(
+                "{module}daemon off;\nmaster_process off;\n\
+                 pid {place}/{name}.pid;\nerror_log {place}/{name}.log warn;\n\
+                 events {{ worker_connections 16000; }}\n\
+                 stream {{\nproxy_half_close {half_close};\n\
+                 server {{ listen {at_echo}; proxy_pass {echo}; }}\n\
+                 server {{ listen {at_bulk}; proxy_pass {bulk}; }}\n}}\n"
+            );
+            fs::write(&file, text).map_err(failed(file.display()))?;
+            let mut nginx = Command::new("nginx");
+            nginx.arg("-e").arg(file.with_extension("log")).arg("-c").arg(&file);
+            let nginx = Proxy::start(name, nginx, at_echo, at_bulk)?;
+            proxies.push(Proxy { half_closes, ..nginx });
+        }
     }
     Ok(proxies)
 }
@@ -84,6 +92,6 @@ impl Proxy {
         let process = Started::new(&child);
         // A connection on the way to the echo is closed again: it serves.
         process::await_some(name, || Ok(TcpStream::connect(echo).ok()))?;
-        Ok(Self { name, process, echo, bulk })
+        Ok(Self { name, half_closes: true, process, echo, bulk })
     }
 }
