@@ -61,9 +61,9 @@ pub const RELAY_LEAST_BYTES: usize = 8 * 1024;
 pub const RELAY_OPENING_BYTES: usize = 4 * 1024;
 
 /// From so many bytes in one read on, the next one goes through a pipe: not to copy them is worth
-/// the call more that it takes (`cargo bench --bench relay`: as much at 4 KiB, 5 % less at 8, 17 % less
-/// at 16).
-pub const RELAY_LARGE_BYTES: usize = 8 * 1024;
+/// the call more that it takes (`cargo bench --bench relay`). At 16 KiB it is worth it on one machine
+/// and not on the next, and where the caches are cold and not where they are warm.
+pub const RELAY_LARGE_BYTES: usize = 32 * 1024;
 
 /// The room of that pipe, which the kernel counts in pages: 64 pieces where a page has 4 KiB, each of
 /// which may be one segment. Where there are fewer, a large read takes more calls.
