@@ -67,6 +67,10 @@ impl Handler for Proxy {
         session.event(cx, event, &self.settings, &mut self.pool)
     }
 
+    fn flush(&mut self, cx: &mut Context<'_>, session: &mut ProxySession) -> Verdict {
+        session.flush(cx, &self.settings, &mut self.pool)
+    }
+
     fn schemas(&self) -> Option<RangeInclusive<u32>> {
         Some(packed::SCHEMA..=packed::SCHEMA)
     }

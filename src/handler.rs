@@ -39,6 +39,12 @@ pub trait Handler {
         event: IoEvent,
     ) -> Verdict;
 
+    /// The session has answered [`Verdict::Flush`], and is to write now.
+    fn flush(&mut self, cx: &mut Context<'_>, session: &mut Self::Session) -> Verdict {
+        let _ = (cx, session);
+        Verdict::Keep
+    }
+
     /// The session is to come to its end: the process was told to stop, which
     /// [`Context::shutting_down`] tells, or its successor is proven and this session does not move.
     ///
@@ -138,6 +144,13 @@ pub struct Packed {
 pub enum Verdict {
     /// It waits for its next event: the stream was read or written until it would block.
     Keep,
+    /// It has read, and writes when its neighbours have read, too: [`Handler::flush`] follows in this
+    /// turn, when at most [`SESSIONS_PER_BATCH`](limits::SESSIONS_PER_BATCH) sessions have had their
+    /// event. Reading and writing are two long ways through the kernel, and to go each of them
+    /// several times in a row leaves it in the processor's nearest caches.
+    ///
+    /// From any other method than [`Handler::event`] it is the same as `Again`.
+    Flush,
     /// It has more to do, and gives way to the others: the same event comes again in the next turn.
     Again,
     /// It is over. The session is dropped, which closes what it owns.

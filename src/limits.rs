@@ -10,6 +10,11 @@ pub const EVENTS_PER_POLL: usize = 1024;
 /// signals and the handoff had their say.
 pub const SESSION_EVENTS_PER_TURN: usize = 512;
 
+/// Sessions that have their event before the first of them is to flush what it has read
+/// ([`Verdict::Flush`](crate::Verdict::Flush)): enough to stay on one way through the kernel for a
+/// while, few enough that the first of them waits for some microseconds only.
+pub const SESSIONS_PER_BATCH: usize = 8;
+
 /// Connections accepted in one turn, over all listeners. Bounds how long established sessions wait
 /// behind a flood of new ones.
 pub const ACCEPTS_PER_TURN: usize = 64;
@@ -59,6 +64,10 @@ pub const RELAY_LEAST_BYTES: usize = 8 * 1024;
 /// What a relay reads of a client that is still to be connected, in bytes: what most say first, for
 /// them to be sent together with it. The rest waits in the kernel until there is an upstream.
 pub const RELAY_OPENING_BYTES: usize = 4 * 1024;
+
+/// What a relay reads at a time where the last read was as small, in bytes: it is kept until the
+/// neighbours have read, too ([`SESSIONS_PER_BATCH`]).
+pub const RELAY_SMALL_BYTES: usize = 2 * 1024;
 
 /// From so many bytes in one read on, the next one goes through a pipe: not to copy them is worth
 /// the call more that it takes (`cargo bench --bench relay`). At 16 KiB it is worth it on one machine

@@ -31,7 +31,7 @@ pub use state::SCHEMA;
 use crate::io_event::IoEvent;
 use crate::limits;
 use crate::stream::Stream;
-use way::{Broken, End, Way};
+use way::{Broken, End, Left, Way};
 
 /// Two streams, and what is on its way between them.
 ///
@@ -72,6 +72,9 @@ pub struct Patience {
 pub enum Turn {
     /// The next event of one of its streams, or [`Relay::deadline`].
     Wait,
+    /// To be flushed: it has read something small, and [`Relay::flush`] writes it, in this turn, when
+    /// others have read, too. Another turn does so as well.
+    Flush,
     /// Another turn, without waiting, once the others had theirs.
     Again,
     /// Another upstream: this one could not be connected to, or not in time. No byte was written to
@@ -113,25 +116,54 @@ impl Relay {
                 return turn;
             }
         }
-        let before = self.forward.moved + self.back.moved;
-        let more = match self.carry(pool) {
-            Ok(more) => more,
-            Err((by, error)) => {
-                self.reset();
-                return Turn::Over(Ending::Reset { by, error });
+        let turn = self.pass_on(now, true, pool);
+        // Last, so that a byte that came together with the deadline wins.
+        let waits = matches!(turn, Turn::Wait) && event.is_timeout();
+        if waits && self.deadline(patience).is_some_and(|deadline| deadline <= now) {
+            return Turn::Over(Ending::Idle);
+        }
+        turn
+    }
+
+    /// Writes what [`Relay::turn`] has read, after it has answered [`Turn::Flush`].
+    pub fn flush(&mut self, now: Instant, pool: &mut Pool) -> Turn {
+        let Self { downstream, upstream, forward, back, .. } = self;
+        // Mostly that is all there is to do.
+        let flushed = match (forward.kept.is_some(), back.kept.is_some()) {
+            (true, false) => {
+                forward.only_flush(downstream, upstream, pool).map_err(|e| (Side::Upstream, e))
             }
+            (false, true) => {
+                back.only_flush(upstream, downstream, pool).map_err(|e| (Side::Downstream, e))
+            }
+            (true, true) | (false, false) => Ok(false),
+        };
+        match flushed {
+            Ok(true) => {
+                self.active = now;
+                Turn::Wait
+            }
+            Ok(false) => self.pass_on(now, false, pool),
+            Err(broken) => self.break_off(broken),
+        }
+    }
+
+    /// Moves what can be moved by now, in both directions, or defers the writing of what is small.
+    fn pass_on(&mut self, now: Instant, defer: bool, pool: &mut Pool) -> Turn {
+        let before = self.forward.moved + self.back.moved;
+        let left = match self.carry(defer, pool) {
+            Ok(left) => left,
+            Err(broken) => return self.break_off(broken),
         };
         if self.forward.moved + self.back.moved != before {
             self.active = now;
         }
-        if self.forward.over && self.back.over {
-            return Turn::Over(Ending::Finished);
+        match left {
+            _ if self.forward.over && self.back.over => Turn::Over(Ending::Finished),
+            Left::Nothing => Turn::Wait,
+            Left::Flush => Turn::Flush,
+            Left::More => Turn::Again,
         }
-        // Last, so that a byte that came together with the deadline wins.
-        if event.is_timeout() && self.deadline(patience).is_some_and(|deadline| deadline <= now) {
-            return Turn::Over(Ending::Idle);
-        }
-        if more { Turn::Again } else { Turn::Wait }
     }
 
     /// When [`Relay::turn`] has to be called with a timeout at the latest: until it is connected
@@ -207,19 +239,24 @@ impl Relay {
         Some(Turn::Wait)
     }
 
-    fn carry(&mut self, pool: &mut Pool) -> Result<bool, (Side, io::Error)> {
+    fn break_off(&mut self, (by, error): (Side, io::Error)) -> Turn {
+        self.reset();
+        Turn::Over(Ending::Reset { by, error })
+    }
+
+    fn carry(&mut self, defer: bool, pool: &mut Pool) -> Result<Left, (Side, io::Error)> {
         use Side::{Downstream, Upstream};
         let Self { downstream, upstream, forward, back, .. } = self;
-        let (mut more, mut more_back) = (false, false);
+        let (mut left, mut left_back) = (Left::Nothing, Left::Nothing);
         // Mostly there is something to do in one of them only.
         if forward.may_move(downstream, upstream) {
-            more = forward
-                .carry(downstream, upstream, share(back), back.over, pool)
+            left = forward
+                .carry(downstream, upstream, share(back), back.over, defer, pool)
                 .map_err(|broken| broken.of(Downstream, Upstream))?;
         }
         if back.may_move(upstream, downstream) {
-            more_back = back
-                .carry(upstream, downstream, share(forward), forward.over, pool)
+            left_back = back
+                .carry(upstream, downstream, share(forward), forward.over, defer, pool)
                 .map_err(|broken| broken.of(Upstream, Downstream))?;
         }
         // What was read is on its way; what was not is lost by the reset, as it would be without
@@ -229,7 +266,7 @@ impl Relay {
                 return Err((side, error));
             }
         }
-        Ok(more || more_back)
+        Ok(left.max(left_back))
     }
 }
 

@@ -146,8 +146,10 @@ impl<S> Sessions<S> {
         }
     }
 
-    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut S> {
-        self.slots.get_mut(index as usize)?.session.as_mut()
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<(Token, &mut S)> {
+        let slot = self.slots.get_mut(index as usize)?;
+        let token = Token::new(Kind::Session, slot.generation, index);
+        Some((token, slot.session.as_mut()?))
     }
 
     /// Whether a session has tried to move in that attempt at an upgrade and could not.

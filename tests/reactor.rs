@@ -161,6 +161,75 @@ fn events_of_many_sessions_are_served_in_portions() {
     assert!(portions.iter().all(|portion| *portion <= most), "{portions:?}");
 }
 
+/// Reads a byte in its event and answers it in its flush; writes down which came when.
+#[derive(Default)]
+struct Deferring {
+    calls: String,
+    /// Whether the next flush has not had enough.
+    again: bool,
+}
+
+impl Handler for Deferring {
+    type Session = Stream;
+
+    fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Stream> {
+        Ok(accepted.stream)
+    }
+
+    fn event(&mut self, _: &mut Context<'_>, stream: &mut Stream, _: IoEvent) -> Verdict {
+        self.calls.push('r');
+        match stream.read(&mut [0; 1]) {
+            Ok(1..) => Verdict::Flush,
+            Ok(0) => Verdict::Close,
+            Err(_) => Verdict::Keep,
+        }
+    }
+
+    fn flush(&mut self, _: &mut Context<'_>, stream: &mut Stream) -> Verdict {
+        self.calls.push('w');
+        match stream.write(b"x") {
+            Ok(_) if std::mem::take(&mut self.again) => Verdict::Flush,
+            Ok(_) => Verdict::Keep,
+            Err(_) => Verdict::Close,
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_sessions_reads_before_the_first_of_them_writes() {
+    let mut server = Server::new(Config::default(), Deferring::default()).expect("a server");
+    let address = server.listen("echo", "127.0.0.1:0").expect("listens").to_string();
+    let batch = tablecloth::limits::SESSIONS_PER_BATCH;
+    let mut clients: Vec<_> = (0..batch + 3).map(|_| Client::connect(&address)).collect();
+    let mut turn = |calls: usize| {
+        until("they have had their events", || {
+            server.turn(Some(Duration::from_millis(1))).expect("a turn");
+            server.handler().calls.len() >= calls
+        });
+        std::mem::take(&mut server.handler_mut().calls)
+    };
+    // Each of them can be written to.
+    turn(clients.len());
+    clients.iter_mut().for_each(|client| client.send(b"x"));
+    let (r, w) = ("r".repeat(batch), "w".repeat(batch));
+    assert_eq!(turn(2 * clients.len()), format!("{r}{w}rrrwww"));
+    assert!(clients.iter_mut().all(Client::answered));
+}
+
+#[test]
+fn a_flush_that_is_not_enough_is_followed_by_another_event() {
+    let handler = Deferring { again: true, ..Deferring::default() };
+    let mut server = Server::new(Config::default(), handler).expect("a server");
+    let address = server.listen("echo", "127.0.0.1:0").expect("listens").to_string();
+    let mut client = Client::connect(&address);
+    client.send(b"x");
+    until("it has had its events", || {
+        server.turn(Some(Duration::from_millis(1))).expect("a turn");
+        server.handler().calls.len() >= 3
+    });
+    assert_eq!(server.handler().calls, "rwr");
+}
+
 #[test]
 fn accepting_pauses_at_the_limit_of_sessions_and_resumes_when_one_ends() {
     let mut config = Config::default();

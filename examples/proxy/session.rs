@@ -72,20 +72,36 @@ impl ProxySession {
             return Verdict::Close;
         }
         let was_connecting = self.relay.is_connecting();
-        let verdict = match self.relay.turn(event, cx.now(), settings.patience, pool) {
+        let turn = self.relay.turn(event, cx.now(), settings.patience, pool);
+        let verdict = self.conclude(cx, turn, settings);
+        // Another deadline counts once it is connected, and it may be the earlier one.
+        if event.is_timeout() || was_connecting && !self.relay.is_connecting() {
+            self.wake_in_time(cx, settings);
+        }
+        verdict
+    }
+
+    pub(crate) fn flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        settings: &Settings,
+        pool: &mut Pool,
+    ) -> Verdict {
+        let turn = self.relay.flush(cx.now(), pool);
+        self.conclude(cx, turn, settings)
+    }
+
+    fn conclude(&mut self, cx: &mut Context<'_>, turn: Turn, settings: &Settings) -> Verdict {
+        match turn {
             Turn::Wait => Verdict::Keep,
+            Turn::Flush => Verdict::Flush,
             Turn::Again => Verdict::Again,
             Turn::NotConnected(error) => self.fall_through(cx, error, settings),
             Turn::Over(ending) => {
                 self.log_end(&ending);
                 Verdict::Close
             }
-        };
-        // Another deadline counts once it is connected, and it may be the earlier one.
-        if event.is_timeout() || was_connecting && !self.relay.is_connecting() {
-            self.wake_in_time(cx, settings);
         }
-        verdict
     }
 
     /// The relay's deadline moves on with each byte; it is looked at again when it would have passed.

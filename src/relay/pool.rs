@@ -1,6 +1,7 @@
 //! The memory that all relays of a process share.
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::pipe::Pipe;
@@ -23,6 +24,12 @@ pub struct Pool {
     pub(super) pipe: Option<Pipe>,
     bound: usize,
     used: Rc<Cell<usize>>,
+    /// Buffers of small reads, to be used again.
+    #[allow(
+        clippy::vec_box,
+        reason = "a box that a relay has had is the one that the next one gets"
+    )]
+    spare: Vec<Box<Kept>>,
 }
 
 impl Pool {
@@ -31,7 +38,7 @@ impl Pool {
     #[must_use]
     pub fn new(bound: usize) -> Self {
         let scratch = vec![0; limits::RELAY_READ_BYTES].into();
-        Self { scratch, pipe: Pipe::new(), bound, used: Rc::default() }
+        Self { scratch, pipe: Pipe::new(), bound, used: Rc::default(), spare: Vec::new() }
     }
 
     /// Bytes that are kept at present.
@@ -47,17 +54,45 @@ impl Pool {
 
     /// Keeps these bytes, if there are any.
     pub(super) fn keep(&self, bytes: &[u8]) -> Option<Box<Kept>> {
-        keep(&self.used, bytes)
+        if bytes.is_empty() {
+            return None;
+        }
+        let mut kept = Kept::new(bytes.into(), &self.used);
+        kept.count(bytes.len());
+        kept.has_read(bytes.len());
+        Some(Box::new(kept))
     }
 
     /// Keeps what stands at that place in the scratch buffer.
     #[inline]
     pub(super) fn keep_scratch(&self, from: usize, to: usize) -> Option<Box<Kept>> {
         // Mostly there is nothing to keep.
-        if from == to {
-            return None;
+        if from == to { None } else { self.keep(&self.scratch[from..to]) }
+    }
+
+    /// A buffer to read into, of [`limits::RELAY_SMALL_BYTES`]. It counts as a whole, whatever is
+    /// read.
+    pub(super) fn small(&mut self) -> Box<Kept> {
+        let used = &self.used;
+        let new = || Box::new(Kept::new([0; limits::RELAY_SMALL_BYTES].into(), used));
+        let mut kept = self.spare.pop().unwrap_or_else(new);
+        kept.count(limits::RELAY_SMALL_BYTES);
+        kept
+    }
+
+    /// How many of these buffers wait to be used again.
+    #[cfg(test)]
+    pub(super) fn spare(&self) -> usize {
+        self.spare.len()
+    }
+
+    /// Takes back what was written, or never read into.
+    pub(super) fn give_back(&mut self, mut kept: Box<Kept>) {
+        let is_small = kept.buffer.len() == limits::RELAY_SMALL_BYTES;
+        if is_small && self.spare.len() < limits::SESSIONS_PER_BATCH {
+            kept.count(0);
+            self.spare.push(kept);
         }
-        keep(&self.used, &self.scratch[from..to])
     }
 }
 
@@ -68,37 +103,51 @@ impl Default for Pool {
     }
 }
 
-fn keep(used: &Rc<Cell<usize>>, bytes: &[u8]) -> Option<Box<Kept>> {
-    if bytes.is_empty() {
-        return None;
-    }
-    used.set(used.get() + bytes.len());
-    Some(Box::new(Kept { bytes: bytes.into(), written: 0, used: Rc::clone(used) }))
-}
-
-/// What was read and could not be written. It is given back when it is dropped, wherever that is.
+/// What was read and is still to be written. What it counts is given back when it is dropped, wherever
+/// that is.
 #[derive(Debug)]
 pub(super) struct Kept {
-    bytes: Box<[u8]>,
-    written: usize,
+    buffer: Box<[u8]>,
+    /// Where in it the bytes are.
+    left: Range<usize>,
+    counts: usize,
     used: Rc<Cell<usize>>,
 }
 
 impl Kept {
+    fn new(buffer: Box<[u8]>, used: &Rc<Cell<usize>>) -> Self {
+        Self { left: 0..0, counts: 0, used: Rc::clone(used), buffer }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.used.set(self.used.get() - self.counts + bytes);
+        self.counts = bytes;
+    }
+
+    /// Where to read to.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// So many bytes were read.
+    pub(super) fn has_read(&mut self, count: usize) {
+        self.left = 0..count;
+    }
+
     /// What is still to be written.
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes[self.written..]
+        &self.buffer[self.left.clone()]
     }
 
     /// So much of it was written. Answers whether that was all.
     pub(super) fn wrote(&mut self, count: usize) -> bool {
-        self.written += count;
-        self.written >= self.bytes.len()
+        self.left.start += count;
+        self.left.is_empty()
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.used.set(self.used.get() - self.bytes.len());
+        self.count(0);
     }
 }

@@ -13,6 +13,7 @@ use mio::{Events, Poll, Registry, Token};
 use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 use proptest::prelude::*;
 
+use super::way::Size;
 use super::*;
 
 /// How long anything may take before the test has failed.
@@ -84,6 +85,8 @@ struct Loop {
     relay: Option<Relay>,
     pool: Pool,
     again: Option<IoEvent>,
+    /// How often it was to be flushed; every other time it is.
+    deferred: u32,
     ending: Option<Ending>,
 }
 
@@ -96,7 +99,8 @@ impl Loop {
         let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
         let relay = open(downstream, upstream, Instant::now(), &mut pool);
         let (again, ending) = (None, None);
-        let mut this = Self { poll, registry, relay: Some(relay), pool, again, ending };
+        let relay = Some(relay);
+        let mut this = Self { poll, registry, relay, pool, again, deferred: 0, ending };
         this.register();
         (client, server, this)
     }
@@ -107,18 +111,32 @@ impl Loop {
         relay.upstream.stream.register(&self.registry, Token(1)).expect("registered");
     }
 
-    fn turn(&mut self) {
-        let Some(relay) = &mut self.relay else { return };
+    /// What has happened, if anything.
+    fn event(&mut self) -> Option<IoEvent> {
         let mut events = Events::with_capacity(8);
         self.poll.poll(&mut events, Some(Duration::ZERO)).expect("polled");
         let mut event = self.again.take();
         for found in &events {
             event.get_or_insert_default().merge(IoEvent::from_mio(found, found.token().0 as u8));
         }
-        let Some(event) = event else { return };
-        match relay.turn(event, Instant::now(), PATIENCE, &mut self.pool) {
+        event
+    }
+
+    fn turn(&mut self) {
+        let Some(event) = self.event() else { return };
+        let Some(relay) = &mut self.relay else { return };
+        let mut turn = relay.turn(event, Instant::now(), PATIENCE, &mut self.pool);
+        if matches!(turn, Turn::Flush) {
+            self.deferred += 1;
+            if self.deferred % 2 == 0 {
+                turn = relay.flush(Instant::now(), &mut self.pool);
+            }
+        }
+        match turn {
             Turn::Wait => {}
             Turn::Again => self.again = Some(event),
+            // By another turn, then, or perhaps by another process.
+            Turn::Flush => self.again = Some(IoEvent::default()),
             Turn::NotConnected(error) => panic!("{error}"),
             Turn::Over(ending) => {
                 self.ending = Some(ending);
@@ -415,7 +433,9 @@ fn bytes_behind_urgent_data_in_a_bulk_transfer_arrive_though_the_end_is_there() 
     let (mut client, server, mut turns) = Loop::between(true, true, Pool::default());
     let bulk = pattern(40_000, 1);
     client.write(&bulk).expect("sent");
-    turns.until("it is in bulk", |turns| turns.relay.as_ref().is_some_and(|r| r.forward.bulk));
+    turns.until("it is in bulk", |turns| {
+        turns.relay.as_ref().is_some_and(|r| r.forward.last == Size::Large)
+    });
     client.write(&bulk).expect("sent");
     let Outside::Tcp(stream) = &client else { panic!("TCP") };
     let fd = stream.as_raw_fd();
@@ -468,7 +488,8 @@ fn what_the_upstream_is_told_first_comes_first_and_once_also_after_another_conne
     assert!(opening.has_bytes());
     let relay = opening.to(refused, Instant::now());
     let (again, ending) = (None, None);
-    let mut turns = Loop { poll, registry, relay: Some(relay), pool, again, ending };
+    let relay = Some(relay);
+    let mut turns = Loop { poll, registry, relay, pool, again, deferred: 0, ending };
     client.write(b"request").expect("sent");
     turns.relay.as_mut().expect("a relay").reconnect(upstream, Instant::now());
     turns.register();
@@ -478,6 +499,70 @@ fn what_the_upstream_is_told_first_comes_first_and_once_also_after_another_conne
         server.received.len() >= 13
     });
     assert_eq!(server.received, b"PROXY request");
+}
+
+#[test]
+fn what_is_small_is_written_by_the_flush_and_its_buffer_is_used_again() {
+    let (mut client, server, mut turns) = Loop::between(true, true, Pool::default());
+    let mut server = Peer::new(server, Vec::new());
+    client.write(b"one").expect("sent");
+    turns.until("the first one arrives", |_| {
+        server.receive(100);
+        server.received.len() == 3
+    });
+    for (message, so_far) in [("two", "onetwo"), ("three", "onetwothree")] {
+        client.write(message.as_bytes()).expect("sent");
+        let now = Instant::now();
+        let relay = turns.relay.as_mut().expect("a relay");
+        let turn = relay.turn(IoEvent::readable(), now, PATIENCE, &mut turns.pool);
+        assert!(matches!(turn, Turn::Flush), "{turn:?}");
+        assert_eq!(relay.kept(), (message.len(), 0));
+        assert_eq!(turns.pool.used(), limits::RELAY_SMALL_BYTES);
+        server.receive(100);
+        assert_eq!(server.received.len() + message.len(), so_far.len(), "not yet");
+
+        let turn = relay.flush(now, &mut turns.pool);
+        assert!(matches!(turn, Turn::Wait), "{turn:?}");
+        assert_eq!((relay.kept(), turns.pool.used()), ((0, 0), 0));
+        server.receive(100);
+        assert_eq!(server.received, so_far.as_bytes());
+        assert_eq!(turns.pool.spare(), 1);
+    }
+}
+
+#[test]
+fn a_deferred_message_is_written_before_the_end_and_not_when_the_other_side_is_gone() {
+    for is_reset in [false, true] {
+        let (mut client, server, mut turns) = Loop::between(true, true, Pool::default());
+        let mut server = Peer::new(server, Vec::new());
+        client.write(b"one").expect("sent");
+        turns.until("the first one arrives", |_| {
+            server.receive(100);
+            server.received.len() == 3
+        });
+        client.write(b"two").expect("sent");
+        client.end();
+        let event = turns.event().expect("one");
+        let relay = turns.relay.as_mut().expect("a relay");
+        let turn = relay.turn(event, Instant::now(), PATIENCE, &mut turns.pool);
+        assert!(matches!(turn, Turn::Flush), "{turn:?}");
+        if is_reset {
+            server.outside.take().expect("there").reset();
+            let turn = relay.flush(Instant::now(), &mut turns.pool);
+            assert!(
+                matches!(turn, Turn::Over(Ending::Reset { by: Side::Upstream, .. })),
+                "{turn:?}"
+            );
+        } else {
+            let turn = relay.flush(Instant::now(), &mut turns.pool);
+            assert!(matches!(turn, Turn::Wait), "{turn:?}");
+            turns.until("the end is passed on", |_| {
+                server.receive(100);
+                server.saw_end
+            });
+            assert_eq!(server.received, b"onetwo");
+        }
+    }
 }
 
 #[test]
@@ -600,7 +685,7 @@ fn large_reads_go_through_the_pipe_and_leave_nothing_in_it() {
         for _ in 0..20 {
             turns.turn();
         }
-        assert!(turns.relay.as_ref().expect("a relay").forward.bulk);
+        assert_eq!(turns.relay.as_ref().expect("a relay").forward.last, Size::Large);
         let kept = turns.pool.used();
         assert!(0 < kept && kept <= limits::RELAY_READ_BYTES, "{kept}");
         if upstream_is_reset {

@@ -32,12 +32,43 @@ pub(super) struct Way {
     pub(super) kept: Option<Box<Kept>>,
     /// Bytes that were written.
     pub(super) moved: u64,
-    /// The last read brought much: there is likely to be more.
-    pub(super) bulk: bool,
+    pub(super) last: Size,
     /// The end of the stream was read.
     pub(super) ended: bool,
     /// The end was passed on.
     pub(super) over: bool,
+}
+
+/// What the last read has brought, as the next one is likely to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Size {
+    /// Little: the next one waits with its writing for the neighbours.
+    Small,
+    #[default]
+    Medium,
+    /// Much: the next one is not copied.
+    Large,
+}
+
+impl Size {
+    fn of(count: usize) -> Self {
+        match count {
+            limits::RELAY_LARGE_BYTES.. => Self::Large,
+            limits::RELAY_SMALL_BYTES.. => Self::Medium,
+            _ => Self::Small,
+        }
+    }
+}
+
+/// What is left to do in a direction, or in both: the latter of two counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Left {
+    /// Nothing at present.
+    Nothing,
+    /// To write what was read, when others have read, too.
+    Flush,
+    /// More, when the others have had their turn.
+    More,
 }
 
 /// What came of reading once.
@@ -167,7 +198,7 @@ impl Way {
     }
 
     /// Moves bytes until there are no more, the sink takes no more, or the others have to have
-    /// their turn. Answers whether it was the last of these.
+    /// their turn; if it may `defer` the writing, until it has read something small.
     ///
     /// `share` is how much may be read at a time. If this is the `last` way, closing the sink is
     /// what passes the end on.
@@ -177,39 +208,66 @@ impl Way {
         to: &mut End,
         share: usize,
         last: bool,
+        defer: bool,
         pool: &mut Pool,
-    ) -> Result<bool, Broken> {
+    ) -> Result<Left, Broken> {
         let mut budget = limits::RELAY_BYTES_PER_TURN;
         loop {
-            if self.kept.is_some() && !self.flush(to).map_err(Broken::Sink)? {
-                return Ok(false);
+            if self.kept.is_some() && !self.flush(to, pool).map_err(Broken::Sink)? {
+                return Ok(Left::Nothing);
             }
             if self.ended {
                 if !std::mem::replace(&mut self.over, true) && !last {
                     to.stream.shutdown(Shutdown::Write).map_err(Broken::Sink)?;
                 }
-                return Ok(false);
+                return Ok(Left::Nothing);
             }
             // What the sink would not take stays in the kernel.
             if !from.readable || !to.writable {
-                return Ok(false);
+                return Ok(Left::Nothing);
             }
             if budget == 0 {
-                return Ok(true);
+                return Ok(Left::More);
             }
             let wanted = share.min(budget);
-            let step = match pool.has_room(share) {
-                true if self.bulk && !from.read_on => self.splice(from, to, wanted, pool),
-                may_keep => self.copy(from, to, wanted, may_keep, pool),
+            let may_keep = pool.has_room(share);
+            let defers = defer && may_keep && self.last == Size::Small;
+            let step = if defers {
+                self.read_small(from, pool)
+            } else if may_keep && self.last == Size::Large && !from.read_on {
+                self.splice(from, to, wanted, pool)
+            } else {
+                self.copy(from, to, wanted, may_keep, pool)
             }?;
             match step {
-                Step::Nothing => return Ok(false),
+                Step::Nothing => return Ok(Left::Nothing),
                 Step::End => self.ended = true,
                 Step::Bytes { count, emptied } => {
                     budget -= count;
-                    self.bulk = count >= limits::RELAY_LARGE_BYTES;
+                    self.last = Size::of(count);
                     self.ended = emptied && from.is_ended_by_short_read();
+                    if defers && emptied {
+                        return Ok(Left::Flush);
+                    }
                 }
+            }
+        }
+    }
+
+    /// Reads what is likely to be small, and keeps it. If it was not, it is to be written at once.
+    fn read_small(&mut self, from: &mut End, pool: &mut Pool) -> Result<Step, Broken> {
+        let mut kept = pool.small();
+        let room = kept.room();
+        let wanted = room.len();
+        match from.read(|stream| stream.read(room)).map_err(Broken::Source)? {
+            Some(count @ 1..) => {
+                kept.has_read(count);
+                self.kept = Some(kept);
+                Ok(Step::Bytes { count, emptied: count < wanted })
+            }
+            none => {
+                pool.give_back(kept);
+                Ok(Step::without_bytes(none))
             }
         }
     }
@@ -285,17 +343,30 @@ impl Way {
         Ok(Step::Bytes { count: read, emptied: false })
     }
 
+    /// Writes what is kept. Answers whether nothing is left to do in this direction.
+    pub(super) fn only_flush(
+        &mut self,
+        from: &End,
+        to: &mut End,
+        pool: &mut Pool,
+    ) -> io::Result<bool> {
+        Ok(self.flush(to, pool)? && !from.readable && !self.ended)
+    }
+
     /// Writes what is kept. Answers whether nothing is left of it.
-    fn flush(&mut self, to: &mut End) -> io::Result<bool> {
-        let Some(kept) = &mut self.kept else { return Ok(true) };
+    fn flush(&mut self, to: &mut End, pool: &mut Pool) -> io::Result<bool> {
+        let Some(mut kept) = self.kept.take() else { return Ok(true) };
+        let mut all = false;
         if to.writable {
             let written = to.write(kept.bytes())?;
             self.moved += written as u64;
-            if kept.wrote(written) {
-                self.kept = None;
-            }
+            all = kept.wrote(written);
         }
-        Ok(self.kept.is_none())
+        match all {
+            true => pool.give_back(kept),
+            false => self.kept = Some(kept),
+        }
+        Ok(all)
     }
 
     pub(super) fn kept_bytes(&self) -> usize {

@@ -121,7 +121,9 @@ impl<H: Handler> Server<H> {
                     }
                 }
                 None => {
-                    let Some(session) = self.sessions.get_mut(token.index) else { continue };
+                    let Some((token, session)) = self.sessions.get_mut(token.index) else {
+                        continue;
+                    };
                     let mut cx = Context::of(&mut self.shared, token);
                     let verdict = self.handler.drain(&mut cx, session);
                     self.conclude(token.index, verdict, IoEvent::default());

@@ -289,13 +289,35 @@ impl<H: Handler> Server<H> {
         }
         self.sessions.ring(self.shared.now);
         // Who has more to do goes to the end of the queue, and has its turn in the next one.
-        for _ in 0..self.sessions.queued().min(limits::SESSION_EVENTS_PER_TURN) {
-            let Some((token, session, event)) = self.sessions.next_queued() else { break };
-            let mut cx = Context::of(&mut self.shared, token);
-            let verdict = self.handler.event(&mut cx, session, event);
-            self.conclude(token.index, verdict, event);
+        let mut left = self.sessions.queued().min(limits::SESSION_EVENTS_PER_TURN);
+        while left > 0 {
+            let batch = left.min(limits::SESSIONS_PER_BATCH);
+            left -= batch;
+            self.serve_batch(batch);
         }
         self.shared.sessions = self.sessions.len();
+    }
+
+    /// The next sessions' events, and then the writing of those that want it so.
+    fn serve_batch(&mut self, batch: usize) {
+        let (mut flushing, mut count) = ([0; limits::SESSIONS_PER_BATCH], 0);
+        for _ in 0..batch {
+            let Some((token, session, event)) = self.sessions.next_queued() else { break };
+            let mut cx = Context::of(&mut self.shared, token);
+            let mut verdict = self.handler.event(&mut cx, session, event);
+            if verdict == Verdict::Flush {
+                flushing[count] = token.index;
+                count += 1;
+                verdict = Verdict::Keep;
+            }
+            self.conclude(token.index, verdict, event);
+        }
+        for &index in &flushing[..count] {
+            let Some((token, session)) = self.sessions.get_mut(index) else { continue };
+            let mut cx = Context::of(&mut self.shared, token);
+            let verdict = self.handler.flush(&mut cx, session);
+            self.conclude(index, verdict, IoEvent::default());
+        }
     }
 
     fn accept(&mut self) {
@@ -385,7 +407,7 @@ impl<H: Handler> Server<H> {
         }
         match verdict {
             Verdict::Keep => {}
-            Verdict::Again => self.sessions.again(index, event),
+            Verdict::Again | Verdict::Flush => self.sessions.again(index, event),
             Verdict::Close => self.sessions.end(index),
         }
     }
