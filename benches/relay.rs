@@ -3,7 +3,7 @@
 //!
 //!     cargo bench --bench relay
 //!
-//! All proxies are there all the time, lead to the same upstreams, and get the same load in turn,
+//! All proxies are there all the time, each with upstreams of its own, and get the same load in turn,
 //! A B C A B C; those that have no load sleep. Each has one thread. Proxies that are not installed
 //! are left out. HAProxy is there twice, as it comes and with the options by which it does what ours
 //! does unasked. The processor time is the proxy's own, as the kernel accounts it. All of that is
@@ -120,19 +120,16 @@ fn run() -> Result<(), String> {
     }
     raise_limit();
     let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
-    let echo = Upstream::start(SERVE_ECHO)?;
-    let source = Upstream::start(SERVE_BULK)?;
-    let upstreams = [echo.address, source.address];
-    let mut proxies = proxies::start(place.path(), upstreams)?;
+    let mut proxies = proxies::start(place.path())?;
     // Before this process has only one of them.
     let processors = two_processors();
-    let mut pinned = pin(processors, &proxies, &[&echo, &source]);
+    let mut pinned = pin(processors, &proxies);
     let mut rows = ROWS.map(|name| Row { name, starts: Vec::new() });
     for start in 0..starts.max(1) as usize {
         if start > 0 {
             drop(proxies);
-            proxies = proxies::start(place.path(), upstreams)?;
-            pinned = pin(processors, &proxies, &[&echo, &source]);
+            proxies = proxies::start(place.path())?;
+            pinned = pin(processors, &proxies);
         }
         for (row, rounds) in rows.iter_mut().zip(measure(&proxies, &settings, start)?) {
             row.starts.push(rounds);
@@ -242,7 +239,8 @@ fn trace_calls(
     Ok(())
 }
 
-/// An upstream for all proxies.
+/// An upstream of one proxy: a proxy's connections keep their ports for a minute (TIME_WAIT), which
+/// another one with the same upstream could not use.
 struct Upstream {
     process: Started,
     address: SocketAddr,
@@ -256,6 +254,11 @@ impl Upstream {
         let address = process::listening(process.pid)?;
         Ok(Self { process, address })
     }
+
+    /// The echo and the source of bulk.
+    fn both() -> Result<[Self; 2], String> {
+        Ok([Self::start(SERVE_ECHO)?, Self::start(SERVE_BULK)?])
+    }
 }
 
 /// A processor for everything else, and one for the proxies.
@@ -267,7 +270,7 @@ fn two_processors() -> Option<[usize; 2]> {
 
 /// Puts the proxies on one processor and everything else on another. Answers whether that could be
 /// done.
-fn pin(processors: Option<[usize; 2]>, proxies: &[Proxy], upstreams: &[&Upstream]) -> bool {
+fn pin(processors: Option<[usize; 2]>, proxies: &[Proxy]) -> bool {
     let Some([rest, proxy]) = processors else { return false };
     let put = |pid: Option<Pid>, processor| {
         let mut set = CpuSet::new();
@@ -275,8 +278,10 @@ fn pin(processors: Option<[usize; 2]>, proxies: &[Proxy], upstreams: &[&Upstream
         sched_setaffinity(pid, &set).is_ok()
     };
     put(None, rest)
-        && upstreams.iter().all(|upstream| put(Some(upstream.process.pid), rest))
-        && proxies.iter().all(|each| put(Some(each.process.pid), proxy))
+        && proxies.iter().all(|each| {
+            each.upstreams.iter().all(|upstream| put(Some(upstream.process.pid), rest))
+                && put(Some(each.process.pid), proxy)
+        })
 }
 
 /// Puts the same load on each of the proxies in turn, and answers what each of them spent in each

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::Upstream;
 use crate::common::peers::{free_port, is_installed, nginx_stream_module};
 use crate::common::process::{self, Started};
 use crate::common::{failed, programs};
@@ -15,21 +16,23 @@ pub(crate) struct Proxy {
     /// It passes the end of each direction on by itself.
     pub(crate) half_closes: bool,
     pub(crate) process: Started,
+    pub(crate) upstreams: [Upstream; 2],
     pub(crate) echo: SocketAddr,
     pub(crate) bulk: SocketAddr,
 }
 
 /// Ours first, and then those that are installed.
-pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<Proxy>, String> {
+pub(crate) fn start(place: &Path) -> Result<Vec<Proxy>, String> {
     let ports = || -> Result<[SocketAddr; 2], String> { Ok([free_port()?, free_port()?]) };
     let mut proxies = Vec::new();
 
-    let [at_echo, at_bulk] = ports()?;
+    let ([at_echo, at_bulk], upstreams) = (ports()?, Upstream::both()?);
+    let [echo, bulk] = addresses(&upstreams);
     let mut ours = Command::new(programs::example("proxy")?);
     ours.args(["--listen", &at_echo.to_string(), "--to", &echo.to_string()]);
     ours.args(["--listen", &at_bulk.to_string(), "--to", &bulk.to_string()]);
     ours.args(["--log-level=warn", "--connect-timeout=5", "--idle-timeout=600"]);
-    proxies.push(Proxy::start("ours", ours, at_echo, at_bulk)?);
+    proxies.push(Proxy::start("ours", ours, upstreams, at_echo, at_bulk)?);
 
     if is_installed("haproxy") {
         // As it comes, and with what it can do as ours does: splice, and no bare acknowledgement at
@@ -37,7 +40,8 @@ pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<P
         for (name, options) in
             [("HAProxy", ""), ("HAProxy+", " option splice-auto\n option tcp-smart-connect\n")]
         {
-            let [at_echo, at_bulk] = ports()?;
+            let ([at_echo, at_bulk], upstreams) = (ports()?, Upstream::both()?);
+            let [echo, bulk] = addresses(&upstreams);
             let file = place.join(name).with_extension("cfg");
             let text = format!(
                 "global\n nbthread 1\n maxconn 5000\n\
@@ -49,7 +53,7 @@ pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<P
             fs::write(&file, text).map_err(failed(file.display()))?;
             let mut haproxy = Command::new("haproxy");
             haproxy.args(["-db", "-f"]).arg(&file);
-            proxies.push(Proxy::start(name, haproxy, at_echo, at_bulk)?);
+            proxies.push(Proxy::start(name, haproxy, upstreams, at_echo, at_bulk)?);
         }
     }
 
@@ -57,7 +61,8 @@ pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<P
         // As it comes, where the first end closes both directions, so that a client that has ended its
         // own does not get its answer; and doing as all the others do.
         for (name, half_closes) in [("nginx", false), ("nginx+", true)] {
-            let [at_echo, at_bulk] = ports()?;
+            let ([at_echo, at_bulk], upstreams) = (ports()?, Upstream::both()?);
+            let [echo, bulk] = addresses(&upstreams);
             let file = place.join(name).with_extension("conf");
             let module = nginx_stream_module();
             let half_close = if half_closes { "on" } else { "off" };
@@ -73,17 +78,22 @@ pub(crate) fn start(place: &Path, [echo, bulk]: [SocketAddr; 2]) -> Result<Vec<P
             fs::write(&file, text).map_err(failed(file.display()))?;
             let mut nginx = Command::new("nginx");
             nginx.arg("-e").arg(file.with_extension("log")).arg("-c").arg(&file);
-            let nginx = Proxy::start(name, nginx, at_echo, at_bulk)?;
+            let nginx = Proxy::start(name, nginx, upstreams, at_echo, at_bulk)?;
             proxies.push(Proxy { half_closes, ..nginx });
         }
     }
     Ok(proxies)
 }
 
+fn addresses(upstreams: &[Upstream; 2]) -> [SocketAddr; 2] {
+    [upstreams[0].address, upstreams[1].address]
+}
+
 impl Proxy {
     fn start(
         name: &'static str,
         mut command: Command,
+        upstreams: [Upstream; 2],
         echo: SocketAddr,
         bulk: SocketAddr,
     ) -> Result<Self, String> {
@@ -92,6 +102,6 @@ impl Proxy {
         let process = Started::new(&child);
         // A connection on the way to the echo is closed again: it serves.
         process::await_some(name, || Ok(TcpStream::connect(echo).ok()))?;
-        Ok(Self { name, half_closes: true, process, echo, bulk })
+        Ok(Self { name, half_closes: true, process, upstreams, echo, bulk })
     }
 }
