@@ -35,6 +35,19 @@ pub struct Stream {
     shared: bool,
     /// This process has connected it to an address of this machine.
     local: bool,
+    nagle: Nagle,
+}
+
+/// Nagle's algorithm, which holds a small segment back while another one is not acknowledged
+/// (TCP_NODELAY, tcp(7)): off, but for a connection that may live for one write only, where it holds
+/// back nothing and to turn it off would be a call for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nagle {
+    Off,
+    /// To be turned off with the second write, and nothing was written.
+    Unwritten,
+    /// To be turned off with the next write.
+    Written,
 }
 
 #[derive(Debug)]
@@ -46,12 +59,12 @@ pub(crate) enum Inner {
 impl Stream {
     /// A connection that this process has made.
     pub(crate) fn new(inner: Inner) -> Self {
-        Self { inner, registry: None, shared: false, local: false }
+        Self { inner, registry: None, shared: false, local: false, nagle: Nagle::Off }
     }
 
     /// One of which it is not known who has it.
     fn from_elsewhere(inner: Inner) -> Self {
-        Self { inner, registry: None, shared: true, local: false }
+        Self { inner, registry: None, shared: true, local: false, nagle: Nagle::Off }
     }
 
     /// Connects, without waiting for the answer (connect(2), EINPROGRESS).
@@ -73,7 +86,31 @@ impl Stream {
             Address::Internet(address) => address.ip().is_loopback(),
             Address::Path(_) | Address::Abstract(_) | Address::Unnamed => true,
         };
-        Ok(Self { inner, registry: None, shared: false, local })
+        let nagle = match &inner {
+            Inner::Tcp(_) if has_bytes => Nagle::Unwritten,
+            Inner::Tcp(_) | Inner::Unix(_) => Nagle::Off,
+        };
+        Ok(Self { inner, registry: None, shared: false, local, nagle })
+    }
+
+    /// To be called before each write, for TCP_NODELAY to be set before the second one. Writing by
+    /// [`Write`] does it.
+    #[inline]
+    pub(crate) fn before_write(&mut self) {
+        match self.nagle {
+            Nagle::Off => {}
+            Nagle::Unwritten => self.nagle = Nagle::Written,
+            Nagle::Written => self.turn_nagle_off(),
+        }
+    }
+
+    #[cold]
+    fn turn_nagle_off(&mut self) {
+        self.nagle = Nagle::Off;
+        if let Inner::Tcp(stream) = &self.inner {
+            // Fails for a socket that is gone anyway.
+            let _ = stream.set_nodelay(true);
+        }
     }
 
     /// Whether it was connected to an address of this machine, so that it is likely to be connected
@@ -109,6 +146,10 @@ impl Stream {
     /// Takes it out of the loop and leaves it open, for another process that gets it.
     pub(crate) fn deregister(&mut self) {
         self.shared = true;
+        // Nobody else knows that it is to be.
+        if self.nagle != Nagle::Off {
+            self.turn_nagle_off();
+        }
         if let Some(registry) = self.registry.take() {
             // It was registered and is open, so this does not fail; and nothing could be done.
             let _ = self.source().deregister(&registry);
@@ -180,10 +221,11 @@ fn connect_tcp(address: net::SocketAddr, has_bytes: bool) -> io::Result<mio::net
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket::socket(family, SockType::Stream, flags, None)?;
-    setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
     if has_bytes {
         // Only a saving, which some filter may not grant.
         let _ = sys::delay_acknowledgements(socket.as_fd());
+    } else {
+        setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
     }
     match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(mio::net::TcpStream::from_std(socket.into())),
@@ -236,6 +278,7 @@ impl Read for Stream {
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.before_write();
         match &mut self.inner {
             Inner::Tcp(stream) => stream.write(bytes),
             Inner::Unix(stream) => stream.write(bytes),
@@ -243,6 +286,7 @@ impl Write for Stream {
     }
 
     fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.before_write();
         match &mut self.inner {
             Inner::Tcp(stream) => stream.write_vectored(buffers),
             Inner::Unix(stream) => stream.write_vectored(buffers),
@@ -287,6 +331,29 @@ mod tests {
                 assert_eq!(other.read(&mut [0; 2]).expect("read"), 1);
                 return;
             }
+        }
+    }
+
+    #[test]
+    fn nagle_is_off_before_the_second_write_and_when_it_moves() {
+        let listener = net::TcpListener::bind("127.0.0.1:0").expect("listens");
+        let address = listener.local_addr().expect("an address").into();
+        let is_off =
+            |stream: &Stream| socket::getsockopt(stream, sockopt::TcpNoDelay).expect("an option");
+        assert!(is_off(&Stream::connect(&address, false).expect("connects")));
+
+        let mut stream = Stream::connect(&address, true).expect("connects");
+        assert!(!is_off(&stream));
+        stream.write_all(b"x").expect("sent");
+        assert!(!is_off(&stream));
+        stream.write_all(b"y").expect("sent");
+        assert!(is_off(&stream));
+
+        for writes in 0..2 {
+            let mut stream = Stream::connect(&address, true).expect("connects");
+            (0..writes).for_each(|_| stream.write_all(b"x").expect("sent"));
+            stream.deregister();
+            assert!(is_off(&stream));
         }
     }
 }

@@ -325,6 +325,7 @@ impl Way {
             }
             Err(error) => return Err(Broken::Source(error)),
         };
+        to.stream.before_write();
         let drained = to.try_write(|stream| pipe.drain(stream, read));
         let written = drained.as_ref().map_or(0, |written| *written);
         let taken = pipe.take(&mut pool.scratch[..read - written]);
