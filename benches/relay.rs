@@ -152,7 +152,10 @@ fn run() -> Result<(), String> {
             row.print(&peers);
         }
     }
-    println!("goal: a ratio of at most {GOAL} to the better one of those that do the same");
+    println!(
+        "goal: a ratio of at most {GOAL}; the first is to the better one of those that do the same, \
+         the second to the better one of all"
+    );
     if traced > 0 {
         for (kind, name) in [(Kind::RoundTrip, "round trip"), (Kind::ShortConnection, "connection")]
         {

@@ -42,7 +42,7 @@ pub trait Handler {
     /// The session has answered [`Verdict::Flush`], and is to write now.
     fn flush(&mut self, cx: &mut Context<'_>, session: &mut Self::Session) -> Verdict {
         let _ = (cx, session);
-        Verdict::Keep
+        Verdict::Again
     }
 
     /// The session is to come to its end: the process was told to stop, which
@@ -145,9 +145,10 @@ pub enum Verdict {
     /// It waits for its next event: the stream was read or written until it would block.
     Keep,
     /// It has read, and writes when its neighbours have read, too: [`Handler::flush`] follows in this
-    /// turn, when at most [`SESSIONS_PER_BATCH`](limits::SESSIONS_PER_BATCH) sessions have had their
-    /// event. Reading and writing are two long ways through the kernel, and to go each of them
-    /// several times in a row leaves it in the processor's nearest caches.
+    /// turn, as soon as one of them answers anything else, or
+    /// [`SESSIONS_PER_BATCH`](limits::SESSIONS_PER_BATCH) have answered this. Reading and writing are
+    /// two long ways through the kernel, and to go each of them several times in a row leaves it in the
+    /// processor's nearest caches.
     ///
     /// From any other method than [`Handler::event`] it is the same as `Again`.
     Flush,

@@ -10,7 +10,7 @@ pub const EVENTS_PER_POLL: usize = 1024;
 /// signals and the handoff had their say.
 pub const SESSION_EVENTS_PER_TURN: usize = 512;
 
-/// Sessions that have their event before the first of them is to flush what it has read
+/// Sessions in a row that may have their event before the first of them is to flush what it has read
 /// ([`Verdict::Flush`](crate::Verdict::Flush)): enough to stay on one way through the kernel for a
 /// while, few enough that the first of them waits for some microseconds only.
 pub const SESSIONS_PER_BATCH: usize = 8;
@@ -85,6 +85,13 @@ pub const RELAY_BYTES_PER_TURN: usize = 4 * RELAY_READ_BYTES;
 /// What all relays of a process may keep together of what was read and could not be written,
 /// unless it is said otherwise.
 pub const RELAY_KEPT_BYTES: usize = 64 * 1024 * 1024;
+
+/// A small read fits wherever one is allowed, and none is a large one; what a client has said first is
+/// read with one call.
+const _: () = assert!(RELAY_SMALL_BYTES <= RELAY_LEAST_BYTES);
+const _: () =
+    assert!(RELAY_SMALL_BYTES < RELAY_LARGE_BYTES && RELAY_LARGE_BYTES <= RELAY_READ_BYTES);
+const _: () = assert!(RELAY_OPENING_BYTES <= RELAY_READ_BYTES);
 
 /// What a relay keeps is carried along when its session moves, and leaves room for what the
 /// application has to say of it.

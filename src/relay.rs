@@ -1,10 +1,10 @@
 //! The relay: bytes between two sockets, in both directions.
 //!
 //! A [`Relay`] owns two streams, each of them TCP or Unix, and is told what happened to them; it
-//! needs no server and no clock. It reads and writes at once, in the same turn, through one buffer
-//! that all relays share ([`Pool`]): an idle relay holds no buffer. Only what the other side does
-//! not take is kept, and then nothing more is read in that direction until it is gone, which is
-//! what makes the sender wait.
+//! needs no server and no clock. It reads and writes in the same turn, through buffers that all relays
+//! share ([`Pool`]): an idle relay holds none. Small messages it may read first and write when its
+//! neighbours have read theirs, too ([`Turn::Flush`]). What the other side does not take is kept, and
+//! then nothing more is read in that direction until it is gone, which is what makes the sender wait.
 //!
 //! What it passes on beside bytes: the end of a stream, in each direction by itself, once every byte
 //! before it was written; and a reset, at once. Urgent data (tcp(7)) is not passed on.
@@ -33,7 +33,7 @@ use crate::limits;
 use crate::stream::Stream;
 use way::{Broken, End, Left, Way};
 
-/// Two streams, and what is on its way between them.
+/// Two streams, and what is on its way between them. It begins with a client ([`Relay::open`]).
 ///
 /// The downstream one is its session's source 0, the upstream one its source 1
 /// ([`Context::connect`](crate::Context::connect)); both are registered already, and
@@ -127,6 +127,7 @@ impl Relay {
 
     /// Writes what [`Relay::turn`] has read, after it has answered [`Turn::Flush`].
     pub fn flush(&mut self, now: Instant, pool: &mut Pool) -> Turn {
+        let before = self.moved();
         let Self { downstream, upstream, forward, back, .. } = self;
         // Mostly that is all there is to do.
         let flushed = match (forward.kept.is_some(), back.kept.is_some()) {
@@ -138,31 +139,34 @@ impl Relay {
             }
             (true, true) | (false, false) => Ok(false),
         };
-        match flushed {
-            Ok(true) => {
-                self.active = now;
-                Turn::Wait
-            }
+        let turn = match flushed {
+            Ok(true) => Turn::Wait,
             Ok(false) => self.pass_on(now, false, pool),
-            Err(broken) => self.break_off(broken),
-        }
+            Err(broken) => self.break_off(broken, pool),
+        };
+        self.note_moved(before, now);
+        turn
     }
 
     /// Moves what can be moved by now, in both directions, or defers the writing of what is small.
     fn pass_on(&mut self, now: Instant, defer: bool, pool: &mut Pool) -> Turn {
-        let before = self.forward.moved + self.back.moved;
+        let before = self.moved();
         let left = match self.carry(defer, pool) {
             Ok(left) => left,
-            Err(broken) => return self.break_off(broken),
+            Err(broken) => return self.break_off(broken, pool),
         };
-        if self.forward.moved + self.back.moved != before {
-            self.active = now;
-        }
+        self.note_moved(before, now);
         match left {
             _ if self.forward.over && self.back.over => Turn::Over(Ending::Finished),
             Left::Nothing => Turn::Wait,
             Left::Flush => Turn::Flush,
             Left::More => Turn::Again,
+        }
+    }
+
+    fn note_moved(&mut self, before: (u64, u64), now: Instant) {
+        if self.moved() != before {
+            self.active = now;
         }
     }
 
@@ -239,7 +243,12 @@ impl Relay {
         Some(Turn::Wait)
     }
 
-    fn break_off(&mut self, (by, error): (Side, io::Error)) -> Turn {
+    fn break_off(&mut self, (by, error): (Side, io::Error), pool: &mut Pool) -> Turn {
+        // What was read and deferred would be on its way if it had not been. A side that is gone takes
+        // nothing.
+        let Self { downstream, upstream, forward, back, .. } = self;
+        let _ = forward.flush(upstream, pool);
+        let _ = back.flush(downstream, pool);
         self.reset();
         Turn::Over(Ending::Reset { by, error })
     }
@@ -259,8 +268,8 @@ impl Relay {
                 .carry(upstream, downstream, share(forward), forward.over, defer, pool)
                 .map_err(|broken| broken.of(Upstream, Downstream))?;
         }
-        // What was read is on its way; what was not is lost by the reset, as it would be without
-        // a relay. A side that is not read at present must not hide it.
+        // What was read is on its way, or will be before the reset; what was not is lost by it,
+        // as it would be without a relay. A side that is not read at present must not hide it.
         for (end, side) in [(downstream, Downstream), (upstream, Upstream)] {
             if let Some(error) = end.failure() {
                 return Err((side, error));

@@ -33,7 +33,7 @@ pub struct Stream {
     registry: Option<Rc<Registry>>,
     /// Another process has the open file description, too, or had it.
     shared: bool,
-    /// This process has connected it to an address of this machine.
+    /// This process has connected it to a loopback address, or it is a Unix stream.
     local: bool,
     nagle: Nagle,
 }
@@ -83,7 +83,7 @@ impl Stream {
             Address::Unnamed => return Err(io::ErrorKind::InvalidInput.into()),
         };
         let local = match address {
-            Address::Internet(address) => address.ip().is_loopback(),
+            Address::Internet(address) => address.ip().to_canonical().is_loopback(),
             Address::Path(_) | Address::Abstract(_) | Address::Unnamed => true,
         };
         let nagle = match &inner {
@@ -113,8 +113,8 @@ impl Stream {
         }
     }
 
-    /// Whether it was connected to an address of this machine, so that it is likely to be connected
-    /// by the time connect(2) has returned.
+    /// Whether it was connected to a peer that is known to be on this machine, so that it is likely to
+    /// be connected by the time connect(2) has returned.
     pub(crate) fn is_local(&self) -> bool {
         self.local
     }

@@ -44,8 +44,8 @@ impl ProxySession {
             true => header::encode(&peer, &stream.local_address()?),
             false => Vec::new(),
         };
-        let (start, mut tried) = (route.next(), 0);
         let mut opening = Relay::open(stream, &first, pool)?;
+        let (start, mut tried) = (route.next(), 0);
         let to_send = opening.has_bytes();
         let send = |upstream: &mut Stream| opening.send(upstream);
         let (upstream, relay) = match connect(cx, &route, start, &mut tried, to_send, send) {
@@ -177,7 +177,8 @@ impl ProxySession {
 }
 
 /// Begins to connect to the first of the upstreams from `start` on that does not fail at once, each
-/// one tried no more than once, and has what there is sent to it if it is connected by then. What is not connected to is named; `NotFound` if none is left.
+/// one tried no more than once, and has what there is sent to it if it is connected by then. What is
+/// not connected to is named; `NotFound` if none is left.
 fn connect(
     cx: &mut Context<'_>,
     route: &Route,

@@ -59,11 +59,12 @@ impl Opening<'_> {
         self.bytes > 0
     }
 
-    /// Writes the bytes to a stream that is connecting, if it can be connected by now: on one machine
-    /// it mostly is when connect(2) has returned.
+    /// Writes the bytes to a stream that is connecting, if it can be connected by now: over loopback,
+    /// and between Unix sockets, it mostly is when connect(2) has returned. The relay is then to be
+    /// made [to](Opening::to) this stream.
     ///
-    /// An error says that it could not be connected to, and that no byte was written. The stream is
-    /// deregistered then; another one may be tried.
+    /// An error says that no byte was written, because it could not be connected to, or was broken off
+    /// at once. The stream is deregistered then; another one may be tried.
     pub fn send(&mut self, upstream: &mut Stream) -> io::Result<()> {
         if !upstream.is_local() || self.written > 0 || self.bytes == 0 {
             return Ok(());

@@ -7,8 +7,9 @@ use std::rc::Rc;
 use super::pipe::Pipe;
 use crate::limits;
 
-/// One buffer for reading and writing at once, one pipe for what is large, and the bound on what may
-/// be kept beside them.
+/// One buffer for reading and writing at once, one pipe for what is large, some small buffers for what
+/// is read now and written in a moment ([`Relay::flush`](super::Relay::flush)), and the bound on what
+/// may be kept beside them.
 ///
 /// A pool owns the pipe's two descriptors. There is a pipe only if SIGPIPE is not at its default when
 /// the pool is made, and it must not be set to it later: splice(2), which moves what is large, cannot be

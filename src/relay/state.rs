@@ -79,7 +79,7 @@ impl Relay {
         }
         let connecting = flags & CONNECTING != 0;
         // The end is passed on once it was read and nothing is kept, and a relay that has passed on
-        // both is over. One that is connecting has read nothing.
+        // both is over. One that is connecting has read nothing but what the client said first.
         let is_whole = |way: &Way| !way.over || way.ended && way.kept.is_none();
         let is_new = back.kept.is_none() && !forward.ended && !back.ended;
         let holds = is_whole(&forward)

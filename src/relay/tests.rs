@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Registry, Token};
-use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg, setsockopt, sockopt};
 use proptest::prelude::*;
 
 use super::way::Size;
@@ -501,15 +501,23 @@ fn what_the_upstream_is_told_first_comes_first_and_once_also_after_another_conne
     assert_eq!(server.received, b"PROXY request");
 }
 
-#[test]
-fn what_is_small_is_written_by_the_flush_and_its_buffer_is_used_again() {
-    let (mut client, server, mut turns) = Loop::between(true, true, Pool::default());
+/// Two connections and a relay that has passed on a small message, "one", from the client.
+fn after_a_small_message(downstream: bool, upstream: bool) -> (Outside, Peer, Loop) {
+    let (mut client, server, mut turns) = Loop::between(downstream, upstream, Pool::default());
     let mut server = Peer::new(server, Vec::new());
     client.write(b"one").expect("sent");
     turns.until("the first one arrives", |_| {
         server.receive(100);
         server.received.len() == 3
     });
+    // A Unix stream is found empty by a read of its own.
+    turns.turn();
+    (client, server, turns)
+}
+
+#[test]
+fn what_is_small_is_written_by_the_flush_and_its_buffer_is_used_again() {
+    let (mut client, mut server, mut turns) = after_a_small_message(true, true);
     for (message, so_far) in [("two", "onetwo"), ("three", "onetwothree")] {
         client.write(message.as_bytes()).expect("sent");
         let now = Instant::now();
@@ -533,13 +541,7 @@ fn what_is_small_is_written_by_the_flush_and_its_buffer_is_used_again() {
 #[test]
 fn a_deferred_message_is_written_before_the_end_and_not_when_the_other_side_is_gone() {
     for is_reset in [false, true] {
-        let (mut client, server, mut turns) = Loop::between(true, true, Pool::default());
-        let mut server = Peer::new(server, Vec::new());
-        client.write(b"one").expect("sent");
-        turns.until("the first one arrives", |_| {
-            server.receive(100);
-            server.received.len() == 3
-        });
+        let (mut client, mut server, mut turns) = after_a_small_message(true, true);
         client.write(b"two").expect("sent");
         client.end();
         let event = turns.event().expect("one");
@@ -566,6 +568,127 @@ fn a_deferred_message_is_written_before_the_end_and_not_when_the_other_side_is_g
 }
 
 #[test]
+fn a_small_message_with_a_reset_behind_it_is_written_before_that_is_passed_on() {
+    let (mut client, mut server, mut turns) = after_a_small_message(true, true);
+    client.write(b"two").expect("sent");
+    client.reset();
+    let event = turns.event().expect("one");
+    let relay = turns.relay.as_mut().expect("a relay");
+    let turn = relay.turn(event, Instant::now(), PATIENCE, &mut turns.pool);
+    assert!(matches!(turn, Turn::Over(Ending::Reset { by: Side::Downstream, .. })), "{turn:?}");
+    assert_eq!(relay.moved(), (6, 0));
+    // Before the relay is dropped, which resets the upstream, too.
+    server.receive(100);
+    assert_eq!(server.received, b"onetwo");
+}
+
+#[test]
+fn a_deferred_message_is_written_though_the_other_direction_has_failed() {
+    let (mut client, mut server, mut turns) = after_a_small_message(true, true);
+    client.write(b"two").expect("sent");
+    let relay = turns.relay.as_mut().expect("a relay");
+    let turn = relay.turn(IoEvent::readable(), Instant::now(), PATIENCE, &mut turns.pool);
+    assert!(matches!(turn, Turn::Flush), "{turn:?}");
+    let gone = io::Error::from(ErrorKind::ConnectionReset);
+    relay.break_off((Side::Downstream, gone), &mut turns.pool);
+    server.receive(100);
+    assert_eq!(server.received, b"onetwo");
+}
+
+#[test]
+fn a_message_that_is_larger_than_the_last_ones_goes_out_in_one_piece() {
+    for size in [limits::RELAY_SMALL_BYTES, limits::RELAY_SMALL_BYTES + 1, 16 * 1024] {
+        let (mut client, server, mut turns) = after_a_small_message(true, true);
+        let message = pattern(size, 1);
+        client.write(&message).expect("sent");
+        let event = turns.event().expect("one");
+        let relay = turns.relay.as_mut().expect("a relay");
+        let turn = relay.turn(event, Instant::now(), PATIENCE, &mut turns.pool);
+        assert!(matches!(turn, Turn::Wait), "{turn:?}");
+        assert_eq!((relay.moved().0, turns.pool.used()), (3 + size as u64, 0));
+        let Some(Outside::Tcp(mut server)) = server.outside else { panic!("a TCP connection") };
+        let mut received = vec![0; size + 1];
+        assert_eq!(server.read(&mut received).expect("received"), size);
+        assert_eq!(received[..size], message);
+    }
+}
+
+/// A read of a Unix stream ends behind descriptors (unix(7)), which makes a small one in the midst of
+/// much.
+#[test]
+fn a_small_read_at_the_end_of_a_bulk_transfer_stays_within_the_budget() {
+    let (client, _server, mut turns) = after_a_small_message(false, false);
+    let Outside::Unix(client) = client else { panic!("a Unix connection") };
+    let relay = turns.relay.as_mut().expect("a relay");
+    setsockopt(&client, sockopt::SndBuf, &(1 << 20)).expect("set");
+    setsockopt(&relay.upstream.stream, sockopt::SndBuf, &(1 << 20)).expect("set");
+    let descriptors = [client.as_raw_fd()];
+    let with = [ControlMessage::ScmRights(&descriptors)];
+    let send = |count: usize, control: &[ControlMessage<'_>]| {
+        let bytes = vec![1; count];
+        let bytes = [io::IoSlice::new(&bytes)];
+        let flags = MsgFlags::empty();
+        let sent = sendmsg::<()>(client.as_raw_fd(), &bytes, control, flags, None);
+        assert_eq!(sent.expect("sent"), count);
+    };
+    // It leaves a budget that is less than a small read may bring.
+    let bulk = limits::RELAY_BYTES_PER_TURN - 1000;
+    (0..bulk / 30_000).for_each(|_| send(30_000, &[]));
+    send(bulk % 30_000, &with);
+    send(500, &with);
+    send(3000, &[]);
+    let event = turns.event().expect("one");
+    let relay = turns.relay.as_mut().expect("a relay");
+    let turn = relay.turn(event, Instant::now(), PATIENCE, &mut turns.pool);
+    assert!(matches!(turn, Turn::Again), "{turn:?}");
+    assert_eq!(relay.moved().0, 3 + limits::RELAY_BYTES_PER_TURN as u64);
+}
+
+#[test]
+fn deferred_bytes_put_the_idle_timeout_off_with_any_kind_of_socket() {
+    for (downstream, upstream) in [(true, true), (false, true), (true, false)] {
+        let (mut client, mut server, mut turns) = after_a_small_message(downstream, upstream);
+        let start = Instant::now();
+        let patience = Patience { idle: Some(Duration::from_secs(60)), ..PATIENCE };
+        for second in 1..100 {
+            let now = start + Duration::from_secs(second);
+            client.write(b"x").expect("sent");
+            let relay = turns.relay.as_mut().expect("a relay");
+            let turn = relay.turn(IoEvent::readable(), now, patience, &mut turns.pool);
+            assert!(matches!(turn, Turn::Flush), "{turn:?}");
+            let turn = relay.flush(now, &mut turns.pool);
+            assert!(matches!(turn, Turn::Wait), "{turn:?}");
+            assert_eq!(relay.deadline(patience), Some(now + Duration::from_secs(60)));
+            server.receive(100);
+        }
+        assert_eq!(server.received.len(), 102);
+    }
+}
+
+#[test]
+fn a_deferred_message_that_the_sink_does_not_take_is_kept_until_it_does() {
+    let (mut client, server, mut turns) = after_a_small_message(true, true);
+    let Some(outside) = server.outside else { panic!("a connection") };
+    let relay = turns.relay.as_mut().expect("a relay");
+    // Behind the relay's back, until the upstream has no room.
+    let filled =
+        std::iter::from_fn(|| relay.upstream.stream.write(&[7; 65_536]).ok()).sum::<usize>();
+    client.write(b"two").expect("sent");
+    let turn = relay.turn(IoEvent::readable(), Instant::now(), PATIENCE, &mut turns.pool);
+    assert!(matches!(turn, Turn::Flush), "{turn:?}");
+    let turn = relay.flush(Instant::now(), &mut turns.pool);
+    assert!(matches!(turn, Turn::Wait), "{turn:?}");
+    assert_eq!(relay.kept(), (3, 0));
+    let mut server = Peer::new(outside, Vec::new());
+    turns.until("all of it arrives", |_| {
+        server.receive(1_000_000);
+        server.received.len() >= filled + 3
+    });
+    assert!(server.received.ends_with(b"\x07two"));
+    assert_eq!(turns.pool.used(), 0);
+}
+
+#[test]
 fn a_local_upstream_has_the_first_bytes_before_the_first_turn() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
     let address = listener.local_addr().expect("an address").into();
@@ -583,6 +706,39 @@ fn a_local_upstream_has_the_first_bytes_before_the_first_turn() {
     let mut received = [0; 13];
     server.read_exact(&mut received).expect("received");
     assert_eq!(&received, b"PROXY request");
+}
+
+#[test]
+fn an_upstream_on_a_unix_socket_takes_what_it_has_room_for_and_the_rest_and_the_end_follow() {
+    let place = tempfile::tempdir().expect("a directory");
+    let path = place.path().join("upstream");
+    let listener = std::os::unix::net::UnixListener::bind(&path).expect("listens");
+    let (mut client, downstream) = connection(true);
+    let said = pattern(limits::RELAY_OPENING_BYTES + 500, 3);
+    client.write(&said).expect("sent");
+    client.end();
+    let poll = Poll::new().expect("a poll");
+    let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
+    let mut pool = Pool::default();
+    let mut opening = Relay::open(downstream, b"PROXY ", &mut pool).expect("there");
+    let mut upstream = Stream::connect(&crate::Address::Path(path), true).expect("connects");
+    // The least room there is.
+    setsockopt(&upstream, sockopt::SndBuf, &1).expect("set");
+    let filled = std::iter::from_fn(|| upstream.write(&[7; 100]).ok()).sum::<usize>();
+    opening.send(&mut upstream).expect("not an error");
+    let relay = opening.to(upstream, Instant::now());
+    assert_eq!(relay.moved().0 + relay.kept().0 as u64, 6 + limits::RELAY_OPENING_BYTES as u64);
+    let (again, ending, relay) = (None, None, Some(relay));
+    let mut turns = Loop { poll, registry, relay, pool, again, deferred: 0, ending };
+    turns.register();
+    let (server, _) = listener.accept().expect("it is there");
+    server.set_nonblocking(true).expect("non-blocking");
+    let mut server = Peer::new(Outside::Unix(server), Vec::new());
+    turns.until("all of it arrives", |_| {
+        server.receive(1000);
+        server.saw_end
+    });
+    assert_eq!(server.received[filled..], [b"PROXY ", &said[..]].concat());
 }
 
 #[test]

@@ -231,13 +231,16 @@ impl Way {
             }
             let wanted = share.min(budget);
             let may_keep = pool.has_room(share);
-            let defers = defer && may_keep && self.last == Size::Small;
+            let defers = defer
+                && may_keep
+                && self.last == Size::Small
+                && wanted >= limits::RELAY_SMALL_BYTES;
             let step = if defers {
-                self.read_small(from, pool)
+                self.read_small(from, to, wanted, pool)
             } else if may_keep && self.last == Size::Large && !from.read_on {
                 self.splice(from, to, wanted, pool)
             } else {
-                self.copy(from, to, wanted, may_keep, pool)
+                self.copy(from, to, wanted, may_keep, 0, pool)
             }?;
             match step {
                 Step::Nothing => return Ok(Left::Nothing),
@@ -246,7 +249,7 @@ impl Way {
                     budget -= count;
                     self.last = Size::of(count);
                     self.ended = emptied && from.is_ended_by_short_read();
-                    if defers && emptied {
+                    if defers && self.last == Size::Small {
                         return Ok(Left::Flush);
                     }
                 }
@@ -254,16 +257,27 @@ impl Way {
         }
     }
 
-    /// Reads what is likely to be small, and keeps it. If it was not, it is to be written at once.
-    fn read_small(&mut self, from: &mut End, pool: &mut Pool) -> Result<Step, Broken> {
+    /// Reads what is likely to be small, and keeps it. If it was not, the rest is read behind it, and
+    /// all of it is written.
+    fn read_small(
+        &mut self,
+        from: &mut End,
+        to: &mut End,
+        wanted: usize,
+        pool: &mut Pool,
+    ) -> Result<Step, Broken> {
         let mut kept = pool.small();
         let room = kept.room();
-        let wanted = room.len();
         match from.read(|stream| stream.read(room)).map_err(Broken::Source)? {
+            Some(count) if count == room.len() => {
+                pool.scratch[..count].copy_from_slice(room);
+                pool.give_back(kept);
+                self.copy(from, to, wanted, true, count, pool)
+            }
             Some(count @ 1..) => {
                 kept.has_read(count);
                 self.kept = Some(kept);
-                Ok(Step::Bytes { count, emptied: count < wanted })
+                Ok(Step::Bytes { count, emptied: true })
             }
             none => {
                 pool.give_back(kept);
@@ -273,22 +287,35 @@ impl Way {
     }
 
     /// Reads, writes, and keeps what the sink does not take. Where nothing may be kept, it looks at
-    /// the bytes instead, writes them, and takes those that were written.
+    /// the bytes instead, writes them, and takes those that were written. So many bytes of the scratch
+    /// buffer were `begun` with already.
     fn copy(
         &mut self,
         from: &mut End,
         to: &mut End,
         wanted: usize,
         may_keep: bool,
+        begun: usize,
         pool: &mut Pool,
     ) -> Result<Step, Broken> {
         let scratch = &mut pool.scratch[..wanted];
+        let room = &mut scratch[begun..];
         let read = match may_keep {
-            true => from.read(|stream| stream.read(scratch)),
-            false => from.read(|stream| stream.peek(scratch)),
+            _ if room.is_empty() => Ok(None),
+            true => from.read(|stream| stream.read(room)),
+            false => from.read(|stream| stream.peek(room)),
         };
-        let read = read.map_err(Broken::Source)?;
-        let Some(read @ 1..) = read else { return Ok(Step::without_bytes(read)) };
+        let more = match read {
+            Ok(Some(more @ 1..)) => more,
+            Ok(none) if begun == 0 => return Ok(Step::without_bytes(none)),
+            // The end is there for the next read, too.
+            Ok(_) => 0,
+            Err(error) => {
+                let _ = to.write(&scratch[..begun]);
+                return Err(Broken::Source(error));
+            }
+        };
+        let read = begun + more;
         let written = to.write(&scratch[..read]).map_err(Broken::Sink)?;
         self.moved += written as u64;
         if may_keep {
@@ -298,7 +325,8 @@ impl Way {
         }
         // What was only looked at and not written is still there.
         let taken = if may_keep { read } else { written };
-        Ok(Step::Bytes { count: read, emptied: taken == read && read < wanted })
+        let emptied = taken == read && more > 0 && read < wanted;
+        Ok(Step::Bytes { count: read, emptied })
     }
 
     /// Moves bytes through the pipe, which is not to read them, and keeps what the sink does not
@@ -313,15 +341,15 @@ impl Way {
         wanted: usize,
         pool: &mut Pool,
     ) -> Result<Step, Broken> {
-        let Some(pipe) = &pool.pipe else { return self.copy(from, to, wanted, true, pool) };
+        let Some(pipe) = &pool.pipe else { return self.copy(from, to, wanted, true, 0, pool) };
         let read = match from.read(|stream| pipe.fill(stream, wanted)) {
             Ok(Some(read @ 1..)) => read,
             Ok(None) => return Ok(Step::Nothing),
             // In front of urgent data it is 0, too, if the end is behind that: a read knows.
-            Ok(Some(0)) => return self.copy(from, to, wanted, true, pool),
+            Ok(Some(0)) => return self.copy(from, to, wanted, true, 0, pool),
             Err(error) if is_not_for_these(&error) => {
                 pool.pipe = None;
-                return self.copy(from, to, wanted, true, pool);
+                return self.copy(from, to, wanted, true, 0, pool);
             }
             Err(error) => return Err(Broken::Source(error)),
         };
@@ -355,7 +383,7 @@ impl Way {
     }
 
     /// Writes what is kept. Answers whether nothing is left of it.
-    fn flush(&mut self, to: &mut End, pool: &mut Pool) -> io::Result<bool> {
+    pub(super) fn flush(&mut self, to: &mut End, pool: &mut Pool) -> io::Result<bool> {
         let Some(mut kept) = self.kept.take() else { return Ok(true) };
         let mut all = false;
         if to.writable {

@@ -288,35 +288,37 @@ impl<H: Handler> Server<H> {
             self.handler.watched(&mut Context { shared: &mut self.shared }, name, *event);
         }
         self.sessions.ring(self.shared.now);
+        let mut flushing = [(0, IoEvent::default()); limits::SESSIONS_PER_BATCH];
+        let mut count = 0;
         // Who has more to do goes to the end of the queue, and has its turn in the next one.
-        let mut left = self.sessions.queued().min(limits::SESSION_EVENTS_PER_TURN);
-        while left > 0 {
-            let batch = left.min(limits::SESSIONS_PER_BATCH);
-            left -= batch;
-            self.serve_batch(batch);
-        }
-        self.shared.sessions = self.sessions.len();
-    }
-
-    /// The next sessions' events, and then the writing of those that want it so.
-    fn serve_batch(&mut self, batch: usize) {
-        let (mut flushing, mut count) = ([0; limits::SESSIONS_PER_BATCH], 0);
-        for _ in 0..batch {
+        for _ in 0..self.sessions.queued().min(limits::SESSION_EVENTS_PER_TURN) {
             let Some((token, session, event)) = self.sessions.next_queued() else { break };
             let mut cx = Context::of(&mut self.shared, token);
             let mut verdict = self.handler.event(&mut cx, session, event);
-            if verdict == Verdict::Flush {
-                flushing[count] = token.index;
+            let defers = verdict == Verdict::Flush;
+            if defers {
+                flushing[count] = (token.index, event);
                 count += 1;
                 verdict = Verdict::Keep;
             }
             self.conclude(token.index, verdict, event);
+            // Who does not defer may have taken its time, and the next one may do so, too.
+            if !defers || count == flushing.len() {
+                self.flush_sessions(&flushing[..count]);
+                count = 0;
+            }
         }
-        for &index in &flushing[..count] {
+        self.flush_sessions(&flushing[..count]);
+        self.shared.sessions = self.sessions.len();
+    }
+
+    /// Lets them write what they have read.
+    fn flush_sessions(&mut self, deferred: &[(u32, IoEvent)]) {
+        for &(index, event) in deferred {
             let Some((token, session)) = self.sessions.get_mut(index) else { continue };
             let mut cx = Context::of(&mut self.shared, token);
             let verdict = self.handler.flush(&mut cx, session);
-            self.conclude(index, verdict, IoEvent::default());
+            self.conclude(index, verdict, event);
         }
     }
 
@@ -341,7 +343,7 @@ impl<H: Handler> Server<H> {
                 continue;
             }
             let mut cx = Context::of(&mut self.shared, token);
-            match self.handler.open(&mut cx, Accepted::new(listener, peer, stream)) {
+            match self.handler.open(&mut cx, Accepted::new(listener, peer.clone(), stream)) {
                 Ok(session) => {
                     self.sessions.insert(vacancy, session);
                     self.conclude(token.index, Verdict::Keep, IoEvent::default());
@@ -351,7 +353,7 @@ impl<H: Handler> Server<H> {
                     // The client went away while it waited to be accepted.
                     let gone = error.kind() == io::ErrorKind::ConnectionReset;
                     let level = if gone { log::Level::Debug } else { log::Level::Warn };
-                    log::log!(level, "connection refused by the handler: {error}");
+                    log::log!(level, "connection from [{peer}] refused by the handler: {error}");
                 }
             }
             self.shared.sessions = self.sessions.len();
