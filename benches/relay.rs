@@ -19,6 +19,8 @@ mod common;
 mod bare;
 #[path = "relay/bulk.rs"]
 mod bulk;
+#[path = "relay/calls.rs"]
+mod calls;
 #[path = "calm/load.rs"]
 mod load;
 #[path = "relay/proxies.rs"]
@@ -40,7 +42,7 @@ use common::figures::{least, median};
 use common::flags::{self, Flag};
 use common::process::{self, Started};
 use load::{Kind, Load, MESSAGE_BYTES, Until};
-use proxies::Proxy;
+use proxies::{Proxy, Rank};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -59,6 +61,8 @@ const ROWS: [&str; 8] = [
 /// This program is one of the upstreams if this is its first argument.
 const SERVE_ECHO: &str = "serve-echo";
 const SERVE_BULK: &str = "serve-bulk";
+/// It is the bare relay, with a port and an upstream, and again a port and an upstream, behind it.
+const SERVE_CALLS: &str = "serve-calls";
 const LARGE_MESSAGE_BYTES: usize = 16 * 1024;
 /// How long a proxy has after a round to close what is closed and go to sleep.
 const AFTER_ROUND: Duration = Duration::from_millis(30);
@@ -84,9 +88,21 @@ fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
         Some(SERVE_ECHO) => bare::serve().map_err(failed("serve")),
         Some(SERVE_BULK) => bulk::serve().map_err(failed("serve")),
+        Some(SERVE_CALLS) => serve_calls(),
         Some(_) | None => run(),
     };
     flags::report("relay", result)
+}
+
+fn serve_calls() -> Result<(), String> {
+    let mut arguments = std::env::args().skip(2);
+    let mut route = || -> Option<(u16, SocketAddr)> {
+        Some((arguments.next()?.parse().ok()?, arguments.next()?.parse().ok()?))
+    };
+    let (Some(echo), Some(bulk)) = (route(), route()) else {
+        return Err("expected a port and an upstream, twice".into());
+    };
+    calls::serve([echo, bulk]).map_err(failed("serve"))
 }
 
 fn run() -> Result<(), String> {
@@ -146,10 +162,10 @@ fn run() -> Result<(), String> {
     println!();
     let heads = names.iter().map(ToString::to_string);
     println!("{}", line("medians", heads, "ratio  to all (each start's ratio)"));
-    let peers: Vec<_> = proxies.iter().map(|proxy| proxy.half_closes).collect();
+    let ranks: Vec<_> = proxies.iter().map(|proxy| proxy.rank).collect();
     for (index, row) in rows.iter().enumerate() {
         if settings.wants(index) {
-            row.print(&peers);
+            row.print(&ranks);
         }
     }
     println!(
@@ -318,16 +334,21 @@ impl Settings {
 }
 
 impl Row {
-    /// Medians of all rounds, and the median ratio to the better one of the others that are `peers`,
+    /// Medians of all rounds, and the median ratio to the better one of the others that do the same,
     /// and of all others; then the first of these for each start, from the least to the most, because
     /// one process may be luckier with its memory than the next one of the same program.
-    fn print(&self, peers: &[bool]) {
+    fn print(&self, ranks: &[Rank]) {
+        let is_peer = |column: &usize, all: bool| match ranks[*column] {
+            Rank::Same => true,
+            Rank::Less => all,
+            Rank::Calls => false,
+        };
         let rounds: Vec<_> = self.starts.iter().flatten().collect();
         let columns = rounds.first().map_or(0, |round| round.len());
         let medians = (0..columns).map(|column| median(rounds.iter().map(|round| round[column])));
         let ratio = |rounds: &[&Vec<f64>], all: bool| {
             let to = |column: usize| median(rounds.iter().map(|round| round[0] / round[column]));
-            (1..columns).filter(|column| all || peers[*column]).map(to).fold(f64::NAN, f64::max)
+            (1..columns).filter(|column| is_peer(column, all)).map(to).fold(f64::NAN, f64::max)
         };
         let of_start = |rounds: &Vec<Vec<f64>>| ratio(&rounds.iter().collect::<Vec<_>>(), false);
         let mut each: Vec<_> = self.starts.iter().map(of_start).collect();
@@ -340,7 +361,7 @@ impl Row {
         let least: Vec<_> =
             (0..columns).map(|column| least(rounds.iter().map(|round| round[column]))).collect();
         let better = |all: bool| {
-            let others = (1..columns).filter(|column| all || peers[*column]);
+            let others = (1..columns).filter(|column| is_peer(column, all));
             others.map(|column| least[column]).fold(f64::NAN, f64::min)
         };
         let ratio = format!("{:.3}  {:.3}", least[0] / better(false), least[0] / better(true));

@@ -5,20 +5,29 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::Upstream;
 use crate::common::peers::{free_port, is_installed, nginx_stream_module};
 use crate::common::process::{self, Started};
 use crate::common::{failed, programs};
+use crate::{SERVE_CALLS, Upstream};
 
 /// A proxy that is ready.
 pub(crate) struct Proxy {
     pub(crate) name: &'static str,
-    /// It passes the end of each direction on by itself.
-    pub(crate) half_closes: bool,
+    pub(crate) rank: Rank,
     pub(crate) process: Started,
     pub(crate) upstreams: [Upstream; 2],
     pub(crate) echo: SocketAddr,
     pub(crate) bulk: SocketAddr,
+}
+
+/// What a proxy does, beside ours.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rank {
+    Same,
+    /// It does not pass the end of each direction on by itself.
+    Less,
+    /// The calls and nothing else.
+    Calls,
 }
 
 /// Ours first, and then those that are installed.
@@ -33,6 +42,14 @@ pub(crate) fn start(place: &Path) -> Result<Vec<Proxy>, String> {
     ours.args(["--listen", &at_bulk.to_string(), "--to", &bulk.to_string()]);
     ours.args(["--log-level=warn", "--connect-timeout=5", "--idle-timeout=600"]);
     proxies.push(Proxy::start("ours", ours, upstreams, at_echo, at_bulk)?);
+
+    let ([at_echo, at_bulk], upstreams) = (ports()?, Upstream::both()?);
+    let [echo, bulk] = addresses(&upstreams);
+    let mut calls = Command::new(std::env::current_exe().map_err(failed("find this program"))?);
+    calls.arg(SERVE_CALLS).args([at_echo.port().to_string(), echo.to_string()]);
+    calls.args([at_bulk.port().to_string(), bulk.to_string()]);
+    let calls = Proxy::start("calls", calls, upstreams, at_echo, at_bulk)?;
+    proxies.push(Proxy { rank: Rank::Calls, ..calls });
 
     if is_installed("haproxy") {
         // As it comes, and with what it can do as ours does: splice, and no bare acknowledgement at
@@ -60,12 +77,12 @@ pub(crate) fn start(place: &Path) -> Result<Vec<Proxy>, String> {
     if is_installed("nginx") {
         // As it comes, where the first end closes both directions, so that a client that has ended its
         // own does not get its answer; and doing as all the others do.
-        for (name, half_closes) in [("nginx", false), ("nginx+", true)] {
+        for (name, rank) in [("nginx", Rank::Less), ("nginx+", Rank::Same)] {
             let ([at_echo, at_bulk], upstreams) = (ports()?, Upstream::both()?);
             let [echo, bulk] = addresses(&upstreams);
             let file = place.join(name).with_extension("conf");
             let module = nginx_stream_module();
-            let half_close = if half_closes { "on" } else { "off" };
+            let half_close = if rank == Rank::Same { "on" } else { "off" };
             let place = place.display();
             let text = format!(
                 "{module}daemon off;\nmaster_process off;\n\
@@ -79,7 +96,7 @@ pub(crate) fn start(place: &Path) -> Result<Vec<Proxy>, String> {
             let mut nginx = Command::new("nginx");
             nginx.arg("-e").arg(file.with_extension("log")).arg("-c").arg(&file);
             let nginx = Proxy::start(name, nginx, upstreams, at_echo, at_bulk)?;
-            proxies.push(Proxy { half_closes, ..nginx });
+            proxies.push(Proxy { rank, ..nginx });
         }
     }
     Ok(proxies)
@@ -102,6 +119,6 @@ impl Proxy {
         let process = Started::new(&child);
         // A connection on the way to the echo is closed again: it serves.
         process::await_some(name, || Ok(TcpStream::connect(echo).ok()))?;
-        Ok(Self { name, half_closes: true, process, upstreams, echo, bulk })
+        Ok(Self { name, rank: Rank::Same, process, upstreams, echo, bulk })
     }
 }
