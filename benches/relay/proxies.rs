@@ -89,7 +89,7 @@ pub(crate) fn start(place: &Path) -> Result<Vec<Proxy>, String> {
                  pid {place}/{name}.pid;\nerror_log {place}/{name}.log warn;\n\
                  events {{ worker_connections 16000; }}\n\
                  stream {{\nproxy_half_close {half_close};\n\
-                 server {{ listen {at_echo}; proxy_pass {echo}; }}\n\
+                 server {{ listen {at_echo} backlog=4096; proxy_pass {echo}; }}\n\
                  server {{ listen {at_bulk}; proxy_pass {bulk}; }}\n}}\n"
             );
             fs::write(&file, text).map_err(failed(file.display()))?;
