@@ -31,7 +31,7 @@ pub trait Handler {
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<Self::Session>;
 
     /// Something happened to the session's stream. Read and write until
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock), or answer [`Verdict::Again`].
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock), or answer [`Verdict::Again`] or [`Verdict::Flush`].
     fn event(
         &mut self,
         cx: &mut Context<'_>,

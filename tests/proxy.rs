@@ -339,6 +339,25 @@ fn the_upstream_is_told_who_the_client_is() {
 }
 
 #[test]
+fn the_header_and_the_first_bytes_come_once_to_the_upstream_that_is_there() {
+    let silent = silent();
+    for nobody in [refused(), silent.address.clone()] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+        let to = listener.local_addr().expect("an address");
+        let flags = ["--send-proxy", "--connect-timeout", "0.2"];
+        let mut proxy = route_to(&format!("{nobody}, {to}"), &flags);
+        let mut client = connect(&proxy.address());
+        client.write_all(b"hello").expect("sent");
+        client.shutdown(Shutdown::Write).expect("half-closed");
+        let (mut heard, _) = listener.accept().expect("accepted");
+        let mut all = Vec::new();
+        heard.read_to_end(&mut all).expect("all of it, and the end");
+        assert!(all.starts_with(b"\r\n\r\n\0\r\nQUIT\n"), "{nobody}");
+        assert_eq!(&all[28..], b"hello", "{nobody}");
+    }
+}
+
+#[test]
 fn an_upgrade_takes_the_new_file_and_the_sessions_go_on() {
     let (a, b, c) = (upstream("A"), upstream("B"), upstream("C"));
     let old = format!("127.0.0.1:0 -> {a}\n127.0.0.2:0 -> {b}\n");
