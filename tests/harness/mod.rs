@@ -324,7 +324,10 @@ impl Actor {
 /// Ends every process that the test has started.
 impl Drop for Actor {
     fn drop(&mut self) {
-        for pid in self.alive() {
+        let alive = self.alive();
+        // A successor that has not said anything yet is known to its predecessor only.
+        let newborn: Vec<_> = alive.iter().flat_map(|pid| children_of(*pid)).collect();
+        for pid in alive.into_iter().chain(newborn.into_iter().map(|(pid, _)| pid)) {
             let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
         }
         let _ = self.child.kill();
