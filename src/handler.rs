@@ -39,7 +39,8 @@ pub trait Handler {
         event: IoEvent,
     ) -> Verdict;
 
-    /// The session has answered [`Verdict::Flush`], and is to write now.
+    /// The session has answered [`Verdict::Flush`], and is to write now. By default the same event
+    /// comes again.
     fn flush(&mut self, cx: &mut Context<'_>, session: &mut Self::Session) -> Verdict {
         let _ = (cx, session);
         Verdict::Again

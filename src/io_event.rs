@@ -112,11 +112,6 @@ impl IoEvent {
         self.bits & URGENT != 0
     }
 
-    /// Of one socket: it says readable or writable, and nothing else.
-    pub(crate) const fn is_plain(self) -> bool {
-        self.bits & !(READABLE | WRITABLE) == 0
-    }
-
     /// Adds what another event says.
     pub fn merge(&mut self, other: Self) {
         self.bits |= other.bits;

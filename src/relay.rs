@@ -127,25 +127,7 @@ impl Relay {
 
     /// Writes what [`Relay::turn`] has read, after it has answered [`Turn::Flush`].
     pub fn flush(&mut self, now: Instant, pool: &mut Pool) -> Turn {
-        let before = self.moved();
-        let Self { downstream, upstream, forward, back, .. } = self;
-        // Mostly that is all there is to do.
-        let flushed = match (forward.kept.is_some(), back.kept.is_some()) {
-            (true, false) => {
-                forward.only_flush(downstream, upstream, pool).map_err(|e| (Side::Upstream, e))
-            }
-            (false, true) => {
-                back.only_flush(upstream, downstream, pool).map_err(|e| (Side::Downstream, e))
-            }
-            (true, true) | (false, false) => Ok(false),
-        };
-        let turn = match flushed {
-            Ok(true) => Turn::Wait,
-            Ok(false) => self.pass_on(now, false, pool),
-            Err(broken) => self.break_off(broken, pool),
-        };
-        self.note_moved(before, now);
-        turn
+        self.pass_on(now, false, pool)
     }
 
     /// Moves what can be moved by now, in both directions, or defers the writing of what is small.
@@ -153,20 +135,23 @@ impl Relay {
         let before = self.moved();
         let left = match self.carry(defer, pool) {
             Ok(left) => left,
-            Err(broken) => return self.break_off(broken, pool),
+            Err(broken) => {
+                // What was read and deferred would be on its way if it had not been. A side that is
+                // gone takes nothing.
+                let Self { downstream, upstream, forward, back, .. } = self;
+                let _ = forward.flush(upstream, pool);
+                let _ = back.flush(downstream, pool);
+                return self.break_off(broken);
+            }
         };
-        self.note_moved(before, now);
+        if self.moved() != before {
+            self.active = now;
+        }
         match left {
             _ if self.forward.over && self.back.over => Turn::Over(Ending::Finished),
             Left::Nothing => Turn::Wait,
             Left::Flush => Turn::Flush,
             Left::More => Turn::Again,
-        }
-    }
-
-    fn note_moved(&mut self, before: (u64, u64), now: Instant) {
-        if self.moved() != before {
-            self.active = now;
         }
     }
 
@@ -234,8 +219,7 @@ impl Relay {
         }
         // Nobody is left to connect for.
         if let Some(error) = self.downstream.failure() {
-            self.reset();
-            return Some(Turn::Over(Ending::Reset { by: Side::Downstream, error }));
+            return Some(self.break_off((Side::Downstream, error)));
         }
         if self.deadline(patience).is_some_and(|deadline| deadline <= now) {
             return Some(Turn::NotConnected(io::ErrorKind::TimedOut.into()));
@@ -243,12 +227,7 @@ impl Relay {
         Some(Turn::Wait)
     }
 
-    fn break_off(&mut self, (by, error): (Side, io::Error), pool: &mut Pool) -> Turn {
-        // What was read and deferred would be on its way if it had not been. A side that is gone takes
-        // nothing.
-        let Self { downstream, upstream, forward, back, .. } = self;
-        let _ = forward.flush(upstream, pool);
-        let _ = back.flush(downstream, pool);
+    fn break_off(&self, (by, error): (Side, io::Error)) -> Turn {
         self.reset();
         Turn::Over(Ending::Reset { by, error })
     }

@@ -64,7 +64,9 @@ impl Stream {
 
     /// One of which it is not known who has it.
     fn from_elsewhere(inner: Inner) -> Self {
-        Self { inner, registry: None, shared: true, local: false, nagle: Nagle::Off }
+        let mut stream = Self::new(inner);
+        stream.shared = true;
+        stream
     }
 
     /// Connects, without waiting for the answer (connect(2), EINPROGRESS).
@@ -82,15 +84,15 @@ impl Stream {
             }
             Address::Unnamed => return Err(io::ErrorKind::InvalidInput.into()),
         };
-        let local = match address {
+        let mut stream = Self::new(inner);
+        stream.local = match address {
             Address::Internet(address) => address.ip().to_canonical().is_loopback(),
             Address::Path(_) | Address::Abstract(_) | Address::Unnamed => true,
         };
-        let nagle = match &inner {
-            Inner::Tcp(_) if has_bytes => Nagle::Unwritten,
-            Inner::Tcp(_) | Inner::Unix(_) => Nagle::Off,
-        };
-        Ok(Self { inner, registry: None, shared: false, local, nagle })
+        if has_bytes && stream.family() == Family::Tcp {
+            stream.nagle = Nagle::Unwritten;
+        }
+        Ok(stream)
     }
 
     /// To be called before each write, for TCP_NODELAY to be set before the second one. Writing by

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use super::pipe::Pipe;
 use crate::limits;
 
-/// One buffer for reading and writing at once, one pipe for what is large, some small buffers for what
+/// One buffer for reading and writing at once, one pipe for what is large, a few small buffers for what
 /// is read now and written in a moment ([`Relay::flush`](super::Relay::flush)), and the bound on what
 /// may be kept beside them.
 ///
@@ -25,7 +25,7 @@ pub struct Pool {
     pub(super) pipe: Option<Pipe>,
     bound: usize,
     used: Rc<Cell<usize>>,
-    /// Buffers of small reads, to be used again.
+    /// Buffers for what is deferred, to be used again.
     #[allow(
         clippy::vec_box,
         reason = "a box that a relay has had is the one that the next one gets"
@@ -58,36 +58,32 @@ impl Pool {
         if bytes.is_empty() {
             return None;
         }
-        let mut kept = Kept::new(bytes.into(), &self.used);
-        kept.count(bytes.len());
-        kept.has_read(bytes.len());
-        Some(Box::new(kept))
+        Some(Box::new(Kept::new(bytes.into(), &self.used)))
     }
 
     /// Keeps what stands at that place in the scratch buffer.
-    #[inline]
     pub(super) fn keep_scratch(&self, from: usize, to: usize) -> Option<Box<Kept>> {
-        // Mostly there is nothing to keep.
-        if from == to { None } else { self.keep(&self.scratch[from..to]) }
+        self.keep(&self.scratch[from..to])
     }
 
-    /// A buffer to read into, of [`limits::RELAY_SMALL_BYTES`]. It counts as a whole, whatever is
-    /// read.
-    pub(super) fn small(&mut self) -> Box<Kept> {
-        let used = &self.used;
-        let new = || Box::new(Kept::new([0; limits::RELAY_SMALL_BYTES].into(), used));
+    /// Keeps the beginning of the scratch buffer, at most [`limits::RELAY_SMALL_BYTES`], for a moment.
+    /// It counts as that many, whatever there is.
+    pub(super) fn defer_scratch(&mut self, count: usize) -> Box<Kept> {
+        let new = || Box::new(Kept::new([0; limits::RELAY_SMALL_BYTES].into(), &self.used));
         let mut kept = self.spare.pop().unwrap_or_else(new);
         kept.count(limits::RELAY_SMALL_BYTES);
+        kept.buffer[..count].copy_from_slice(&self.scratch[..count]);
+        kept.left = 0..count;
         kept
     }
 
-    /// How many of these buffers wait to be used again.
+    /// How many buffers wait to be used again.
     #[cfg(test)]
     pub(super) fn spare(&self) -> usize {
         self.spare.len()
     }
 
-    /// Takes back what was written, or never read into.
+    /// Takes back what was written.
     pub(super) fn give_back(&mut self, mut kept: Box<Kept>) {
         let is_small = kept.buffer.len() == limits::RELAY_SMALL_BYTES;
         if is_small && self.spare.len() < limits::SESSIONS_PER_BATCH {
@@ -117,22 +113,15 @@ pub(super) struct Kept {
 
 impl Kept {
     fn new(buffer: Box<[u8]>, used: &Rc<Cell<usize>>) -> Self {
-        Self { left: 0..0, counts: 0, used: Rc::clone(used), buffer }
+        let (left, used) = (0..buffer.len(), Rc::clone(used));
+        let mut kept = Self { buffer, left, counts: 0, used };
+        kept.count(kept.buffer.len());
+        kept
     }
 
     fn count(&mut self, bytes: usize) {
         self.used.set(self.used.get() - self.counts + bytes);
         self.counts = bytes;
-    }
-
-    /// Where to read to.
-    pub(super) fn room(&mut self) -> &mut [u8] {
-        &mut self.buffer
-    }
-
-    /// So many bytes were read.
-    pub(super) fn has_read(&mut self, count: usize) {
-        self.left = 0..count;
     }
 
     /// What is still to be written.

@@ -13,7 +13,6 @@ use mio::{Events, Poll, Registry, Token};
 use nix::sys::socket::{ControlMessage, MsgFlags, send, sendmsg, setsockopt, sockopt};
 use proptest::prelude::*;
 
-use super::way::Size;
 use super::*;
 
 /// How long anything may take before the test has failed.
@@ -95,14 +94,17 @@ impl Loop {
     fn between(downstream: bool, upstream: bool, mut pool: Pool) -> (Outside, Outside, Self) {
         let (client, downstream) = connection(downstream);
         let (server, upstream) = connection(upstream);
+        let relay = open(downstream, upstream, Instant::now(), &mut pool);
+        (client, server, Self::driving(relay, pool))
+    }
+
+    fn driving(relay: Relay, pool: Pool) -> Self {
         let poll = Poll::new().expect("a poll");
         let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
-        let relay = open(downstream, upstream, Instant::now(), &mut pool);
-        let (again, ending) = (None, None);
-        let relay = Some(relay);
+        let (relay, again, ending) = (Some(relay), None, None);
         let mut this = Self { poll, registry, relay, pool, again, deferred: 0, ending };
         this.register();
-        (client, server, this)
+        this
     }
 
     fn register(&mut self) {
@@ -143,6 +145,23 @@ impl Loop {
                 self.relay = None;
             }
         }
+    }
+
+    /// The relay's answer to an event, by itself.
+    fn answer(&mut self, event: IoEvent) -> Turn {
+        let relay = self.relay.as_mut().expect("a relay");
+        relay.turn(event, Instant::now(), PATIENCE, &mut self.pool)
+    }
+
+    /// The same for one that is to defer what it reads.
+    fn defer(&mut self, event: IoEvent) -> &mut Relay {
+        let turn = self.answer(event);
+        assert!(matches!(turn, Turn::Flush), "{turn:?}");
+        self.relay.as_mut().expect("a relay")
+    }
+
+    fn flush(&mut self) -> Turn {
+        self.relay.as_mut().expect("a relay").flush(Instant::now(), &mut self.pool)
     }
 
     /// Turns until something holds.
@@ -433,9 +452,7 @@ fn bytes_behind_urgent_data_in_a_bulk_transfer_arrive_though_the_end_is_there() 
     let (mut client, server, mut turns) = Loop::between(true, true, Pool::default());
     let bulk = pattern(40_000, 1);
     client.write(&bulk).expect("sent");
-    turns.until("it is in bulk", |turns| {
-        turns.relay.as_ref().is_some_and(|r| r.forward.last == Size::Large)
-    });
+    turns.until("it is in bulk", |turns| turns.relay.as_ref().is_some_and(|r| r.forward.bulk));
     client.write(&bulk).expect("sent");
     let Outside::Tcp(stream) = &client else { panic!("TCP") };
     let fd = stream.as_raw_fd();
@@ -481,18 +498,13 @@ fn what_the_upstream_is_told_first_comes_first_and_once_also_after_another_conne
     let (mut client, downstream) = connection(true);
     let (_nobody, refused) = connection(false);
     let (server, upstream) = connection(true);
-    let poll = Poll::new().expect("a poll");
-    let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
     let mut pool = Pool::new(0);
     let opening = Relay::open(downstream, b"PROXY ", &mut pool).expect("there");
     assert!(opening.has_bytes());
-    let relay = opening.to(refused, Instant::now());
-    let (again, ending) = (None, None);
-    let relay = Some(relay);
-    let mut turns = Loop { poll, registry, relay, pool, again, deferred: 0, ending };
+    let mut relay = opening.to(refused, Instant::now());
     client.write(b"request").expect("sent");
-    turns.relay.as_mut().expect("a relay").reconnect(upstream, Instant::now());
-    turns.register();
+    relay.reconnect(upstream, Instant::now());
+    let mut turns = Loop::driving(relay, pool);
     let mut server = Peer::new(server, Vec::new());
     turns.until("the request arrives", |_| {
         server.receive(100);
@@ -520,17 +532,14 @@ fn what_is_small_is_written_by_the_flush_and_its_buffer_is_used_again() {
     let (mut client, mut server, mut turns) = after_a_small_message(true, true);
     for (message, so_far) in [("two", "onetwo"), ("three", "onetwothree")] {
         client.write(message.as_bytes()).expect("sent");
-        let now = Instant::now();
-        let relay = turns.relay.as_mut().expect("a relay");
-        let turn = relay.turn(IoEvent::readable(), now, PATIENCE, &mut turns.pool);
-        assert!(matches!(turn, Turn::Flush), "{turn:?}");
-        assert_eq!(relay.kept(), (message.len(), 0));
+        assert_eq!(turns.defer(IoEvent::readable()).kept(), (message.len(), 0));
         assert_eq!(turns.pool.used(), limits::RELAY_SMALL_BYTES);
         server.receive(100);
         assert_eq!(server.received.len() + message.len(), so_far.len(), "not yet");
 
-        let turn = relay.flush(now, &mut turns.pool);
+        let turn = turns.flush();
         assert!(matches!(turn, Turn::Wait), "{turn:?}");
+        let relay = turns.relay.as_ref().expect("a relay");
         assert_eq!((relay.kept(), turns.pool.used()), ((0, 0), 0));
         server.receive(100);
         assert_eq!(server.received, so_far.as_bytes());
@@ -545,18 +554,16 @@ fn a_deferred_message_is_written_before_the_end_and_not_when_the_other_side_is_g
         client.write(b"two").expect("sent");
         client.end();
         let event = turns.event().expect("one");
-        let relay = turns.relay.as_mut().expect("a relay");
-        let turn = relay.turn(event, Instant::now(), PATIENCE, &mut turns.pool);
-        assert!(matches!(turn, Turn::Flush), "{turn:?}");
+        turns.defer(event);
         if is_reset {
             server.outside.take().expect("there").reset();
-            let turn = relay.flush(Instant::now(), &mut turns.pool);
+            let turn = turns.flush();
             assert!(
                 matches!(turn, Turn::Over(Ending::Reset { by: Side::Upstream, .. })),
                 "{turn:?}"
             );
         } else {
-            let turn = relay.flush(Instant::now(), &mut turns.pool);
+            let turn = turns.flush();
             assert!(matches!(turn, Turn::Wait), "{turn:?}");
             turns.until("the end is passed on", |_| {
                 server.receive(100);
@@ -569,30 +576,22 @@ fn a_deferred_message_is_written_before_the_end_and_not_when_the_other_side_is_g
 
 #[test]
 fn a_small_message_with_a_reset_behind_it_is_written_before_that_is_passed_on() {
-    let (mut client, mut server, mut turns) = after_a_small_message(true, true);
-    client.write(b"two").expect("sent");
-    client.reset();
-    let event = turns.event().expect("one");
-    let relay = turns.relay.as_mut().expect("a relay");
-    let turn = relay.turn(event, Instant::now(), PATIENCE, &mut turns.pool);
-    assert!(matches!(turn, Turn::Over(Ending::Reset { by: Side::Downstream, .. })), "{turn:?}");
-    assert_eq!(relay.moved(), (6, 0));
-    // Before the relay is dropped, which resets the upstream, too.
-    server.receive(100);
-    assert_eq!(server.received, b"onetwo");
-}
-
-#[test]
-fn a_deferred_message_is_written_though_the_other_direction_has_failed() {
-    let (mut client, mut server, mut turns) = after_a_small_message(true, true);
-    client.write(b"two").expect("sent");
-    let relay = turns.relay.as_mut().expect("a relay");
-    let turn = relay.turn(IoEvent::readable(), Instant::now(), PATIENCE, &mut turns.pool);
-    assert!(matches!(turn, Turn::Flush), "{turn:?}");
-    let gone = io::Error::from(ErrorKind::ConnectionReset);
-    relay.break_off((Side::Downstream, gone), &mut turns.pool);
-    server.receive(100);
-    assert_eq!(server.received, b"onetwo");
+    // With an answer on its way, it is the other direction that finds it out.
+    for is_answered in [false, true] {
+        let (mut client, mut server, mut turns) = after_a_small_message(true, true);
+        client.write(b"two").expect("sent");
+        client.reset();
+        if is_answered {
+            server.outside.as_mut().expect("there").write(b"answer").expect("sent");
+        }
+        let event = turns.event().expect("one");
+        let turn = turns.answer(event);
+        assert!(matches!(turn, Turn::Over(Ending::Reset { by: Side::Downstream, .. })), "{turn:?}");
+        assert_eq!(turns.relay.as_ref().expect("a relay").moved(), (6, 0));
+        // Before the relay is dropped, which resets the upstream, too.
+        server.receive(100);
+        assert_eq!(server.received, b"onetwo");
+    }
 }
 
 #[test]
@@ -602,9 +601,9 @@ fn a_message_that_is_larger_than_the_last_ones_goes_out_in_one_piece() {
         let message = pattern(size, 1);
         client.write(&message).expect("sent");
         let event = turns.event().expect("one");
-        let relay = turns.relay.as_mut().expect("a relay");
-        let turn = relay.turn(event, Instant::now(), PATIENCE, &mut turns.pool);
+        let turn = turns.answer(event);
         assert!(matches!(turn, Turn::Wait), "{turn:?}");
+        let relay = turns.relay.as_ref().expect("a relay");
         assert_eq!((relay.moved().0, turns.pool.used()), (3 + size as u64, 0));
         let Some(Outside::Tcp(mut server)) = server.outside else { panic!("a TCP connection") };
         let mut received = vec![0; size + 1];
@@ -638,10 +637,12 @@ fn a_small_read_at_the_end_of_a_bulk_transfer_stays_within_the_budget() {
     send(500, &with);
     send(3000, &[]);
     let event = turns.event().expect("one");
-    let relay = turns.relay.as_mut().expect("a relay");
-    let turn = relay.turn(event, Instant::now(), PATIENCE, &mut turns.pool);
+    let turn = turns.answer(event);
     assert!(matches!(turn, Turn::Again), "{turn:?}");
-    assert_eq!(relay.moved().0, 3 + limits::RELAY_BYTES_PER_TURN as u64);
+    assert_eq!(
+        turns.relay.as_ref().expect("a relay").moved().0,
+        3 + limits::RELAY_BYTES_PER_TURN as u64
+    );
 }
 
 #[test]
@@ -674,11 +675,10 @@ fn a_deferred_message_that_the_sink_does_not_take_is_kept_until_it_does() {
     let filled =
         std::iter::from_fn(|| relay.upstream.stream.write(&[7; 65_536]).ok()).sum::<usize>();
     client.write(b"two").expect("sent");
-    let turn = relay.turn(IoEvent::readable(), Instant::now(), PATIENCE, &mut turns.pool);
-    assert!(matches!(turn, Turn::Flush), "{turn:?}");
-    let turn = relay.flush(Instant::now(), &mut turns.pool);
+    turns.defer(IoEvent::readable());
+    let turn = turns.flush();
     assert!(matches!(turn, Turn::Wait), "{turn:?}");
-    assert_eq!(relay.kept(), (3, 0));
+    assert_eq!(turns.relay.as_ref().expect("a relay").kept(), (3, 0));
     let mut server = Peer::new(outside, Vec::new());
     turns.until("all of it arrives", |_| {
         server.receive(1_000_000);
@@ -717,8 +717,6 @@ fn an_upstream_on_a_unix_socket_takes_what_it_has_room_for_and_the_rest_and_the_
     let said = pattern(limits::RELAY_OPENING_BYTES + 500, 3);
     client.write(&said).expect("sent");
     client.end();
-    let poll = Poll::new().expect("a poll");
-    let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
     let mut pool = Pool::default();
     let mut opening = Relay::open(downstream, b"PROXY ", &mut pool).expect("there");
     let mut upstream = Stream::connect(&crate::Address::Path(path), true).expect("connects");
@@ -728,9 +726,7 @@ fn an_upstream_on_a_unix_socket_takes_what_it_has_room_for_and_the_rest_and_the_
     opening.send(&mut upstream).expect("not an error");
     let relay = opening.to(upstream, Instant::now());
     assert_eq!(relay.moved().0 + relay.kept().0 as u64, 6 + limits::RELAY_OPENING_BYTES as u64);
-    let (again, ending, relay) = (None, None, Some(relay));
-    let mut turns = Loop { poll, registry, relay, pool, again, deferred: 0, ending };
-    turns.register();
+    let mut turns = Loop::driving(relay, pool);
     let (server, _) = listener.accept().expect("it is there");
     server.set_nonblocking(true).expect("non-blocking");
     let mut server = Peer::new(Outside::Unix(server), Vec::new());
@@ -841,7 +837,7 @@ fn large_reads_go_through_the_pipe_and_leave_nothing_in_it() {
         for _ in 0..20 {
             turns.turn();
         }
-        assert_eq!(turns.relay.as_ref().expect("a relay").forward.last, Size::Large);
+        assert!(turns.relay.as_ref().expect("a relay").forward.bulk);
         let kept = turns.pool.used();
         assert!(0 < kept && kept <= limits::RELAY_READ_BYTES, "{kept}");
         if upstream_is_reset {

@@ -32,32 +32,12 @@ pub(super) struct Way {
     pub(super) kept: Option<Box<Kept>>,
     /// Bytes that were written.
     pub(super) moved: u64,
-    pub(super) last: Size,
+    /// The last read brought much: there is likely to be more.
+    pub(super) bulk: bool,
     /// The end of the stream was read.
     pub(super) ended: bool,
     /// The end was passed on.
     pub(super) over: bool,
-}
-
-/// What the last read has brought, as the next one is likely to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Size {
-    /// Little: the next one waits with its writing for the neighbours.
-    Small,
-    #[default]
-    Medium,
-    /// Much: the next one is not copied.
-    Large,
-}
-
-impl Size {
-    fn of(count: usize) -> Self {
-        match count {
-            limits::RELAY_LARGE_BYTES.. => Self::Large,
-            limits::RELAY_SMALL_BYTES.. => Self::Medium,
-            _ => Self::Small,
-        }
-    }
 }
 
 /// What is left to do in a direction, or in both: the latter of two counts.
@@ -82,6 +62,8 @@ enum Step {
         count: usize,
         /// There were no more at that moment.
         emptied: bool,
+        /// They are to be written in a moment.
+        deferred: bool,
     },
 }
 
@@ -105,15 +87,9 @@ impl End {
     }
 
     pub(super) fn note(&mut self, event: IoEvent) {
-        self.readable |= event.is_readable();
-        self.writable |= event.is_writable();
-        // Most events say no more.
-        if event.is_plain() {
-            return;
-        }
         let broken = event.is_error() || event.is_write_closed();
-        self.readable |= event.is_read_closed() || broken;
-        self.writable |= broken;
+        self.readable |= event.is_readable() || event.is_read_closed() || broken;
+        self.writable |= event.is_writable() || broken;
         self.fin |= event.is_read_closed() && !broken;
         self.error |= event.is_error();
         self.read_on |= event.is_urgent() || broken;
@@ -230,26 +206,18 @@ impl Way {
                 return Ok(Left::More);
             }
             let wanted = share.min(budget);
-            let may_keep = pool.has_room(share);
-            let defers = defer
-                && may_keep
-                && self.last == Size::Small
-                && wanted >= limits::RELAY_SMALL_BYTES;
-            let step = if defers {
-                self.read_small(from, to, wanted, pool)
-            } else if may_keep && self.last == Size::Large && !from.read_on {
-                self.splice(from, to, wanted, pool)
-            } else {
-                self.copy(from, to, wanted, may_keep, 0, pool)
+            let step = match pool.has_room(share) {
+                true if self.bulk && !from.read_on => self.splice(from, to, wanted, pool),
+                may_keep => self.copy(from, to, wanted, may_keep, defer, pool),
             }?;
             match step {
                 Step::Nothing => return Ok(Left::Nothing),
                 Step::End => self.ended = true,
-                Step::Bytes { count, emptied } => {
+                Step::Bytes { count, emptied, deferred } => {
                     budget -= count;
-                    self.last = Size::of(count);
+                    self.bulk = count >= limits::RELAY_LARGE_BYTES;
                     self.ended = emptied && from.is_ended_by_short_read();
-                    if defers && self.last == Size::Small {
+                    if deferred {
                         return Ok(Left::Flush);
                     }
                 }
@@ -257,65 +225,30 @@ impl Way {
         }
     }
 
-    /// Reads what is likely to be small, and keeps it. If it was not, the rest is read behind it, and
-    /// all of it is written.
-    fn read_small(
-        &mut self,
-        from: &mut End,
-        to: &mut End,
-        wanted: usize,
-        pool: &mut Pool,
-    ) -> Result<Step, Broken> {
-        let mut kept = pool.small();
-        let room = kept.room();
-        match from.read(|stream| stream.read(room)).map_err(Broken::Source)? {
-            Some(count) if count == room.len() => {
-                pool.scratch[..count].copy_from_slice(room);
-                pool.give_back(kept);
-                self.copy(from, to, wanted, true, count, pool)
-            }
-            Some(count @ 1..) => {
-                kept.has_read(count);
-                self.kept = Some(kept);
-                Ok(Step::Bytes { count, emptied: true })
-            }
-            none => {
-                pool.give_back(kept);
-                Ok(Step::without_bytes(none))
-            }
-        }
-    }
-
-    /// Reads, writes, and keeps what the sink does not take. Where nothing may be kept, it looks at
-    /// the bytes instead, writes them, and takes those that were written. So many bytes of the scratch
-    /// buffer were `begun` with already.
+    /// Reads, writes, and keeps what the sink does not take; or keeps it to be written in a moment, if
+    /// it may `defer` that and it is little. Where nothing may be kept, it looks at the bytes instead,
+    /// writes them, and takes those that were written.
     fn copy(
         &mut self,
         from: &mut End,
         to: &mut End,
         wanted: usize,
         may_keep: bool,
-        begun: usize,
+        defer: bool,
         pool: &mut Pool,
     ) -> Result<Step, Broken> {
         let scratch = &mut pool.scratch[..wanted];
-        let room = &mut scratch[begun..];
         let read = match may_keep {
-            _ if room.is_empty() => Ok(None),
-            true => from.read(|stream| stream.read(room)),
-            false => from.read(|stream| stream.peek(room)),
+            true => from.read(|stream| stream.read(scratch)),
+            false => from.read(|stream| stream.peek(scratch)),
         };
-        let more = match read {
-            Ok(Some(more @ 1..)) => more,
-            Ok(none) if begun == 0 => return Ok(Step::without_bytes(none)),
-            // The end is there for the next read, too.
-            Ok(_) => 0,
-            Err(error) => {
-                let _ = to.write(&scratch[..begun]);
-                return Err(Broken::Source(error));
-            }
-        };
-        let read = begun + more;
+        let read = read.map_err(Broken::Source)?;
+        let Some(read @ 1..) = read else { return Ok(Step::without_bytes(read)) };
+        let is_last = read < wanted;
+        if defer && may_keep && is_last && read < limits::RELAY_SMALL_BYTES {
+            self.kept = Some(pool.defer_scratch(read));
+            return Ok(Step::Bytes { count: read, emptied: true, deferred: true });
+        }
         let written = to.write(&scratch[..read]).map_err(Broken::Sink)?;
         self.moved += written as u64;
         if may_keep {
@@ -325,8 +258,7 @@ impl Way {
         }
         // What was only looked at and not written is still there.
         let taken = if may_keep { read } else { written };
-        let emptied = taken == read && more > 0 && read < wanted;
-        Ok(Step::Bytes { count: read, emptied })
+        Ok(Step::Bytes { count: read, emptied: taken == read && is_last, deferred: false })
     }
 
     /// Moves bytes through the pipe, which is not to read them, and keeps what the sink does not
@@ -341,15 +273,15 @@ impl Way {
         wanted: usize,
         pool: &mut Pool,
     ) -> Result<Step, Broken> {
-        let Some(pipe) = &pool.pipe else { return self.copy(from, to, wanted, true, 0, pool) };
+        let Some(pipe) = &pool.pipe else { return self.copy(from, to, wanted, true, false, pool) };
         let read = match from.read(|stream| pipe.fill(stream, wanted)) {
             Ok(Some(read @ 1..)) => read,
             Ok(None) => return Ok(Step::Nothing),
             // In front of urgent data it is 0, too, if the end is behind that: a read knows.
-            Ok(Some(0)) => return self.copy(from, to, wanted, true, 0, pool),
+            Ok(Some(0)) => return self.copy(from, to, wanted, true, false, pool),
             Err(error) if is_not_for_these(&error) => {
                 pool.pipe = None;
-                return self.copy(from, to, wanted, true, 0, pool);
+                return self.copy(from, to, wanted, true, false, pool);
             }
             Err(error) => return Err(Broken::Source(error)),
         };
@@ -369,17 +301,7 @@ impl Way {
         }
         self.moved += written as u64;
         self.kept = pool.keep_scratch(0, read - written);
-        Ok(Step::Bytes { count: read, emptied: false })
-    }
-
-    /// Writes what is kept. Answers whether nothing is left to do in this direction.
-    pub(super) fn only_flush(
-        &mut self,
-        from: &End,
-        to: &mut End,
-        pool: &mut Pool,
-    ) -> io::Result<bool> {
-        Ok(self.flush(to, pool)? && !from.readable && !self.ended)
+        Ok(Step::Bytes { count: read, emptied: false, deferred: false })
     }
 
     /// Writes what is kept. Answers whether nothing is left of it.
