@@ -236,12 +236,14 @@ impl Relay {
         use Side::{Downstream, Upstream};
         let Self { downstream, upstream, forward, back, .. } = self;
         let (mut left, mut left_back) = (Left::Nothing, Left::Nothing);
-        // Mostly there is something to do in one of them only.
+        // Mostly the flush is all there is to do, or there is something in one of them only.
+        forward.flush(upstream, pool).map_err(|error| (Upstream, error))?;
         if forward.may_move(downstream, upstream) {
             left = forward
                 .carry(downstream, upstream, share(back), back.over, defer, pool)
                 .map_err(|broken| broken.of(Downstream, Upstream))?;
         }
+        back.flush(downstream, pool).map_err(|error| (Downstream, error))?;
         if back.may_move(upstream, downstream) {
             left_back = back
                 .carry(upstream, downstream, share(forward), forward.over, defer, pool)

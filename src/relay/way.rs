@@ -168,9 +168,9 @@ impl End {
 }
 
 impl Way {
-    /// Whether there is anything for [`Way::carry`] to do.
+    /// Whether there is anything for [`Way::carry`] to do, when what is kept was flushed.
     pub(super) fn may_move(&self, from: &End, to: &End) -> bool {
-        to.writable && (from.readable || self.kept.is_some()) || self.ended && !self.over
+        self.kept.is_none() && (to.writable && from.readable || self.ended && !self.over)
     }
 
     /// Moves bytes until there are no more, the sink takes no more, or the others have to have
