@@ -126,7 +126,7 @@ impl Session {
 }
 
 /// Sends as much as the client takes.
-fn send(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
+pub(crate) fn send(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
         match stream.write(&bytes[sent..]) {

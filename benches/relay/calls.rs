@@ -8,6 +8,8 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+use crate::bare::send;
+
 const BUFFER_BYTES: usize = 64 * 1024;
 const EVENTS: usize = 1024;
 /// Tokens below are listeners; the others are a session's client, and its upstream.
@@ -47,7 +49,7 @@ pub(crate) fn serve(routes: [(u16, SocketAddr); 2]) -> io::Result<()> {
             };
             let (index, from) = (place / 2, place % 2);
             let Some(session) = sessions.get_mut(index) else { continue };
-            let flushed = !event.is_writable() || session.flush(1 - from).is_ok();
+            let flushed = !event.is_writable() || session.flush(1 - from, &mut buffer).is_ok();
             let goes_on = !event.is_readable() || session.relay(from, &mut buffer).is_ok();
             if !flushed || !goes_on || session.ended == [true; 2] {
                 sessions.remove(index);
@@ -116,28 +118,15 @@ impl Session {
     }
 
     /// Writes what came from that end and was not taken, and then goes on with it.
-    fn flush(&mut self, from: usize) -> io::Result<()> {
+    fn flush(&mut self, from: usize, buffer: &mut [u8]) -> io::Result<()> {
         if self.unsent[from].is_empty() {
             return Ok(());
         }
         let sent = send(&mut self.ends[1 - from], &self.unsent[from])?;
         self.unsent[from].drain(..sent);
         match self.unsent[from].is_empty() {
-            true => self.relay(from, &mut vec![0; BUFFER_BYTES]),
+            true => self.relay(from, buffer),
             false => Ok(()),
         }
     }
-}
-
-/// Sends as much as is taken.
-fn send(to: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    let mut sent = 0;
-    while sent < bytes.len() {
-        match to.write(&bytes[sent..]) {
-            Ok(count) => sent += count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(sent)
 }
