@@ -54,7 +54,26 @@ pub struct Config {
     pub user_signals: Vec<i32>,
     /// How many sessions there may be at a time. Accepting pauses when there are that many, and
     /// clients wait in the kernel's queue. 65,536.
+    ///
+    /// The sessions of a predecessor are taken over even where it was allowed more of them.
     pub max_sessions: usize,
+    /// What becomes of a panic in a method of the handler. [`OnPanic::CloseSession`].
+    pub on_panic: OnPanic,
+}
+
+/// What becomes of a panic in a method of the handler, if the program is built to unwind.
+///
+/// In a successor that is not proven yet it is the end in any case: the predecessor, which has not made
+/// that mistake, rolls the upgrade back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnPanic {
+    /// The session whose method panicked is dropped, with one line of the log; the others are served on.
+    /// For a handler whose own state cannot be left half changed.
+    #[default]
+    CloseSession,
+    /// The panic goes on, out of [`Server::turn`](crate::Server::turn): the process ends, unless
+    /// somebody catches it.
+    End,
 }
 
 impl Default for Config {
@@ -70,6 +89,7 @@ impl Default for Config {
             exit_signals: vec![SIGINT],
             user_signals: Vec::new(),
             max_sessions: limits::SESSIONS,
+            on_panic: OnPanic::default(),
         }
     }
 }
@@ -97,6 +117,8 @@ impl Config {
             Timer::Status => limits::STATUS_WAIT,
             Timer::Probation => self.probation,
             Timer::Drain => self.drain_timeout,
+            // The first of a row.
+            Timer::Pause => limits::PAUSE_LEAST,
             // Of a predecessor with this configuration; it says so itself.
             Timer::Departure => self.longest_stay().saturating_add(self.takeover_timeout),
         }

@@ -77,6 +77,21 @@ pub enum Error {
         /// How long this process has waited, ready.
         deadline: Duration,
     },
+    /// The predecessor has given this process up before it was proven, and goes on by itself, or was
+    /// told to stop.
+    GivenUp,
+    /// A method of the handler panicked, in a successor that was not proven yet.
+    Panicked {
+        /// The method.
+        method: &'static str,
+    },
+    /// The schemas that the handler says it understands are none: an empty range, or one with 0 in it.
+    Schemas {
+        /// The oldest.
+        oldest: u32,
+        /// The newest.
+        newest: u32,
+    },
     /// The system refused something that every server needs.
     System {
         /// What was refused.
@@ -117,6 +132,17 @@ impl fmt::Display for Error {
                 "the predecessor did not commit to this process within {deadline:?}, and keeps its \
                  listeners",
             ),
+            Self::GivenUp => f.write_str("the predecessor has given this process up"),
+            Self::Panicked { method } => write!(
+                f,
+                "the handler's method `{method}` panicked before this process was proven; the \
+                 predecessor goes on",
+            ),
+            Self::Schemas { oldest, newest } => write!(
+                f,
+                "schemas {oldest} to {newest}: the oldest comes first, and the least is 1; answer \
+                 `None` for sessions that do not move",
+            ),
             Self::System { operation, source } => write!(f, "{operation}: {source}"),
         }
     }
@@ -134,7 +160,10 @@ impl std::error::Error for Error {
             | Self::Environment { .. }
             | Self::Handoff { .. }
             | Self::Signal { .. }
-            | Self::NotCommitted { .. } => None,
+            | Self::NotCommitted { .. }
+            | Self::GivenUp
+            | Self::Panicked { .. }
+            | Self::Schemas { .. } => None,
         }
     }
 }

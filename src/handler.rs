@@ -66,10 +66,12 @@ pub trait Handler {
     }
 
     /// Takes a session apart, for it to move to the successor: the session's sockets, and in bytes
-    /// whatever the next owner has to know. Nothing of it may be read or written any more. A session
-    /// that cannot move now is given back as it was, and is asked to drain; it is asked again
+    /// whatever the next owner has to know. Nothing of it may be read or written any more. When it wants
+    /// to be [woken](Context::wake_at) moves along by itself. A session that cannot move now is given back as it was, and is asked to drain; it is asked again
     /// every [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL), or as soon after it as the successor
-    /// has taken what is on its way.
+    /// has taken what is on its way. One that could not be taken, because it is too large or because the
+    /// successor has refused it, is put together again by [`Handler::unpack`] and asked again later, after
+    /// growing pauses.
     fn pack(
         &mut self,
         cx: &mut Context<'_>,
@@ -95,8 +97,13 @@ pub trait Handler {
 
     /// Something happened to a descriptor that [`Server::watch`](crate::Server::watch) was asked
     /// to watch.
-    fn watched(&mut self, cx: &mut Context<'_>, name: &str, event: IoEvent) {
+    ///
+    /// Whoever has read for long enough and not to the end answers [`Verdict::Again`], and has the same
+    /// event again in the next turn; [`Verdict::Keep`] waits for the next one, and [`Verdict::Close`]
+    /// ends the watching. `Flush` is the same as `Again`.
+    fn watched(&mut self, cx: &mut Context<'_>, name: &str, event: IoEvent) -> Verdict {
         let _ = (cx, name, event);
+        Verdict::Keep
     }
 
     /// An upgrade of this process ended, well or badly; [`Report`] says how. One that went well and
@@ -174,9 +181,11 @@ pub(crate) struct Shared {
     pub(crate) sessions: usize,
     pub(crate) requests: Requests,
     pub(crate) registry: Rc<Registry>,
-    /// The session that the handler was called for, and when it wants to be woken.
+    /// The session that the handler was called for, when it wants to be woken, and the sources that it
+    /// has got sockets for, a bit for each.
     pub(crate) session: Option<Token>,
     pub(crate) wake: Option<Instant>,
+    pub(crate) attached: u8,
 }
 
 /// What was asked for and not looked at yet. Several requests of a kind are one.
@@ -198,6 +207,7 @@ impl<'a> Context<'a> {
     pub(crate) fn of(shared: &'a mut Shared, session: Token) -> Self {
         shared.session = Some(session);
         shared.wake = None;
+        shared.attached = 0;
         Self { shared }
     }
 }
@@ -267,7 +277,9 @@ impl Context<'_> {
         else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        stream.register(&self.shared.registry, session.of_source(source).pack())
+        stream.register(&self.shared.registry, session.of_source(source).pack())?;
+        self.shared.attached |= 1 << source;
+        Ok(())
     }
 
     /// Wakes the session at hand at that time, by an event that

@@ -26,8 +26,10 @@
 //!  service     relay                                           bytes between two sockets
 //!  loop        server (turn, perform, handoff, moves)  handler  config  remote
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
-//!  kernel      sys  program  socket  stream  report  io_event  token   the only unsafe is in sys
-//!  pure        limits  timers  machine  wire  address  error  fault    no descriptor, no clock
+//!  kernel      sys  program  socket  stream  outbox  room  pace  report  io_event  token
+//!                                                                  the only unsafe is in sys
+//!  pure        limits  timers  failures  machine  wire  address  error  fault
+//!                                                                  no descriptor, no clock
 //! ```
 //!
 //! Imports point down only. Adapters never import each other; the server is the one place where
@@ -47,6 +49,7 @@
 mod address;
 mod config;
 mod error;
+mod failures;
 #[doc(hidden)]
 pub mod fault;
 mod handler;
@@ -54,12 +57,15 @@ mod io_event;
 pub mod limits;
 mod listeners;
 pub mod machine;
+mod outbox;
+mod pace;
 mod pid_file;
 mod predecessor;
 mod program;
 pub mod relay;
 mod remote;
 mod report;
+mod room;
 mod server;
 mod sessions;
 mod signals;
@@ -73,7 +79,7 @@ mod token;
 pub mod wire;
 
 pub use address::Address;
-pub use config::Config;
+pub use config::{Config, OnPanic};
 pub use error::Error;
 pub use handler::{Accepted, Context, Handler, Packed, Verdict};
 pub use io_event::IoEvent;

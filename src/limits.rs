@@ -27,8 +27,16 @@ pub const DRAINS_PER_TURN: usize = 256;
 /// timeout and long beside a round trip.
 pub const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 
+/// A session that could not move is asked again after twice as many walks each time, so often; then
+/// always after as many.
+pub const REST_DOUBLINGS: u32 = 5;
+
 /// Handoff messages read in one turn.
 pub const MESSAGES_PER_TURN: usize = 64;
+
+/// Handoff messages read of a process that is dead. It was to answer two packets of sessions and had a
+/// few words to say; whatever comes beyond that is said by somebody else who has its socket.
+pub const LAST_WORDS: usize = 16 * MESSAGES_PER_TURN;
 
 /// Sessions at one time, unless [`Config`](crate::Config) says otherwise. More than the descriptors
 /// that a process is usually given, so that the kernel's limit is met first.
@@ -99,6 +107,18 @@ const _: () = assert!(RELAY_READ_BYTES + RELAY_LEAST_BYTES + 4096 <= STATE_BYTES
 /// the sessions that come meanwhile.
 pub const SPARE_DESCRIPTORS: u64 = 8;
 
+/// Descriptors that clients do not get, because an upgrade needs them: two for each of the pipe and the
+/// socket, two for processes to be watched, those for a look at `/proc` and for the pid file, and what a
+/// successor needs beside what its predecessor has.
+pub const RESERVED_DESCRIPTORS: u64 = 12 + SPARE_DESCRIPTORS;
+
+/// How often it is looked at how many descriptors there may be, which somebody may change (prlimit(2)).
+pub const LIMIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Connections accepted after the process was told to stop: more than can wait in the queues of some
+/// listeners, and a bound for a flood that does not end.
+pub const LAST_ACCEPTS: usize = 16_384;
+
 /// How long accepting pauses when the process or the machine has no descriptor left (EMFILE,
 /// ENFILE, accept(2)). A session that ends meanwhile resumes it at once.
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -107,6 +127,37 @@ pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// process's descriptors just before it tells the parent, so that this is for a process that hung
 /// up and lives.
 pub const STATUS_WAIT: Duration = Duration::from_millis(100);
+
+/// How long the loop sleeps at the most while a deadline runs for the other process: so a pause of
+/// this process, which a sleep would hide, is noticed.
+pub const HEARTBEAT: Duration = Duration::from_millis(100);
+
+/// Who wakes up so much later than it wanted to has stood still, and so may have the other process: it
+/// was stopped, or frozen, or the machine was. Longer than what a busy machine does to a process all
+/// the time.
+pub const STOOD_STILL: Duration = Duration::from_millis(200);
+
+/// How often a deadline begins again after such a pause, before it is only put off.
+pub const RENEWALS: u32 = 8;
+
+/// How long the next upgrade waits after one that failed: the first time, and at the most. It is
+/// doubled with each failure in a row.
+pub const PAUSE_LEAST: Duration = Duration::from_millis(50);
+/// See [`PAUSE_LEAST`].
+pub const PAUSE_MOST: Duration = Duration::from_secs(5);
+const _: () = assert!(PAUSE_LEAST.as_millis() < PAUSE_MOST.as_millis());
+
+/// A failure that comes so long after the one before is the first of a new row.
+pub const PAUSE_FORGOTTEN: Duration = Duration::from_secs(60);
+
+/// How often words are tried again that the other process's socket has no room for.
+pub const OUTBOX_RETRY: Duration = Duration::from_millis(10);
+
+/// A method of a handler that takes so long is named in the log: nobody else was served meanwhile.
+pub const SLOW_HANDLER: Duration = Duration::from_millis(100);
+
+/// How long sessions are packed, or put together, in one turn.
+pub const MOVING_TIME: Duration = Duration::from_millis(2);
 
 /// How long the end of the program waits for a process that was killed with SIGKILL, so that no
 /// zombie is left to somebody else. Longer than the kernel takes to free the memory of a large one.
@@ -130,25 +181,38 @@ pub const PACKET_BYTES: usize = 32 * 1024;
 /// The longest text of a refusal and of a build's name, in bytes.
 pub const TEXT_BYTES: usize = 1024;
 
-/// The bytes of a MANIFEST part beside its entries, and of one entry beside its name.
+/// The bytes of a MANIFEST part beside its entries.
 pub const MANIFEST_HEAD_BYTES: usize = 64;
-/// The bytes of a MANIFEST entry beside its name.
-pub const ENTRY_HEAD_BYTES: usize = 4;
+/// The bytes of a MANIFEST entry beside its name and the address by which it was asked for.
+pub const ENTRY_HEAD_BYTES: usize = 20;
 
-/// A full part of a manifest fits into one packet.
+/// The parts of a manifest. Each is filled by its bytes: with names and addresses of ordinary length
+/// it takes as many descriptors as fit on a packet.
+pub const MANIFEST_PARTS: usize = 16;
+
+/// Even the longest names and addresses find their place.
 const _: () = assert!(
-    MANIFEST_HEAD_BYTES + DESCRIPTORS_PER_PACKET * (ENTRY_HEAD_BYTES + NAME_BYTES) <= PACKET_BYTES
+    NAMED.div_ceil((PACKET_BYTES - MANIFEST_HEAD_BYTES) / ENTRY_BYTES) <= MANIFEST_PARTS
+        && ENTRY_BYTES == ENTRY_HEAD_BYTES + NAME_BYTES + u8::MAX as usize
 );
+/// The longest entry of a MANIFEST.
+const ENTRY_BYTES: usize = 375;
 
-/// The whole manifest lies in the socket before the successor exists: the kernel's default send
-/// buffer of 212,992 bytes (`net.core.wmem_default`, socket(7)) takes it, bookkeeping included.
-const _: () = assert!(NAMED / DESCRIPTORS_PER_PACKET * (PACKET_BYTES + 4096) <= 212_992);
+/// What is asked of the kernel as the room of a handoff socket, in bytes (SO_SNDBUF, socket(7)). The
+/// kernel doubles it, for its bookkeeping, and gives no more than `net.core.wmem_max`, which is
+/// 212,992 by default. The whole manifest lies in the socket before the successor exists, and packets
+/// of sessions and their answers fit in.
+pub const SOCKET_BYTES: usize = 425_984;
+const _: () = assert!(MANIFEST_PARTS * (PACKET_BYTES + 4096) <= 2 * SOCKET_BYTES);
 
 /// A name's length is one byte on the wire.
 const _: () = assert!(NAME_BYTES <= u8::MAX as usize);
 
-/// A packet of sessions fits into the socket, and so does its answer (`net.core.wmem_default`).
-const _: () = assert!(PACKETS_IN_FLIGHT * (SESSIONS_BYTES + 4096) <= 212_992);
+/// What the kernel counts for a packet beside its bytes, or somewhat more.
+pub const PACKET_OVERHEAD_BYTES: usize = 4096;
+
+/// A packet of sessions fits into the socket, and so does its answer.
+const _: () = assert!(PACKETS_IN_FLIGHT * (SESSIONS_BYTES + PACKET_OVERHEAD_BYTES) <= SOCKET_BYTES);
 
 /// Every session of a packet can have all its sockets on it.
 const _: () = assert!(SESSIONS_PER_PACKET * SOURCES <= DESCRIPTORS_PER_PACKET);

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -39,12 +39,16 @@ pub(crate) struct Listeners {
     pause: Option<Pause>,
     /// Whether the pause was logged; it is one pause until a queue was seen empty.
     pause_logged: bool,
+    /// Everybody who waits is let in, and then they are closed: how many more may be.
+    draining: Option<usize>,
 }
 
 /// Accepting waits for a descriptor, or for a session to end.
 #[derive(Clone, Copy)]
 enum Pause {
     Until(Instant),
+    /// The same, and before the next accept it is found out whether there is one.
+    NoDescriptor(Instant),
     Full,
 }
 
@@ -104,6 +108,7 @@ impl Listeners {
             next: 0,
             pause: None,
             pause_logged: false,
+            draining: None,
         })
     }
 
@@ -193,6 +198,18 @@ impl Listeners {
         Ok(())
     }
 
+    /// Its events are reported no more.
+    pub(crate) fn unwatch(&mut self, name: &str, registry: &Registry) {
+        let polled = self.polled;
+        let named = self.named.iter_mut().find(|named| *named.name == *name);
+        if let Some(Held::Passive { fd, watched }) = named.map(|named| &mut named.held) {
+            if std::mem::replace(watched, false) && polled {
+                // It was registered by `resume` and is open, so this does not fail.
+                let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
+            }
+        }
+    }
+
     /// The descriptor of that name, claimed from the predecessor or made.
     fn obtain(
         &mut self,
@@ -260,7 +277,12 @@ impl Listeners {
         self.named
             .iter()
             .map(|named| {
-                let entry = Entry { name: (*named.name).into(), kind: named.kind };
+                let entry = Entry {
+                    name: (*named.name).into(),
+                    kind: named.kind,
+                    asked: String::new(),
+                    file: None,
+                };
                 (entry, named.held.as_fd())
             })
             .collect()
@@ -315,6 +337,37 @@ impl Listeners {
         self.close(registry);
     }
 
+    /// Begins to let in everybody who waits, before everything is closed for good: whoever has connected
+    /// by now is served. Nobody can come to a path that is unlinked; at a port those who come meanwhile
+    /// are let in, too, up to a bound.
+    pub(crate) fn drain(&mut self, registry: &Registry) {
+        self.pause(registry);
+        self.named.iter_mut().filter_map(|named| named.bound.take()).for_each(|it| it.unlink());
+        self.named.iter_mut().for_each(|named| named.ready = named.held.is_listener());
+        self.draining = Some(limits::LAST_ACCEPTS);
+    }
+
+    /// Whether there are still some to be let in before everything is closed.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.is_some()
+    }
+
+    /// Whether everybody was let in, or nobody more can be.
+    pub(crate) fn is_drained(&self) -> bool {
+        let ready = self.named.iter().any(|named| named.ready);
+        self.draining.is_some_and(|left| left == 0 || !ready)
+    }
+
+    /// Everybody was let in, or nobody more can be. Answers whether it was draining.
+    pub(crate) fn end_draining(&mut self, registry: &Registry) -> bool {
+        let drained = self.draining.take().is_some();
+        if drained {
+            self.retire(registry);
+            log::info!("stop listening.");
+        }
+        drained
+    }
+
     /// Closes what was inherited and not claimed.
     pub(crate) fn close_unclaimed(&mut self) {
         for Inherited { entry, found, fd } in std::mem::take(&mut self.inherited) {
@@ -365,29 +418,61 @@ impl Listeners {
     /// When accepting is to be tried again.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.pause {
-            Some(Pause::Until(deadline)) => Some(deadline),
+            Some(Pause::Until(deadline) | Pause::NoDescriptor(deadline)) => Some(deadline),
             Some(Pause::Full) | None => None,
         }
     }
 
-    /// A session has ended: what it held may be what accepting waits for.
-    pub(crate) fn session_ended(&mut self) {
-        self.pause = None;
+    /// A session has ended, or will not come: what it held may be what accepting waits for.
+    pub(crate) fn room_made(&mut self, now: Instant) {
+        self.pause = match self.pause {
+            Some(Pause::NoDescriptor(_)) => Some(Pause::NoDescriptor(now)),
+            Some(Pause::Until(_) | Pause::Full) | None => None,
+        };
     }
 
-    /// Accepting pauses until a session ends: there are as many as there may be.
-    pub(crate) fn pause_full(&mut self, sessions: usize) {
+    /// Accepting pauses until a session ends: there are as many as there may be, those included that
+    /// are to come.
+    pub(crate) fn pause_full(&mut self, sessions: usize, to_come: usize) {
+        // Nobody waits for it, or it is known.
+        if matches!(self.pause, Some(Pause::Full)) || !self.named.iter().any(|named| named.ready) {
+            return;
+        }
         self.pause = Some(Pause::Full);
-        self.log_pause(format_args!("there are {sessions} sessions, the most that are allowed"));
+        match to_come {
+            0 => self.log_pause(format_args!(
+                "there are {sessions} sessions, the most that are allowed"
+            )),
+            _ => self.log_pause(format_args!(
+                "there are {sessions} sessions and {to_come} to come, the most that are allowed"
+            )),
+        }
     }
 
     /// Accepts one connection, from the listeners in turn. `None` if none waits, or if accepting
     /// has to pause. No error ends the loop (accept(2)).
-    pub(crate) fn accept(&mut self, now: Instant) -> Option<(Rc<str>, Stream, Address)> {
+    ///
+    /// Who gets a descriptor of the number `ceiling` or more is the last one for now.
+    pub(crate) fn accept(
+        &mut self,
+        now: Instant,
+        ceiling: RawFd,
+    ) -> Option<(Rc<str>, Stream, Address)> {
         match self.pause {
             Some(Pause::Until(deadline)) if now >= deadline => self.pause = None,
+            Some(Pause::NoDescriptor(deadline)) if now >= deadline => {
+                if self.next_number().is_none_or(|number| number >= ceiling) {
+                    self.pause = Some(Pause::NoDescriptor(now + limits::ACCEPT_RETRY));
+                    return None;
+                }
+                self.pause = None;
+            }
             Some(_) => return None,
             None => {}
+        }
+        if let Some(left) = &mut self.draining {
+            let Some(fewer) = left.checked_sub(1) else { return None };
+            *left = fewer;
         }
         let mut broken = 0;
         for offset in 0..self.named.len() {
@@ -401,7 +486,14 @@ impl Listeners {
                 match self.named[index].accept() {
                     Ok((stream, peer)) => {
                         self.next = index + 1;
-                        return Some((Rc::clone(&self.named[index].name), stream, peer));
+                        let name = Rc::clone(&self.named[index].name);
+                        if stream.as_fd().as_raw_fd() >= ceiling {
+                            self.pause = Some(Pause::NoDescriptor(now + limits::ACCEPT_RETRY));
+                            self.log_pause(format_args!(
+                                "the descriptors that are left are kept for an upgrade"
+                            ));
+                        }
+                        return Some((name, stream, peer));
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         self.named[index].ready = false;
@@ -424,6 +516,12 @@ impl Listeners {
             }
         }
         None
+    }
+
+    /// The lowest number that is free, which the next descriptor will have.
+    fn next_number(&self) -> Option<RawFd> {
+        let any = self.named.first()?.held.as_fd();
+        any.try_clone_to_owned().ok().map(|duplicate| duplicate.as_raw_fd())
     }
 
     fn log_pause(&mut self, reason: std::fmt::Arguments<'_>) {
@@ -454,6 +552,14 @@ impl Named {
 }
 
 impl Held {
+    /// Whether it is a listener for sessions.
+    fn is_listener(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => true,
+            Self::Passive { .. } => false,
+        }
+    }
+
     /// The descriptor to poll, if this one is polled.
     fn polled(&self) -> Option<i32> {
         match self {

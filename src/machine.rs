@@ -6,7 +6,7 @@
 //! decides nothing itself. Both roles of an upgrade run this code: the predecessor's side is told
 //! by [`State`], the successor's by [`Predecessor`].
 //!
-//! The table of every state and event, the diagram, and the invariants `I1` to `I7` are in
+//! The table of every state and event, the diagram, and the invariants `I1` to `I8` are in
 //! [`state_machine`](crate::state_machine).
 
 mod words;
@@ -47,9 +47,24 @@ pub enum Predecessor {
     Gone,
     /// It has committed; it drains, and is still there.
     Leaving,
+    /// It has asked whether this process still turns, and has its answer: this process is proven, and
+    /// the sessions come.
+    Trusting,
     /// It lives and has not committed: the listeners are its own, and this process must not
     /// accept (I3).
     Owner,
+}
+
+/// Whether an upgrade was requested that could not be started yet, and whom it was requested of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// There is none.
+    No,
+    /// Of the successor alone: if that is lost, so is what it was asked for, because a program that
+    /// asks and dies would be started for ever.
+    BySuccessor,
+    /// Of this process, or of its predecessor.
+    Here,
 }
 
 /// What happened. Facts, in the past tense; `state-machine.md` says who emits each.
@@ -76,7 +91,7 @@ pub enum Event {
     SuccessorHungUp,
     /// The successor died, could not be spawned, refused, or sent what makes no sense.
     SuccessorLost,
-    /// The successor was told to stop, and said so or exited with status 0.
+    /// The successor said that it was told to stop. To exit, with whatever status, is not to say so.
     SuccessorStopped,
     /// The last look found nothing of what the deadline was for: not the ready byte; once it was
     /// committed to, not SERVING; once it was asked, no answer.
@@ -87,6 +102,9 @@ pub enum Event {
     PidFileWritten,
     /// The predecessor asks whether this process still turns.
     PredecessorAsked,
+    /// The predecessor said that it has given this process up: it goes on by itself, or both are to
+    /// stop.
+    GivenUp,
     /// The predecessor is dead.
     PredecessorGone,
     /// The last look into the handoff socket found no COMMIT.
@@ -97,6 +115,14 @@ pub enum Event {
     SessionsSettled,
     /// A draining process has no session left.
     SessionsGone,
+    /// A method of the handler panicked.
+    HandlerPanicked,
+    /// This process cannot go on, and nobody has asked it to stop: what it serves as could not be made
+    /// known, its server was dropped, or a panic is to end it.
+    Failed,
+    /// This process has stood still for a while, and so may have the other one: both were paused, or
+    /// the machine was.
+    StoodStill,
     /// The [`Upgrade`](Timer::Upgrade) timer ran out.
     UpgradeTimedOut,
     /// The [`Takeover`](Timer::Takeover) timer ran out.
@@ -109,6 +135,8 @@ pub enum Event {
     DrainTimedOut,
     /// The [`Departure`](Timer::Departure) timer ran out.
     DepartureTimedOut,
+    /// The [`Pause`](Timer::Pause) timer ran out.
+    PauseOver,
 }
 
 /// What has to be done, in this order. Commands; the server performs them and decides nothing.
@@ -127,7 +155,8 @@ pub enum Action {
     TellWanted,
     /// Ask the successor whether it still turns.
     AskSuccessor,
-    /// Kill the successor where it still lives, reap it, close what belonged to it, and take back the
+    /// Tell the successor that it is given up, so that it never takes this process's end for a crash;
+    /// kill it where it still lives, reap it, close what belonged to it, and take back the
     /// sessions that were on their way to it.
     KillSuccessor,
     /// Log how the upgrade ended and hand the report to the user.
@@ -163,6 +192,8 @@ pub enum Action {
     CloseListeners,
     /// Close the listeners for good and unlink their Unix paths.
     RetireListeners,
+    /// Accept everybody who waits; then as [`Action::RetireListeners`].
+    DrainListeners,
     /// Tell every session to come to its end. None moves any more.
     DrainSessions,
     /// Hand every session over to the successor that can move, and tell the others to come to their
@@ -170,10 +201,14 @@ pub enum Action {
     MoveSessions,
     /// Close every session.
     CloseSessions,
+    /// Close the session whose method panicked, if it was one's.
+    ClosePanicked,
     /// Remove the pid file, if it still names this process.
     RemovePidFile,
     /// Start a timer, anew if it runs.
     Arm(Timer),
+    /// Give every timer that runs its whole time again.
+    RenewTimers,
     /// Stop a timer.
     Disarm(Timer),
     /// Stop every timer.
@@ -198,6 +233,9 @@ pub enum Timer {
     Drain,
     /// Successor: from COMMIT until the predecessor is gone; [`Event::DepartureTimedOut`].
     Departure,
+    /// From an upgrade that failed until the next one may begin, longer with each failure in a row;
+    /// [`Event::PauseOver`].
+    Pause,
 }
 
 /// Why a request was refused.
@@ -233,36 +271,55 @@ pub struct Step {
     pub actions: &'static [Action],
 }
 
-/// One process's state, and the two facts that ride along in it.
+/// One process's state, and the three facts that ride along in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Machine {
     state: State,
     predecessor: Predecessor,
-    wanted: bool,
+    wanted: Wanted,
+    /// An upgrade has failed a moment ago, and the next one has to wait.
+    pausing: bool,
 }
 
 /// A move after which no upgrade can be carried out: a wanted one is dropped, and not in silence.
 macro_rules! for_good {
     ($machine:expr, $state:expr, [$($action:expr),* $(,)?]) => {
-        if $machine.wanted {
-            $machine.satisfied().moves($state, &[Action::DropWanted, $($action),*])
-        } else {
-            $machine.moves($state, &[$($action),*])
+        match $machine.wanted {
+            Wanted::Here | Wanted::BySuccessor => {
+                $machine.satisfied().moves($state, &[Action::DropWanted, $($action),*])
+            }
+            Wanted::No => $machine.moves($state, &[$($action),*]),
         }
     };
 }
 
-/// Back to, or on in, `Running`; or on to the next upgrade, if one is wanted (I4).
+/// On in `Running`; or to the next upgrade, if one is wanted (I4).
 macro_rules! or_upgrade {
-    ($machine:expr, $otherwise:ident, [$($action:expr),* $(,)?]) => {
-        if $machine.wanted {
-            $machine.satisfied().upgrades(&[
-                $($action,)*
-                Action::SpawnSuccessor,
-                Action::Arm(Timer::Upgrade),
-            ])
-        } else {
-            $machine.$otherwise(&[$($action),*])
+    ($machine:expr, [$($action:expr),* $(,)?]) => {
+        match $machine.wanted {
+            Wanted::Here | Wanted::BySuccessor => $machine.satisfied().moves(
+                State::Upgrading,
+                &[$($action,)* Action::SpawnSuccessor, Action::Arm(Timer::Upgrade)],
+            ),
+            Wanted::No => $machine.stays(&[$($action),*]),
+        }
+    };
+}
+
+/// Back to `Running` after an upgrade that failed. The next one has to wait for a moment, so that a
+/// program that never comes up is not started as fast as can be. What this process was asked for
+/// meanwhile is carried out then (I4); what only the lost successor was asked for is dropped, and the
+/// report says that it is lost.
+macro_rules! fails {
+    ($machine:expr, [$($action:expr),* $(,)?]) => {
+        match $machine.wanted {
+            Wanted::BySuccessor => $machine.satisfied().pausing().moves(
+                State::Running,
+                &[$($action,)* Action::DropWanted, Action::Arm(Timer::Pause)],
+            ),
+            Wanted::Here | Wanted::No => $machine
+                .pausing()
+                .moves(State::Running, &[$($action,)* Action::Arm(Timer::Pause)]),
         }
     };
 }
@@ -271,13 +328,23 @@ impl Machine {
     /// The machine of a process that somebody started by hand.
     #[must_use]
     pub const fn first() -> Self {
-        Self { state: State::Running, predecessor: Predecessor::Gone, wanted: false }
+        Self {
+            state: State::Running,
+            predecessor: Predecessor::Gone,
+            wanted: Wanted::No,
+            pausing: false,
+        }
     }
 
     /// The machine of a process that a predecessor spawned.
     #[must_use]
     pub const fn successor() -> Self {
-        Self { state: State::Running, predecessor: Predecessor::Owner, wanted: false }
+        Self {
+            state: State::Running,
+            predecessor: Predecessor::Owner,
+            wanted: Wanted::No,
+            pausing: false,
+        }
     }
 
     /// Where the process stands.
@@ -295,8 +362,14 @@ impl Machine {
     /// Whether an upgrade was requested that could not be started yet. While draining for a
     /// successor: one that was passed on to it, and comes back if the successor is lost (I4).
     #[must_use]
-    pub const fn wanted(self) -> bool {
+    pub const fn wanted(self) -> Wanted {
         self.wanted
+    }
+
+    /// Whether an upgrade has failed a moment ago, so that the next one has to wait.
+    #[must_use]
+    pub const fn is_pausing(self) -> bool {
+        self.pausing
     }
 
     /// Whether this process polls its listeners (I3).
@@ -304,7 +377,7 @@ impl Machine {
     pub const fn accepts(self) -> bool {
         match self.state {
             State::Running => match self.predecessor {
-                Predecessor::Gone | Predecessor::Leaving => true,
+                Predecessor::Gone | Predecessor::Leaving | Predecessor::Trusting => true,
                 Predecessor::Owner => false,
             },
             State::Upgrading => true,
@@ -338,34 +411,71 @@ impl Machine {
                 Predecessor::Owner => {
                     self.stays(&[CloseUnclaimed, AnnounceReady, Arm(Timer::Takeover)])
                 }
-                Predecessor::Leaving => self.ignored(),
+                Predecessor::Leaving | Predecessor::Trusting => self.ignored(),
             },
             Event::UpgradeRequested => match self.predecessor {
+                Predecessor::Gone if self.pausing => self.remembers(&[]),
                 Predecessor::Gone => {
                     self.moves(State::Upgrading, &[SpawnSuccessor, Arm(Timer::Upgrade)])
                 }
                 // A third process never appears beside two (I2): wanted, and carried out when the
-                // predecessor is gone; the predecessor knows of it, if this process should be lost
-                // (I4).
-                Predecessor::Leaving | Predecessor::Owner => self.remembers(&[TellWanted]),
+                // predecessor is gone; the predecessor knows of it, in case it dies before that (I4).
+                Predecessor::Leaving | Predecessor::Trusting | Predecessor::Owner => {
+                    self.remembers(&[TellWanted])
+                }
+            },
+            Event::PauseOver => match (self.pausing, self.wanted) {
+                (false, _) => self.ignored(),
+                (true, Wanted::No) => self.rested().stays(&[]),
+                (true, Wanted::Here | Wanted::BySuccessor) => self
+                    .rested()
+                    .satisfied()
+                    .moves(State::Upgrading, &[SpawnSuccessor, Arm(Timer::Upgrade)]),
             },
             Event::ShutdownRequested => match self.predecessor {
                 // It never served, and its predecessor still does: nothing is to be drained, and
                 // nothing of the predecessor's is to be touched.
                 Predecessor::Owner => for_good!(self, State::Exited, [DisarmAll]),
-                Predecessor::Leaving | Predecessor::Gone => for_good!(
-                    self,
+                Predecessor::Leaving | Predecessor::Trusting | Predecessor::Gone => for_good!(
+                    self.rested(),
                     State::Draining(Drain::Shutdown),
-                    [RetireListeners, TellStopping, DrainSessions, Arm(Timer::Drain)]
+                    [
+                        Disarm(Timer::Pause),
+                        DrainListeners,
+                        TellStopping,
+                        DrainSessions,
+                        Arm(Timer::Drain)
+                    ]
                 ),
             },
             Event::ExitRequested => match self.predecessor {
                 Predecessor::Owner => for_good!(self, State::Exited, [DisarmAll]),
-                Predecessor::Leaving | Predecessor::Gone => for_good!(
-                    self,
+                Predecessor::Leaving | Predecessor::Trusting | Predecessor::Gone => for_good!(
+                    self.rested(),
                     State::Exited,
                     [RetireListeners, TellStopping, CloseSessions, RemovePidFile, DisarmAll]
                 ),
+            },
+            Event::Failed => match self.predecessor {
+                Predecessor::Owner => for_good!(self, State::Exited, [DisarmAll]),
+                // The predecessor comes back: the paths and the pid file are its own again.
+                Predecessor::Leaving | Predecessor::Trusting => {
+                    for_good!(self, State::Exited, [CloseListeners, CloseSessions, DisarmAll])
+                }
+                Predecessor::Gone => for_good!(
+                    self.rested(),
+                    State::Exited,
+                    [RetireListeners, CloseSessions, RemovePidFile, DisarmAll]
+                ),
+            },
+            Event::HandlerPanicked => match self.predecessor {
+                // Not proven yet: the predecessor has not made this mistake, and comes back.
+                Predecessor::Owner => for_good!(self, State::Exited, [DisarmAll]),
+                Predecessor::Leaving => {
+                    for_good!(self, State::Exited, [CloseListeners, CloseSessions, DisarmAll])
+                }
+                // The others are served on.
+                Predecessor::Trusting | Predecessor::Gone => self.stays(&[ClosePanicked]),
             },
             Event::Committed => match self.predecessor {
                 // The one moment at which the listeners change hands.
@@ -375,28 +485,37 @@ impl Machine {
                     TakePidFile,
                     Arm(Timer::Departure),
                 ]),
-                Predecessor::Leaving | Predecessor::Gone => self.ignored(),
+                Predecessor::Leaving | Predecessor::Trusting | Predecessor::Gone => self.ignored(),
             },
             // The predecessor stays until it has heard this, so that the pid file never names a
             // dead process: whoever reads it signals one that carries the request on.
             Event::PidFileWritten => match self.predecessor {
                 Predecessor::Leaving => self.stays(&[TellServing]),
-                Predecessor::Owner | Predecessor::Gone => self.ignored(),
+                Predecessor::Owner | Predecessor::Trusting | Predecessor::Gone => self.ignored(),
             },
             Event::PredecessorAsked => match self.predecessor {
-                Predecessor::Leaving => self.stays(&[AnswerPredecessor]),
+                Predecessor::Leaving | Predecessor::Trusting => {
+                    self.with(Predecessor::Trusting).stays(&[AnswerPredecessor])
+                }
                 Predecessor::Owner | Predecessor::Gone => self.ignored(),
+            },
+            // Everything is the predecessor's again, or nobody's. It kills this process, too; but where
+            // it cannot, or dies first, its end of the socket must not make this one the owner.
+            Event::GivenUp => match self.predecessor {
+                Predecessor::Owner => for_good!(self, State::Exited, [DisarmAll]),
+                Predecessor::Leaving | Predecessor::Trusting => {
+                    for_good!(self, State::Exited, [CloseListeners, CloseSessions, DisarmAll])
+                }
+                Predecessor::Gone => self.ignored(),
             },
             Event::PredecessorGone => match self.predecessor {
                 // It died before it committed: this process is the sole owner and goes on (I1).
                 Predecessor::Owner => or_upgrade!(
                     self.with(Predecessor::Gone),
-                    stays,
                     [DisarmAll, ResumeAccepting, TakePidFile, UnlinkUnclaimed]
                 ),
-                Predecessor::Leaving => or_upgrade!(
+                Predecessor::Leaving | Predecessor::Trusting => or_upgrade!(
                     self.with(Predecessor::Gone),
-                    stays,
                     [Disarm(Timer::Departure), UnlinkUnclaimed]
                 ),
                 Predecessor::Gone => self.ignored(),
@@ -405,13 +524,20 @@ impl Machine {
             // COMMIT and the deadline may race: a COMMIT that is there wins.
             Event::TakeoverTimedOut => match self.predecessor {
                 Predecessor::Owner => self.stays(&[LookOnce]),
-                Predecessor::Leaving | Predecessor::Gone => self.ignored(),
+                Predecessor::Leaving | Predecessor::Trusting | Predecessor::Gone => self.ignored(),
             },
             Event::PredecessorSilent => match self.predecessor {
                 // Ready, and never committed to: it gives way without having touched anything. The
                 // predecessor finds it dead and rolls back, whenever it comes to look.
                 Predecessor::Owner => for_good!(self, State::Exited, [DisarmAll]),
-                Predecessor::Leaving | Predecessor::Gone => self.ignored(),
+                Predecessor::Leaving | Predecessor::Trusting | Predecessor::Gone => self.ignored(),
+            },
+            // Who was stopped together with the other one must not be the judge of it.
+            Event::StoodStill => match self.predecessor {
+                Predecessor::Owner | Predecessor::Leaving | Predecessor::Trusting => {
+                    self.stays(&[RenewTimers])
+                }
+                Predecessor::Gone => self.ignored(),
             },
             Event::SuccessorReady
             | Event::SuccessorServing
@@ -437,7 +563,7 @@ impl Machine {
             // Several requests become one (I4): the next process is started after the last of them,
             // by this process or, should it come to serve, by the successor.
             Event::UpgradeRequested => self.remembers(&[PassOnUpgrade]),
-            Event::SuccessorWantsUpgrade => self.remembers(&[]),
+            Event::SuccessorWantsUpgrade => self.remembers_the_successors(),
             Event::ShutdownRequested => for_good!(
                 self,
                 State::Draining(Drain::Shutdown),
@@ -445,12 +571,12 @@ impl Machine {
                     KillSuccessor,
                     ReportUpgrade,
                     DisarmAll,
-                    RetireListeners,
+                    DrainListeners,
                     DrainSessions,
                     Arm(Timer::Drain),
                 ]
             ),
-            Event::ExitRequested => for_good!(
+            Event::ExitRequested | Event::Failed => for_good!(
                 self,
                 State::Exited,
                 [
@@ -471,24 +597,24 @@ impl Machine {
                 &[DisarmAll, PauseAccepting, CommitUpgrade, Arm(Timer::Takeover)],
             ),
             // Died, refused, talked nonsense (to serve before COMMIT is nonsense), or found silent
-            // by the last look: as if nothing had happened (I6), and on to the next if one is
-            // wanted (I4).
+            // by the last look: as if nothing had happened (I6).
             Event::SuccessorLost
             | Event::SuccessorStopped
             | Event::SuccessorServing
             | Event::SuccessorSilent
-            | Event::StatusTimedOut => {
-                or_upgrade!(self, runs, [KillSuccessor, ReportUpgrade, DisarmAll])
-            }
+            | Event::StatusTimedOut => fails!(self, [KillSuccessor, ReportUpgrade, DisarmAll]),
             // The status says which death it was; it follows the hang-up at once, or never.
             Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
             // The ready byte and the deadline may race: a byte that is there wins.
             Event::UpgradeTimedOut => self.stays(&[LookOnce]),
+            Event::HandlerPanicked => self.stays(&[ClosePanicked]),
+            Event::StoodStill => self.stays(&[RenewTimers]),
             Event::SetUpDone
             | Event::SuccessorAnswered
             | Event::Committed
             | Event::PidFileWritten
             | Event::PredecessorAsked
+            | Event::GivenUp
             | Event::PredecessorGone
             | Event::PredecessorSilent
             | Event::SessionsSent
@@ -497,7 +623,8 @@ impl Machine {
             | Event::TakeoverTimedOut
             | Event::ProbationOver
             | Event::DrainTimedOut
-            | Event::DepartureTimedOut => self.ignored(),
+            | Event::DepartureTimedOut
+            | Event::PauseOver => self.ignored(),
         }
     }
 
@@ -505,7 +632,7 @@ impl Machine {
         use Action::*;
         match event {
             Event::UpgradeRequested => self.remembers(&[PassOnUpgrade]),
-            Event::SuccessorWantsUpgrade => self.remembers(&[]),
+            Event::SuccessorWantsUpgrade => self.remembers_the_successors(),
             // The upgrade is not over before the successor serves: as in `Upgrading`, to stop is to
             // stop both, and nothing of either is left.
             Event::ShutdownRequested => for_good!(
@@ -516,12 +643,12 @@ impl Machine {
                     DisarmAll,
                     RestorePidFile,
                     ReportUpgrade,
-                    RetireListeners,
+                    DrainListeners,
                     DrainSessions,
                     Arm(Timer::Drain),
                 ]
             ),
-            Event::ExitRequested => for_good!(
+            Event::ExitRequested | Event::Failed => for_good!(
                 self,
                 State::Exited,
                 [
@@ -548,6 +675,8 @@ impl Machine {
             Event::TakeoverTimedOut => self.stays(&[LookOnce]),
             Event::SuccessorHungUp => self.stays(&[Arm(Timer::Status)]),
             Event::SessionsGone => self.stays(&[]),
+            Event::HandlerPanicked => self.stays(&[ClosePanicked]),
+            Event::StoodStill => self.stays(&[RenewTimers]),
             Event::SessionsSent | Event::SessionsSettled => self.ignored(),
             Event::SetUpDone
             | Event::SuccessorReady
@@ -555,12 +684,14 @@ impl Machine {
             | Event::Committed
             | Event::PidFileWritten
             | Event::PredecessorAsked
+            | Event::GivenUp
             | Event::PredecessorGone
             | Event::PredecessorSilent
             | Event::UpgradeTimedOut
             | Event::ProbationOver
             | Event::DrainTimedOut
-            | Event::DepartureTimedOut => self.ignored(),
+            | Event::DepartureTimedOut
+            | Event::PauseOver => self.ignored(),
         }
     }
 
@@ -569,12 +700,12 @@ impl Machine {
         use Action::*;
         match event {
             Event::UpgradeRequested => self.remembers(&[PassOnUpgrade]),
-            Event::SuccessorWantsUpgrade => self.remembers(&[]),
+            Event::SuccessorWantsUpgrade => self.remembers_the_successors(),
             Event::ShutdownRequested => self.comes_back_no_more(drain),
-            Event::ExitRequested => {
+            Event::ExitRequested | Event::Failed => {
                 self.satisfied().moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
             }
-            // It died although nobody told it to: the upgrade never happened.
+            // It ended although nobody told it to: the upgrade never happened.
             Event::SuccessorLost | Event::StatusTimedOut => self.rolls_back(),
             // It was told to stop, and with it the service: this process only ends what it has.
             Event::SuccessorStopped => for_good!(
@@ -620,16 +751,20 @@ impl Machine {
                     .satisfied()
                     .moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll]),
             },
+            Event::HandlerPanicked => self.stays(&[ClosePanicked]),
+            Event::StoodStill => self.stays(&[RenewTimers]),
             Event::SetUpDone
             | Event::SuccessorReady
             | Event::SuccessorServing
             | Event::Committed
             | Event::PidFileWritten
             | Event::PredecessorAsked
+            | Event::GivenUp
             | Event::PredecessorGone
             | Event::PredecessorSilent
             | Event::UpgradeTimedOut
-            | Event::DepartureTimedOut => self.ignored(),
+            | Event::DepartureTimedOut
+            | Event::PauseOver => self.ignored(),
         }
     }
 
@@ -638,13 +773,13 @@ impl Machine {
         match event {
             Event::UpgradeRequested => self.refused(Refusal::ShuttingDown),
             Event::ShutdownRequested => self.stays(&[]),
-            Event::ExitRequested | Event::DrainTimedOut => {
+            Event::ExitRequested | Event::Failed | Event::DrainTimedOut => {
                 self.moves(State::Exited, &[CloseSessions, RemovePidFile, DisarmAll])
             }
             Event::SessionsGone => self.moves(State::Exited, &[RemovePidFile, DisarmAll]),
             Event::SessionsSent | Event::SessionsSettled => self.ignored(),
             Event::PredecessorGone => match self.predecessor {
-                Predecessor::Leaving | Predecessor::Owner => {
+                Predecessor::Leaving | Predecessor::Trusting | Predecessor::Owner => {
                     self.with(Predecessor::Gone).stays(&[Disarm(Timer::Departure), UnlinkUnclaimed])
                 }
                 Predecessor::Gone => self.ignored(),
@@ -654,6 +789,8 @@ impl Machine {
             Event::SuccessorStopped | Event::SuccessorLost | Event::SuccessorHungUp => {
                 self.stays(&[DrainSessions])
             }
+            Event::HandlerPanicked => self.stays(&[ClosePanicked]),
+            Event::StoodStill => self.stays(&[RenewTimers]),
             Event::SetUpDone
             | Event::SuccessorReady
             | Event::SuccessorServing
@@ -663,11 +800,13 @@ impl Machine {
             | Event::Committed
             | Event::PidFileWritten
             | Event::PredecessorAsked
+            | Event::GivenUp
             | Event::PredecessorSilent
             | Event::UpgradeTimedOut
             | Event::TakeoverTimedOut
             | Event::StatusTimedOut
-            | Event::ProbationOver => self.ignored(),
+            | Event::ProbationOver
+            | Event::PauseOver => self.ignored(),
         }
     }
 
@@ -688,43 +827,55 @@ impl Machine {
             | Event::Committed
             | Event::PidFileWritten
             | Event::PredecessorAsked
+            | Event::GivenUp
             | Event::PredecessorGone
             | Event::PredecessorSilent
             | Event::SessionsSent
             | Event::SessionsSettled
             | Event::SessionsGone
+            | Event::HandlerPanicked
+            | Event::Failed
+            | Event::StoodStill
             | Event::UpgradeTimedOut
             | Event::TakeoverTimedOut
             | Event::StatusTimedOut
             | Event::ProbationOver
             | Event::DrainTimedOut
-            | Event::DepartureTimedOut => self.ignored(),
+            | Event::DepartureTimedOut
+            | Event::PauseOver => self.ignored(),
         }
     }
 
     /// The listeners were kept for this: accept again, and name this process in the pid file.
     const fn rolls_back(self) -> Step {
         use Action::*;
-        or_upgrade!(
-            self,
-            runs,
-            [KillSuccessor, DisarmAll, ResumeAccepting, RestorePidFile, ReportUpgrade]
-        )
+        fails!(self, [KillSuccessor, DisarmAll, ResumeAccepting, RestorePidFile, ReportUpgrade])
     }
 
     /// A predecessor that has committed and does not leave stands still, and no upgrade can begin
     /// beside it (I2). It has stayed longer than it said it would, so that nothing of it is spared.
     const fn departs(self) -> Step {
         match self.predecessor {
-            Predecessor::Leaving => self.stays(&[Action::KillPredecessor]),
+            Predecessor::Leaving | Predecessor::Trusting => self.stays(&[Action::KillPredecessor]),
             Predecessor::Owner | Predecessor::Gone => self.ignored(),
         }
     }
 
     /// Both know of a wanted upgrade, and whoever serves in the end carries it out. Once is enough:
-    /// what was told is remembered there.
+    /// what was told is remembered there, and what the successor has told need not be told to it.
     const fn remembers(self, tell: &'static [Action]) -> Step {
-        if self.wanted { self.stays(&[]) } else { self.wanting().stays(tell) }
+        match self.wanted {
+            Wanted::No => self.wanting(Wanted::Here).stays(tell),
+            Wanted::BySuccessor => self.wanting(Wanted::Here).stays(&[]),
+            Wanted::Here => self.stays(&[]),
+        }
+    }
+
+    const fn remembers_the_successors(self) -> Step {
+        match self.wanted {
+            Wanted::No => self.wanting(Wanted::BySuccessor).stays(&[]),
+            Wanted::BySuccessor | Wanted::Here => self.stays(&[]),
+        }
     }
 
     /// Told to stop while its successor serves, a process leaves in any case. The successor goes on;
@@ -744,12 +895,20 @@ impl Machine {
         )
     }
 
-    const fn wanting(self) -> Self {
-        Self { wanted: true, ..self }
+    const fn wanting(self, wanted: Wanted) -> Self {
+        Self { wanted, ..self }
     }
 
     const fn satisfied(self) -> Self {
-        Self { wanted: false, ..self }
+        self.wanting(Wanted::No)
+    }
+
+    const fn pausing(self) -> Self {
+        Self { pausing: true, ..self }
+    }
+
+    const fn rested(self) -> Self {
+        Self { pausing: false, ..self }
     }
 
     const fn with(self, predecessor: Predecessor) -> Self {
@@ -758,20 +917,6 @@ impl Machine {
 
     const fn moves(self, state: State, actions: &'static [Action]) -> Step {
         Step { machine: Self { state, ..self }, verdict: Verdict::Moves, actions }
-    }
-
-    const fn runs(self, actions: &'static [Action]) -> Step {
-        self.moves(State::Running, actions)
-    }
-
-    /// From anywhere; a failed upgrade may be followed by the next.
-    const fn upgrades(self, actions: &'static [Action]) -> Step {
-        match self.state {
-            State::Upgrading => self.stays(actions),
-            State::Running | State::Draining(_) | State::Exited => {
-                self.moves(State::Upgrading, actions)
-            }
-        }
     }
 
     const fn stays(self, actions: &'static [Action]) -> Step {

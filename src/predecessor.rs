@@ -17,10 +17,11 @@ use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::limits;
 use crate::machine::Event;
+use crate::outbox::Outbox;
 use crate::sys;
 use crate::token::{Kind, Token};
 use crate::wire::{
-    Ack, Entry, Handoff, Hello, Manifest, Message, PROTOCOL, Problem, ProtocolRange, READY,
+    Ack, Entry, Expect, Handoff, Hello, Manifest, Message, PROTOCOL, Problem, ProtocolRange, READY,
     SchemaRange, SessionEntry, Sessions, VARIABLE, WireError,
 };
 
@@ -46,6 +47,10 @@ pub(crate) struct Predecessor {
     hung_up: bool,
     /// Sessions that it has sent and that have no answer yet.
     arrived: Vec<Arrived>,
+    /// What it is to be told, as soon as it reads.
+    outbox: Outbox,
+    /// How many sessions are still to come from it.
+    pub(crate) expects: Expect,
     /// Room for one packet.
     packet: Vec<u8>,
 }
@@ -118,6 +123,8 @@ impl Predecessor {
             process,
             hung_up: false,
             arrived: Vec::new(),
+            outbox: Outbox::default(),
+            expects: Expect::default(),
             packet: vec![0; limits::SESSIONS_BYTES],
         };
         // A dead predecessor does not hear it; this process has all it needs and goes on.
@@ -154,8 +161,16 @@ impl Predecessor {
         }
     }
 
-    pub(crate) fn tell(&self, message: &Message) {
-        self.send(message);
+    /// Tells it something, now or as soon as it reads.
+    pub(crate) fn tell(&mut self, message: Message) {
+        self.outbox.add(message);
+        self.flush();
+    }
+
+    /// Sends what waits to be said. Answers whether something still waits.
+    pub(crate) fn flush(&mut self) -> bool {
+        self.outbox.flush(&self.socket, self.speaks.newest);
+        !self.outbox.is_empty()
     }
 
     /// Says why this process will not take over.
@@ -194,6 +209,8 @@ impl Predecessor {
                             events.push(Event::Committed);
                         }
                         Ok((_, Message::Upgrade)) => events.push(Event::UpgradeRequested),
+                        Ok((_, Message::Expect(expects))) => self.expects = expects,
+                        Ok((_, Message::Retire)) => events.push(Event::GivenUp),
                         Ok((_, Message::Ping)) => {
                             fault::at(Point::PingHeard);
                             events.push(Event::PredecessorAsked);

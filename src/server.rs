@@ -3,6 +3,7 @@
 //! `turn` polls and dispatches, `perform` does what the machine says, `handoff` moves sessions and
 //! `moves` tells of it; they are parts of this noun.
 
+mod guard;
 mod handoff;
 mod moves;
 mod perform;
@@ -11,6 +12,7 @@ mod turn;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
@@ -23,15 +25,19 @@ use mio::{Events, Poll, Registry, Waker};
 use crate::address::Address;
 use crate::config::Config;
 use crate::error::Error;
+use crate::failures::Failures;
 use crate::handler::{Handler, Requests, Shared};
+use crate::io_event::IoEvent;
 use crate::limits;
 use crate::listeners::Listeners;
 use crate::machine::{Event, Machine, Predecessor as Rank, State};
+use crate::pace::Pace;
 use crate::pid_file::PidFile;
 use crate::predecessor::{Inheritance, Predecessor};
 use crate::program;
 use crate::remote::{PredecessorWatch, Remote};
 use crate::report::Report;
+use crate::room::Room;
 use crate::sessions::Sessions;
 use crate::signals::{self, Signals};
 use crate::socket::{self, SocketOptions};
@@ -40,7 +46,7 @@ use crate::sys::Command;
 use crate::timers::Timers;
 use crate::token::{Kind as Source, Token};
 use crate::wire::{Kind, NO_SCHEMAS, SchemaRange};
-use handoff::InFlight;
+use handoff::{Adoption, InFlight};
 use moves::Moves;
 
 /// A server whose process can be replaced while it serves.
@@ -108,8 +114,29 @@ pub struct Server<H: Handler> {
     packets: u32,
     /// What has moved to the successor, since it is proven.
     moves: Option<Moves>,
-    /// Sessions that were taken over from the predecessor.
-    adopted: usize,
+    /// When the successor was told how many sessions are still to come.
+    told_to_come: Option<Instant>,
+    /// Walks over the sessions in which they were asked to move.
+    walks: u32,
+    /// Sessions that come from the predecessor.
+    adoption: Adoption,
+    /// How many descriptors there may be.
+    room: Room,
+    /// Upgrades in a row that have failed.
+    failures: Failures,
+    /// How long the handler's methods take.
+    pace: Pace,
+    /// The session whose method has panicked, until it is closed, and the method.
+    panicked: Option<u32>,
+    panicked_in: &'static str,
+    /// Until when the loop wanted to sleep, if not for ever.
+    asleep_until: Option<Instant>,
+    /// When words are tried again that a handoff socket had no room for.
+    outbox_retry: Option<Instant>,
+    /// Descriptors that the handler reads and has not read to the end.
+    watched_again: Vec<(Rc<str>, IoEvent)>,
+    /// For how long this process has stood still, when it has.
+    stood_still: Duration,
     /// When a draining process asks its sessions again.
     next_sweep: Option<Instant>,
     /// Whether the handoff had more to say than a turn's budget.
@@ -176,7 +203,9 @@ impl<H: Handler> Server<H> {
             Some((predecessor, inheritance)) => (Some(predecessor), inheritance),
             None => (None, Vec::new()),
         };
-        match Self::assemble(config, handler, predecessor.as_ref(), inheritance) {
+        let assembled = check(&handler)
+            .and_then(|()| Self::assemble(config, handler, predecessor.as_ref(), inheritance));
+        match assembled {
             Ok(mut server) => {
                 server.predecessor = predecessor;
                 Ok(server)
@@ -230,6 +259,7 @@ impl<H: Handler> Server<H> {
                 registry: Rc::clone(&registry),
                 session: None,
                 wake: None,
+                attached: 0,
             },
             poll,
             events: Events::with_capacity(limits::EVENTS_PER_POLL),
@@ -254,7 +284,18 @@ impl<H: Handler> Server<H> {
             in_flight: VecDeque::new(),
             packets: 0,
             moves: None,
-            adopted: 0,
+            told_to_come: None,
+            walks: 0,
+            adoption: Adoption::default(),
+            room: Room::new(Instant::now()),
+            failures: Failures::default(),
+            pace: Pace::begin(),
+            panicked: None,
+            panicked_in: "",
+            asleep_until: None,
+            outbox_retry: None,
+            watched_again: Vec::new(),
+            stood_still: Duration::ZERO,
             next_sweep: None,
             handoff_left: false,
             longest_turn: Duration::ZERO,
@@ -449,6 +490,16 @@ impl<H: Handler> Server<H> {
     }
 }
 
+/// Whether the handler's schemas are a range, and none of them stands for none.
+fn check<H: Handler>(handler: &H) -> Result<(), Error> {
+    match handler.schemas().map(RangeInclusive::into_inner) {
+        Some((oldest, newest)) if oldest == 0 || oldest > newest => {
+            Err(Error::Schemas { oldest, newest })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// The epoll instance (epoll(7)): readable when there is something for [`Server::turn`] to do
 /// besides timers. It belongs to the server.
 impl<H: Handler> AsRawFd for Server<H> {
@@ -457,7 +508,9 @@ impl<H: Handler> AsRawFd for Server<H> {
     }
 }
 
-/// Lets go: what was never taken over stays the predecessor's.
+/// Lets go, and leaves nothing behind: a server that is dropped cleans up as one that exits does. What
+/// was never taken over stays the predecessor's, and so does what was taken over by a process that is
+/// not told to stop and ends all the same.
 impl<H: Handler> Drop for Server<H> {
     fn drop(&mut self) {
         if self.shared.machine.predecessor() == Rank::Owner {
@@ -471,6 +524,9 @@ impl<H: Handler> Drop for Server<H> {
             self.listeners.unlink_made();
         } else if !self.started {
             self.listeners.unlink_made();
+        }
+        if self.started && self.state() != State::Exited {
+            self.feed(Event::Failed);
         }
         self.bury();
     }

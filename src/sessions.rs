@@ -11,6 +11,7 @@ use std::time::Instant;
 use slab::Slab;
 
 use crate::io_event::IoEvent;
+use crate::limits;
 use crate::token::{self, Kind, Token};
 
 /// Every session of this process.
@@ -24,6 +25,8 @@ pub(crate) struct Sessions<S> {
     alarms: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     generation: u32,
     live: usize,
+    /// The sockets that they have together.
+    sockets: usize,
     limit: usize,
 }
 
@@ -38,10 +41,26 @@ struct Slot<S> {
     wake: Option<Instant>,
     /// The entry that there is among the alarms, if it is still to come.
     alarm: Option<Instant>,
-    /// The attempt at an upgrade in which it has tried to move and could not.
-    stays: Option<u32>,
+    /// Which of its sources have a socket, a bit for each. One that was closed counts until the session
+    /// has another one in its place, or ends.
+    sources: u8,
+    /// It has tried to move and could not.
+    rest: Option<Rest>,
+    /// Its predecessor has not heard yet that it is taken: nothing of it may be touched, and its events
+    /// wait.
+    dormant: bool,
     /// `None` once the session has ended, until the end of the turn.
     session: Option<S>,
+}
+
+/// How long a session that could not move is left alone.
+#[derive(Clone, Copy)]
+struct Rest {
+    /// The attempt at an upgrade.
+    attempt: u32,
+    /// The walk in which it is asked again.
+    until: u32,
+    tries: u32,
 }
 
 /// A slot that a session can be put into.
@@ -65,6 +84,7 @@ impl<S> Sessions<S> {
             alarms: BinaryHeap::new(),
             generation: 0,
             live: 0,
+            sockets: 0,
             limit: limit.min(token::INDEXES),
         }
     }
@@ -73,8 +93,19 @@ impl<S> Sessions<S> {
         self.live
     }
 
-    pub(crate) fn is_full(&self) -> bool {
-        self.slots.len() >= self.limit
+    /// The sockets of all sessions together.
+    pub(crate) fn sockets(&self) -> usize {
+        self.sockets
+    }
+
+    /// Whether nobody can be let in, if places are kept for so many that are to come.
+    pub(crate) fn is_full(&self, to_come: usize) -> bool {
+        self.slots.len().saturating_add(to_come) >= self.limit
+    }
+
+    /// Whether there is no slot left at all, which is more than a limit.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.slots.len() >= token::INDEXES
     }
 
     /// How many sessions wait for their event to be dispatched, at most.
@@ -98,10 +129,41 @@ impl<S> Sessions<S> {
             queued: false,
             wake: None,
             alarm: None,
-            stays: None,
+            sources: 1,
+            rest: None,
+            dormant: false,
             session: Some(session),
         });
         self.live += 1;
+        self.sockets += 1;
+    }
+
+    /// The session has sockets for these sources, too, a bit for each.
+    pub(crate) fn add_sources(&mut self, index: u32, sources: u8) {
+        let Some(slot) = self.slots.get_mut(index as usize).filter(|slot| slot.session.is_some())
+        else {
+            return;
+        };
+        let before = slot.sources.count_ones();
+        slot.sources |= sources;
+        self.sockets += (slot.sources.count_ones() - before) as usize;
+    }
+
+    /// Puts a session to sleep: what happens to it is noted, and waits.
+    pub(crate) fn put_to_sleep(&mut self, index: u32) {
+        if let Some(slot) = self.slots.get_mut(index as usize) {
+            slot.dormant = true;
+        }
+    }
+
+    /// Wakes a session: what has happened meanwhile is in the queue.
+    pub(crate) fn wake_up(&mut self, index: u32) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        slot.dormant = false;
+        if slot.session.is_some() && slot.pending != IoEvent::default() && !slot.queued {
+            slot.queued = true;
+            self.queue.push_back(index);
+        }
     }
 
     /// Notes an event for its session. `false` if it is stale.
@@ -111,7 +173,7 @@ impl<S> Sessions<S> {
             return false;
         }
         slot.pending.merge(event);
-        if !slot.queued {
+        if !slot.queued && !slot.dormant {
             slot.queued = true;
             self.queue.push_back(token.index);
         }
@@ -139,7 +201,7 @@ impl<S> Sessions<S> {
     pub(crate) fn again(&mut self, index: u32, event: IoEvent) {
         if let Some(slot) = self.slots.get_mut(index as usize) {
             slot.pending.merge(event);
-            if !slot.queued {
+            if !slot.queued && !slot.dormant {
                 slot.queued = true;
                 self.queue.push_back(index);
             }
@@ -152,15 +214,31 @@ impl<S> Sessions<S> {
         Some((token, slot.session.as_mut()?))
     }
 
-    /// Whether a session has tried to move in that attempt at an upgrade and could not.
-    pub(crate) fn stays(&self, index: u32, attempt: u32) -> bool {
-        self.slots.get(index as usize).is_some_and(|slot| slot.stays == Some(attempt))
+    /// Whether a session has tried to move in that attempt at an upgrade and could not, and is not to be
+    /// asked again in that walk.
+    pub(crate) fn rests(&self, index: u32, attempt: u32, walk: u32) -> bool {
+        let rest = self.slots.get(index as usize).and_then(|slot| slot.rest);
+        rest.is_some_and(|rest| rest.attempt == attempt && walk < rest.until)
     }
 
-    pub(crate) fn set_stays(&mut self, index: u32, attempt: u32) {
+    /// How often a session has tried to move in that attempt at an upgrade, and could not.
+    pub(crate) fn tries(&self, index: u32, attempt: u32) -> u32 {
+        let rest = self.slots.get(index as usize).and_then(|slot| slot.rest);
+        rest.filter(|rest| rest.attempt == attempt).map_or(0, |rest| rest.tries)
+    }
+
+    /// It could not, in that walk, after so many tries: it is asked again after a walk, or two, or four,
+    /// and so on, because to be taken apart for nothing costs its time.
+    pub(crate) fn set_rest(&mut self, index: u32, attempt: u32, walk: u32, tries: u32) {
         if let Some(slot) = self.slots.get_mut(index as usize) {
-            slot.stays = Some(attempt);
+            let walks = 1 << tries.min(limits::REST_DOUBLINGS);
+            slot.rest = Some(Rest { attempt, until: walk.wrapping_add(walks), tries: tries + 1 });
         }
+    }
+
+    /// When a session wants to be woken, if it does.
+    pub(crate) fn wake_of(&self, index: u32) -> Option<Instant> {
+        self.slots.get(index as usize).and_then(|slot| slot.wake)
     }
 
     /// Wakes a session at a time, in place of the one that it may have wanted before.
@@ -233,15 +311,17 @@ impl<S> Sessions<S> {
         slot.session = f(Token::new(Kind::Session, slot.generation, index), session);
         if slot.session.is_none() {
             self.live -= 1;
+            self.sockets -= slot.sources.count_ones() as usize;
             self.ended.push(index);
         }
     }
 
     /// Ends a session: it is dropped now, its slot is freed at the end of the turn.
     pub(crate) fn end(&mut self, index: u32) {
-        let session = self.slots.get_mut(index as usize).and_then(|slot| slot.session.take());
-        if session.is_some() {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        if slot.session.take().is_some() {
             self.live -= 1;
+            self.sockets -= slot.sources.count_ones() as usize;
             self.ended.push(index);
         }
     }

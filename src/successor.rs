@@ -1,10 +1,15 @@
 //! What I do for the process after me: spawn it, hear it, commit to it, bury it.
+//!
+//! `process` is the kernel's side of it, and `dying` what is left of one that was killed.
+
+mod dying;
+mod process;
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,30 +17,24 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Waker};
 use nix::fcntl::OFlag;
 use nix::sys::signal::SigSet;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socketpair, sockopt,
+};
 use nix::unistd::{pipe2, read};
 
 use crate::fault::{self, Point};
 use crate::limits;
 use crate::machine::Event;
+use crate::outbox::Outbox;
 use crate::report::{Cause, Failure, Stage, Timings};
-use crate::sys::{self, Command, Spawned};
+use crate::sys::{self, Command};
 use crate::token::{Kind, Token};
 use crate::wire::{
-    Ack, Entry, Handoff, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem, ProtocolRange,
-    READY, SchemaRange, Sessions, VARIABLE,
+    Ack, Entry, Expect, Handoff, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem,
+    ProtocolRange, READY, SchemaRange, Sessions, VARIABLE,
 };
-
-/// What the spawning thread answers, and when it had the answer.
-type Answer = (Result<Spawned, NotSpawned>, Instant);
-
-/// What went wrong on the spawning thread.
-#[derive(Debug)]
-enum NotSpawned {
-    Before(Cause),
-    Spawn(io::Error),
-}
+pub(crate) use dying::Dying;
+use process::{Ending, NotSpawned, Process};
 
 /// A successor, from the moment it is wanted.
 #[derive(Debug)]
@@ -56,6 +55,10 @@ pub(crate) struct Successor {
     /// The protocol versions that are taken from it: all that this build speaks, and from HELLO on
     /// the one that it chose.
     speaks: ProtocolRange,
+    /// What it is to be told, as soon as it can be.
+    outbox: Outbox,
+    /// What it was told last of the sessions that are to come.
+    expects: Expect,
     /// Whether it owes an answer.
     asked: bool,
     /// Which sessions it has taken, or not, by its last answers.
@@ -97,6 +100,11 @@ impl Successor {
         let (socket, their_socket) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
                 .map_err(|errno| failed("make the handoff socket")(errno.into()))?;
+        make_room(&socket);
+        make_room(&their_socket);
+        // With each packet the kernel says who has sent it. Without that, what was spawned is taken for
+        // the successor.
+        let _ = setsockopt(&socket, sockopt::PassCred, &true);
         send_manifest(&socket, &plan).map_err(failed("put the manifest into the socket"))?;
 
         let handoff = Handoff {
@@ -143,7 +151,7 @@ impl Successor {
             started: plan.started,
             spawned: None,
             ready: plan.started,
-            process: Process::Spawning(answer),
+            process: Process::new(answer, plan.attempt),
             program: format!(
                 "{} in {}",
                 plan.command.executable.to_string_lossy(),
@@ -153,6 +161,8 @@ impl Successor {
             socket,
             hello: None,
             speaks: PROTOCOL,
+            outbox: Outbox::default(),
+            expects: Expect::default(),
             asked: false,
             acks: Vec::new(),
             cause: None,
@@ -173,16 +183,13 @@ impl Successor {
     pub(crate) fn hear_spawn(&mut self, registry: &Registry, events: &mut Vec<Event>) {
         let Some((result, at)) = self.process.answer() else { return };
         self.spawned = Some(at);
-        let mut watch = |spawned| self.process.watch(spawned, registry, self.attempt);
+        let mut watch = |spawned| self.process.watch(spawned, registry);
         match result.and_then(|spawned| watch(spawned).map_err(NotSpawned::Spawn)) {
             // A ready byte can be here before the answer is: then it is past this stage already.
             Ok(()) if self.stage == Stage::Spawn => self.stage = Stage::SetUp,
             Ok(()) => {}
             Err(error) => {
-                if let Process::Spawning(_) = self.process {
-                    // There was one answer, and there is nobody to wait for.
-                    self.process = Process::None;
-                }
+                self.process.not_spawned();
                 let cause = match error {
                     NotSpawned::Before(cause) => cause,
                     NotSpawned::Spawn(source) => {
@@ -193,7 +200,7 @@ impl Successor {
                 self.lose(cause, Event::SuccessorLost, events);
                 // One that was killed because it could not be watched may have lived long enough to
                 // say who it was, and to leave something behind.
-                while self.read_socket(&mut Vec::new()) {}
+                self.read_last_words(registry, &mut Vec::new());
             }
         }
     }
@@ -211,7 +218,7 @@ impl Successor {
             // It says ready once, and after HELLO, which lies in the socket by now.
             Ok(_) => {
                 self.close_pipe(registry);
-                self.read_socket(events);
+                self.read_socket(registry, events);
                 if self.hello.is_some() && self.cause.is_none() {
                     self.ready = now;
                     self.stage = Stage::Takeover;
@@ -230,7 +237,7 @@ impl Successor {
     /// answer.
     pub(crate) fn ask(&mut self) {
         self.asked = true;
-        self.tell(&Message::Ping);
+        self.tell(Message::Ping);
     }
 
     /// Looks once more for the word that is awaited: ready; once it was committed to, SERVING; once
@@ -245,7 +252,7 @@ impl Successor {
             self.read_pipe(registry, now, events);
             events.contains(&Event::SuccessorReady)
         } else {
-            self.read_socket(events);
+            self.read_socket(registry, events);
             events.contains(&Event::SuccessorServing)
                 || events.contains(&Event::SuccessorAnswered)
                 || !self.acks.is_empty()
@@ -260,7 +267,7 @@ impl Successor {
     }
 
     /// Reads the handoff socket. Answers whether there may be more.
-    pub(crate) fn read_socket(&mut self, events: &mut Vec<Event>) -> bool {
+    pub(crate) fn read_socket(&mut self, registry: &Registry, events: &mut Vec<Event>) -> bool {
         let mut packet = [0; limits::TEXT_BYTES + 64];
         for _ in 0..limits::MESSAGES_PER_TURN {
             match sys::receive(&self.socket, &mut packet) {
@@ -269,7 +276,12 @@ impl Successor {
                     return false;
                 }
                 Ok(received) => match Message::decode(&packet[..received.length], self.speaks) {
-                    Ok((protocol, message)) => self.hear(protocol, message, events),
+                    Ok((protocol, message)) => {
+                        if let (Message::Hello(_), Some(pid)) = (&message, received.sender) {
+                            self.process.hear_speaker(pid, registry);
+                        }
+                        self.hear(protocol, message, events);
+                    }
                     Err(error) => {
                         let cause = match error.problem {
                             // Once it has chosen, another version is nonsense like any other.
@@ -316,6 +328,7 @@ impl Successor {
                 log::debug!("the successor is {}, protocol {protocol}", hello.build);
                 self.hello = Some(hello);
                 self.speaks = ProtocolRange::only(protocol);
+                self.flush();
                 fault::at(Point::HelloHeard);
             }
             // Its exit status follows; what it said is why.
@@ -353,7 +366,9 @@ impl Successor {
             | Message::Ping
             | Message::Hello(_)
             | Message::Manifest(_)
-            | Message::Commit => {
+            | Message::Commit
+            | Message::Expect(_)
+            | Message::Retire => {
                 let cause = Cause::Nonsense(format!("{} out of turn", message.name()));
                 self.lose(cause, Event::SuccessorLost, events);
             }
@@ -368,15 +383,11 @@ impl Successor {
         now: Instant,
         events: &mut Vec<Event>,
     ) -> bool {
-        let Some(ending) = self.process.ending() else { return false };
+        let Some(ending) = self.process.ending(registry) else { return false };
         self.read_pipe(registry, now, events);
-        while self.read_socket(events) {}
+        self.read_last_words(registry, events);
         // The end of the pipe and of the socket is old news now.
         events.retain(|event| *event != Event::SuccessorHungUp);
-        let event = match ending {
-            Ending::Exited(0) => Event::SuccessorStopped,
-            Ending::Exited(_) | Ending::Killed(_) | Ending::Unknown => Event::SuccessorLost,
-        };
         if let (Some(Cause::Refused { status, .. }), Ending::Exited(exited)) =
             (&mut self.cause, ending)
         {
@@ -387,8 +398,19 @@ impl Successor {
             Ending::Killed(signal) => Cause::Killed(signal),
             Ending::Unknown => Cause::Ended,
         };
-        self.lose(cause, event, events);
+        // Whatever its status: who was told to stop has said so, and was heard.
+        self.lose(cause, Event::SuccessorLost, events);
         true
+    }
+
+    /// Reads what it has said, of one that is dead. A child of it may have the socket and go on
+    /// writing: no more is read than it can have said itself.
+    fn read_last_words(&mut self, registry: &Registry, events: &mut Vec<Event>) {
+        for _ in 0..limits::LAST_WORDS / limits::MESSAGES_PER_TURN {
+            if !self.read_socket(registry, events) {
+                return;
+            }
+        }
     }
 
     /// The first cause is the one: what follows follows from it.
@@ -402,16 +424,49 @@ impl Successor {
         self.cause.get_or_insert(cause);
     }
 
-    /// Sends a message. Answers `false` if the successor does not read, so that the socket is full;
-    /// of a dead one its death will be heard, and tells more.
-    pub(crate) fn tell(&self, message: &Message) -> bool {
-        match sys::send(&self.socket, &message.encode(self.speaks.newest), &[]) {
-            Ok(()) => true,
-            Err(error) => {
-                log::debug!("{} to the successor: {error}", message.name());
-                error.kind() != io::ErrorKind::WouldBlock
-            }
+    /// Tells it something, now or as soon as it can be told: when it has chosen a version to speak, and
+    /// when the socket takes it.
+    pub(crate) fn tell(&mut self, message: Message) {
+        self.outbox.add(message);
+        self.flush();
+    }
+
+    /// Whether it has said which version it speaks.
+    pub(crate) fn has_said_hello(&self) -> bool {
+        self.hello.is_some()
+    }
+
+    /// Sends what waits to be said. Answers whether something still waits.
+    pub(crate) fn flush(&mut self) -> bool {
+        if self.hello.is_some() {
+            self.outbox.flush(&self.socket, self.speaks.newest);
         }
+        !self.outbox.is_empty()
+    }
+
+    /// Commits to it. `false` if it does not read, so that the socket is full; of a dead one its death
+    /// will be heard, and tells more.
+    pub(crate) fn commit(&mut self) -> bool {
+        !self.flush() && {
+            let commit = Message::Commit.encode(self.speaks.newest);
+            let sent = sys::send(&self.socket, &commit, &[]);
+            !sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        }
+    }
+
+    /// Has it keep room for that many sessions. It hears of it only if the number has changed; one that
+    /// does not know the word goes without. Answers whether it was told.
+    pub(crate) fn expect(&mut self, sessions: usize, sockets: usize) -> bool {
+        let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        let expects = Expect { sessions: number(sessions), sockets: number(sockets) };
+        let news = self.speaks.newest >= EXPECT_SINCE && expects != self.expects;
+        if news {
+            self.expects = expects;
+            // Only the last number counts.
+            self.outbox.forget(|message| matches!(message, Message::Expect(_)));
+            self.tell(Message::Expect(expects));
+        }
+        news
     }
 
     /// Whether it can put together what is packed in that form.
@@ -423,6 +478,14 @@ impl Successor {
     /// The schemas that it can put together.
     pub(crate) fn schemas(&self) -> SchemaRange {
         self.hello.as_ref().map_or(NO_SCHEMAS, |hello| hello.schemas)
+    }
+
+    /// How long a packet of sessions may be: both that may be on their way fit into the socket, whose
+    /// room the kernel counts with its own bookkeeping (SO_SNDBUF, socket(7)).
+    pub(crate) fn packet_bytes(&self) -> usize {
+        let room = getsockopt(&self.socket, sockopt::SndBuf).unwrap_or(limits::SOCKET_BYTES);
+        let each = (room / limits::PACKETS_IN_FLIGHT).saturating_sub(limits::PACKET_OVERHEAD_BYTES);
+        each.min(limits::SESSIONS_BYTES)
     }
 
     /// Sends sessions and their sockets. An error, and nothing has been sent.
@@ -465,16 +528,19 @@ impl Successor {
         }
     }
 
-    /// Kills it, wherever it is, and closes what belonged to it. What is left is a process to
-    /// reap, or a spawn to wait for.
+    /// Says that it is given up, kills it, wherever it is, and closes what belonged to it. What is left
+    /// is a process to reap, or a spawn to wait for.
     pub(crate) fn kill(mut self, registry: &Registry) -> Dying {
         self.close_pipe(registry);
         // It was registered when it was made, and is open.
         let _ = registry.deregister(&mut SourceFd(&self.socket.as_raw_fd()));
+        // Where it cannot be killed, because its spawn has no answer yet, it must not take the end of
+        // the socket for its predecessor's death. Nothing can be done if it does not read.
+        let _ = sys::send(&self.socket, &Message::Retire.encode(self.speaks.newest), &[]);
         self.process.kill();
         Dying {
             attempt: self.attempt,
-            said: self.hello.map(|hello| hello.pid),
+            pid: self.pid(),
             process: self.process,
             socket: self.socket,
             speaks: self.speaks,
@@ -483,191 +549,19 @@ impl Successor {
     }
 }
 
-/// A process that was killed and is not reaped yet. The loop does not wait for it.
-#[derive(Debug)]
-pub(crate) struct Dying {
-    attempt: u32,
-    /// Its process id by its own word.
-    said: Option<u32>,
-    process: Process,
-    /// What it said last is read when it is dead: until then it may say more.
-    socket: OwnedFd,
-    speaks: ProtocolRange,
-    /// Read before that, and not heard yet.
-    acks: Vec<Ack>,
-}
+/// The first version that knows EXPECT.
+const EXPECT_SINCE: u16 = 2;
 
-impl Dying {
-    pub(crate) fn pid(&self) -> Option<u32> {
-        self.process.pid().or(self.said)
-    }
-
-    pub(crate) fn attempt(&self) -> u32 {
-        self.attempt
-    }
-
-    /// The sessions that it has taken, and not said so in time: it lived, and has now died with them.
-    pub(crate) fn last_acks(&mut self) -> Vec<Ack> {
-        let mut packet = [0; limits::TEXT_BYTES + 64];
-        let mut acks = std::mem::take(&mut self.acks);
-        loop {
-            match sys::receive(&self.socket, &mut packet) {
-                Ok(received) if received.length == 0 => return acks,
-                // Its other words do not matter any more.
-                Ok(received) => {
-                    let message = Message::decode(&packet[..received.length], self.speaks);
-                    if let Ok((_, Message::Ack(ack))) = message {
-                        acks.push(ack);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
-                Err(_) => return acks,
-            }
-        }
-    }
-
-    /// Reaps it if it can be reaped; answers whether it is over.
-    pub(crate) fn settle(&mut self, registry: &Registry) -> bool {
-        if let Some((result, _)) = self.process.answer() {
-            // One that cannot be watched is killed all the same; it is reaped with the next look.
-            if let Ok(spawned) = result {
-                let _ = self.process.watch(spawned, registry, self.attempt);
-            }
-            match &self.process {
-                Process::Alive { .. } => self.process.kill(),
-                Process::Spawning(_) | Process::None => return true,
-            }
-        }
-        match &self.process {
-            Process::Spawning(_) => false,
-            Process::Alive { fd, .. } => {
-                let over = self.process.ending().is_some();
-                if over {
-                    // It was registered by `watch` and is open.
-                    let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
-                }
-                over
-            }
-            Process::None => true,
-        }
-    }
-
-    /// Waits until it is over, and no longer than until `deadline`. For the end of the program.
-    pub(crate) fn settle_until(&mut self, registry: &Registry, deadline: Instant) {
-        while !self.settle(registry) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            match &self.process {
-                Process::Spawning(answer) => match answer.recv_timeout(left) {
-                    Ok(answer) => self.process = Process::answered(answer),
-                    Err(_) => return,
-                },
-                Process::Alive { fd, .. } => {
-                    // Whatever it answers, `settle` looks again.
-                    sys::is_dead_by(fd.as_fd(), deadline);
-                }
-                Process::None => return,
-            }
-        }
-    }
-}
-
-/// The kernel's side of a successor: first a spawn, then a process.
-#[derive(Debug)]
-enum Process {
-    Spawning(Receiver<Answer>),
-    Alive {
-        pid: u32,
-        fd: OwnedFd,
-    },
-    /// It could not be spawned.
-    None,
-}
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug)]
-enum Ending {
-    Exited(i32),
-    Killed(i32),
-    /// Somebody else reaped it.
-    Unknown,
-}
-
-impl Process {
-    fn pid(&self) -> Option<u32> {
-        match self {
-            Self::Alive { pid, .. } => Some(*pid),
-            Self::Spawning(_) | Self::None => None,
-        }
-    }
-
-    /// The spawning thread's answer, once.
-    fn answer(&self) -> Option<Answer> {
-        match self {
-            Self::Spawning(answer) => match answer.try_recv() {
-                Ok(answer) => Some(answer),
-                Err(TryRecvError::Empty) => None,
-                // The thread panicked: the answer will not come.
-                Err(TryRecvError::Disconnected) => {
-                    let error = io::Error::other("the spawning thread ended without an answer");
-                    Some((Err(NotSpawned::Spawn(error)), Instant::now()))
-                }
-            },
-            Self::Alive { .. } | Self::None => None,
-        }
-    }
-
-    /// Watches a process that was spawned for its death.
-    fn watch(&mut self, spawned: Spawned, registry: &Registry, attempt: u32) -> io::Result<()> {
-        let token = Token::new(Kind::SuccessorProcess, attempt, 0).pack();
-        let Spawned { pid, process: fd } = spawned;
-        let registered =
-            registry.register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE);
-        *self = Self::Alive { pid, fd };
-        registered
-    }
-
-    fn answered((result, _): Answer) -> Self {
-        match result {
-            Ok(Spawned { pid, process: fd }) => {
-                let process = Self::Alive { pid, fd };
-                process.kill();
-                process
-            }
-            Err(_) => Self::None,
-        }
-    }
-
-    fn kill(&self) {
-        if let Self::Alive { fd, .. } = self {
-            // ESRCH: it is dead already, which is what is wanted.
-            let _ = sys::kill(fd.as_fd());
-        }
-    }
-
-    /// Reaps the process if it has ended. Never blocks.
-    fn ending(&self) -> Option<Ending> {
-        let Self::Alive { fd, .. } = self else { return None };
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-        match waitid(Id::PIDFd(fd.as_fd()), flags) {
-            Ok(WaitStatus::Exited(_, status)) => Some(Ending::Exited(status)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Some(Ending::Killed(signal as i32)),
-            // Not yet, or stopped or continued, which is not asked for.
-            Ok(_) => None,
-            Err(nix::errno::Errno::EINTR) => None,
-            // ECHILD: somebody has reaped it, or SIGCHLD is ignored (waitpid(2)).
-            Err(_) => Some(Ending::Unknown),
-        }
+/// Asks for room in a handoff socket. A system that gives less gets smaller packets of sessions.
+fn make_room(socket: &OwnedFd) {
+    // Beyond the system's bound, for whoever may (CAP_NET_ADMIN, socket(7)); or up to it.
+    if setsockopt(socket, sockopt::SndBufForce, &limits::SOCKET_BYTES).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &limits::SOCKET_BYTES);
     }
 }
 
 fn send_manifest(socket: &OwnedFd, plan: &Plan<'_>) -> io::Result<()> {
-    let mut parts: Vec<_> = plan.manifest.chunks(limits::DESCRIPTORS_PER_PACKET).collect();
-    if parts.is_empty() {
-        parts.push(&[]);
-    }
+    let parts = parts_of(&plan.manifest);
     let count = parts.len() as u8;
     for (part, named) in (0..).zip(parts) {
         let manifest = Message::Manifest(Manifest {
@@ -684,4 +578,22 @@ fn send_manifest(socket: &OwnedFd, plan: &Plan<'_>) -> io::Result<()> {
         sys::send(socket, &manifest.encode(PROTOCOL.newest), &fds)?;
     }
     Ok(())
+}
+
+/// As many entries in each part as fit into a packet. There is one part at least.
+fn parts_of<'a, 'fd>(
+    manifest: &'a [(Entry, BorrowedFd<'fd>)],
+) -> Vec<&'a [(Entry, BorrowedFd<'fd>)]> {
+    let (mut parts, mut start, mut bytes) = (Vec::new(), 0, limits::MANIFEST_HEAD_BYTES);
+    for (place, (entry, _)) in manifest.iter().enumerate() {
+        let more = limits::ENTRY_HEAD_BYTES + entry.name.len() + entry.asked.len();
+        let full = place - start == limits::DESCRIPTORS_PER_PACKET;
+        if full || bytes + more > limits::PACKET_BYTES {
+            parts.push(&manifest[start..place]);
+            (start, bytes) = (place, limits::MANIFEST_HEAD_BYTES);
+        }
+        bytes += more;
+    }
+    parts.push(&manifest[start..]);
+    parts
 }

@@ -321,6 +321,9 @@ pub(crate) fn send(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>]) -> 
 pub(crate) struct Received {
     pub(crate) length: usize,
     pub(crate) descriptors: Vec<OwnedFd>,
+    /// Who has sent it, by the kernel's word, if the socket was asked to say so (SO_PASSCRED, unix(7)).
+    /// `None` also for a process that has no id in this pid namespace.
+    pub(crate) sender: Option<u32>,
 }
 
 /// Receives one packet; its descriptors are close-on-exec. Never blocks. Length 0 is the end of
@@ -338,7 +341,10 @@ pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Receiv
 const CONTROL_WORDS: usize = {
     let bytes = limits::DESCRIPTORS_PER_PACKET * size_of::<RawFd>();
     // SAFETY: computes a size from a size.
-    (unsafe { libc::CMSG_SPACE(bytes as libc::c_uint) } as usize).div_ceil(size_of::<u64>())
+    let descriptors = unsafe { libc::CMSG_SPACE(bytes as libc::c_uint) } as usize;
+    // SAFETY: as above.
+    let sender = unsafe { libc::CMSG_SPACE(size_of::<libc::ucred>() as libc::c_uint) } as usize;
+    (descriptors + sender).div_ceil(size_of::<u64>())
 };
 const _: () = assert!(align_of::<libc::cmsghdr>() <= align_of::<u64>());
 
@@ -359,11 +365,16 @@ fn receive_into(socket: impl AsFd, buffer: &mut [u8], control: &mut [u64]) -> io
     let length =
         Errno::result(unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &mut message, flags) })?;
 
-    let mut descriptors = Vec::new();
+    let (mut descriptors, mut sender) = (Vec::new(), None);
     // SAFETY: the header is as the kernel has left it, with the control buffer behind it.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&message) };
     // SAFETY: a pointer from CMSG_FIRSTHDR or CMSG_NXTHDR is null or to a header in the buffer.
     while let Some(found) = unsafe { header.as_ref() } {
+        if (found.cmsg_level, found.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) {
+            // SAFETY: the kernel has put a whole ucred behind this header, which is in the buffer.
+            let who = unsafe { libc::CMSG_DATA(header).cast::<libc::ucred>().read_unaligned() };
+            sender = u32::try_from(who.pid).ok().filter(|pid| *pid > 0);
+        }
         if (found.cmsg_level, found.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             // SAFETY: a pointer past a header that is in the buffer.
             let first = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
@@ -396,7 +407,7 @@ fn receive_into(socket: impl AsFd, buffer: &mut [u8], control: &mut [u64]) -> io
     if length == 0 && !is_at_end(socket.as_fd()) {
         return refused("an empty handoff message");
     }
-    Ok(Received { length, descriptors })
+    Ok(Received { length, descriptors, sender })
 }
 
 /// Whether nobody writes any more: an empty packet reads like the end (recv(2)), and is not.

@@ -17,6 +17,8 @@
 //! | PONG | successor | it does |
 //! | SESSIONS | predecessor | these are the successor's, once it has acknowledged them |
 //! | ACK | successor | they are, but for those that it could not take |
+//! | EXPECT | predecessor | so many sessions are still to come, at the most (from version 2 on) |
+//! | RETIRE | predecessor | the successor is given up and is to end (from version 2 on) |
 //!
 //! Decoding never panics and never allocates more than the packet's own size in proportion:
 //! hostile, truncated and oversized input gives a [`WireError`] that names the field.
@@ -53,6 +55,13 @@
 //! the chosen one from there on ([`ProtocolRange::only`]). [`Message::decode`] is given that range,
 //! and its newest is what [`Message::encode`] is given.
 //!
+//! # What version 2 has added
+//!
+//! A MANIFEST says of each listener by which text it was asked for, and which file its path was when
+//! it was bound. EXPECT comes before COMMIT, and again when there are fewer. A session that moves
+//! takes along when it is to be woken. RETIRE comes before the end of the socket, so that an
+//! end without it is a crash.
+//!
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz decode` fuzzes the decoder (`handoff` that of the
 //! variable); `cargo test --test wire` decodes the corpus.
 
@@ -63,7 +72,10 @@ use std::str::FromStr;
 use crate::limits;
 
 /// The protocol versions that this build speaks.
-pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 1 };
+pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 2 };
+
+/// The first version with EXPECT and RETIRE, and with more in MANIFEST and SESSIONS.
+const VERSION_2: u16 = 2;
 
 /// The session schemas that this build understands: none, sessions stay where they are.
 pub const NO_SCHEMAS: SchemaRange = SchemaRange { oldest: 0, newest: 0 };
@@ -79,6 +91,13 @@ const MAGIC: [u8; 4] = *b"tclo";
 /// The kinds that are the same in every version.
 const MANIFEST: u8 = 1;
 const REFUSE: u8 = 3;
+
+/// The kinds that version 2 has added.
+const EXPECT: u8 = 12;
+const RETIRE: u8 = 13;
+
+/// The time of a session that does not want to be woken.
+const NEVER: u64 = u64::MAX;
 
 /// The shortest entry of a MANIFEST: its kind, and a name of one byte with its length.
 const ENTRY_BYTES: usize = 3;
@@ -166,6 +185,11 @@ pub enum Message {
     Sessions(Sessions),
     /// The sessions of a packet have a new owner.
     Ack(Ack),
+    /// What the successor has to keep free.
+    Expect(Expect),
+    /// The successor is given up, and is to end: the predecessor goes on by itself, or both are to
+    /// stop.
+    Retire,
 }
 
 /// One part of the manifest.
@@ -198,6 +222,29 @@ pub struct Entry {
     pub name: String,
     /// What it is.
     pub kind: Kind,
+    /// The address by which it was asked for, at most 255 bytes; empty if that is not known. Who asks
+    /// by the same text need not look the host up.
+    pub asked: String,
+    /// The file that a Unix socket's path was when it was bound.
+    pub file: Option<FileId>,
+}
+
+/// Which file it is, among all of the machine (stat(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    /// Its device; not 0.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+}
+
+/// How many sessions are still to come, at the most. The successor keeps room for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expect {
+    /// How many sessions.
+    pub sessions: u32,
+    /// How many sockets they have together.
+    pub sockets: u32,
 }
 
 /// Sessions that move together.
@@ -216,6 +263,8 @@ pub struct SessionEntry {
     pub schema: u32,
     /// What each of its sockets is.
     pub sockets: Vec<Family>,
+    /// In how many microseconds it wants to be woken, if it does.
+    pub wake: Option<u64>,
     /// What the session says of itself.
     pub state: Vec<u8>,
 }
@@ -422,6 +471,9 @@ impl Message {
                     out.extend([entry.kind as u8, entry.name.len() as u8]);
                     out.extend(entry.name.as_bytes());
                 }
+                if protocol >= VERSION_2 {
+                    manifest.entries.iter().for_each(|entry| put_origin(&mut out, entry));
+                }
             }
             Self::Hello(hello) => {
                 out.push(2);
@@ -448,6 +500,9 @@ impl Message {
                     out.extend(session.schema.to_le_bytes());
                     out.push(session.sockets.len() as u8);
                     out.extend(session.sockets.iter().map(|family| *family as u8));
+                    if protocol >= VERSION_2 {
+                        out.extend(session.wake.unwrap_or(NEVER).to_le_bytes());
+                    }
                     out.extend((session.state.len() as u32).to_le_bytes());
                     out.extend(&session.state);
                 }
@@ -458,6 +513,12 @@ impl Message {
                 out.push(refused.len() as u8);
                 out.extend(refused);
             }
+            Self::Expect(Expect { sessions, sockets }) => {
+                out.push(EXPECT);
+                out.extend(sessions.to_le_bytes());
+                out.extend(sockets.to_le_bytes());
+            }
+            Self::Retire => out.push(RETIRE),
         }
         out
     }
@@ -489,8 +550,10 @@ impl Message {
             7 => Self::Stopping,
             8 => Self::Ping,
             9 => Self::Pong,
-            10 => Self::Sessions(fields.sessions()?),
+            10 => Self::Sessions(fields.sessions(protocol)?),
             11 => Self::Ack(fields.ack()?),
+            EXPECT if protocol >= VERSION_2 => Self::Expect(fields.expect()?),
+            RETIRE if protocol >= VERSION_2 => Self::Retire,
             other => {
                 return Err(WireError { field: "kind", problem: Problem::Unknown(other.into()) });
             }
@@ -531,6 +594,8 @@ impl Message {
             Self::Pong => "PONG",
             Self::Sessions(_) => "SESSIONS",
             Self::Ack(_) => "ACK",
+            Self::Expect(_) => "EXPECT",
+            Self::Retire => "RETIRE",
         }
     }
 }
@@ -626,7 +691,7 @@ impl<'a> Fields<'a> {
         let blocked = self.u64("blocked signals")?;
         let stay = self.u64("stay")?;
         let (part, parts) = (self.u8("part")?, self.u8("parts")?);
-        if parts == 0 || usize::from(parts) > limits::NAMED / limits::DESCRIPTORS_PER_PACKET {
+        if parts == 0 || usize::from(parts) > limits::MANIFEST_PARTS {
             return Err(WireError { field: "parts", problem: Problem::Unknown(parts.into()) });
         }
         if part >= parts {
@@ -644,9 +709,29 @@ impl<'a> Fields<'a> {
                 let problem = Problem::Unknown(code.into());
                 return Err(WireError { field: "descriptor kind", problem });
             };
-            entries.push(Entry { name: self.name()?, kind });
+            entries.push(Entry { name: self.name()?, kind, asked: String::new(), file: None });
+        }
+        if written >= VERSION_2 && speaks.newest >= VERSION_2 {
+            entries.iter_mut().try_for_each(|entry| self.origin(entry))?;
         }
         Ok(Manifest { protocol, generation, predecessor, blocked, stay, part, parts, entries })
+    }
+
+    /// Where a descriptor comes from, as version 2 says it.
+    fn origin(&mut self, entry: &mut Entry) -> Result<(), WireError> {
+        let length = usize::from(self.u8("asked address")?);
+        let asked = self.utf8("asked address", length)?;
+        if asked.contains(char::is_control) {
+            return Err(WireError { field: "asked address", problem: Problem::ControlCharacter });
+        }
+        entry.asked = asked.into();
+        let file = FileId { device: self.u64("device")?, inode: self.u64("inode")? };
+        entry.file = Some(file).filter(|file| file.device != 0);
+        Ok(())
+    }
+
+    fn expect(&mut self) -> Result<Expect, WireError> {
+        Ok(Expect { sessions: self.u32("sessions")?, sockets: self.u32("sockets")? })
     }
 
     fn family(&mut self) -> Result<Family, WireError> {
@@ -657,7 +742,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn sessions(&mut self) -> Result<Sessions, WireError> {
+    fn sessions(&mut self, protocol: u16) -> Result<Sessions, WireError> {
         let packet = self.u32("packet")?;
         let count = usize::from(self.u8("sessions")?);
         if count > limits::SESSIONS_PER_PACKET {
@@ -672,12 +757,16 @@ impl<'a> Fields<'a> {
                 return Err(WireError { field: "sockets", problem: Problem::TooLong });
             }
             let sockets = (0..sockets).map(|_| self.family()).collect::<Result<_, _>>()?;
+            let wake = match protocol {
+                VERSION_2.. => Some(self.u64("wake")?).filter(|wake| *wake != NEVER),
+                _ => None,
+            };
             let length = self.u32("state")? as usize;
             if length > limits::STATE_BYTES {
                 return Err(WireError { field: "state", problem: Problem::TooLong });
             }
             let state = self.take("state", length)?.to_vec();
-            sessions.push(SessionEntry { schema, sockets, state });
+            sessions.push(SessionEntry { schema, sockets, wake, state });
         }
         Ok(Sessions { packet, sessions })
     }
@@ -696,6 +785,18 @@ impl<'a> Fields<'a> {
             SchemaRange { oldest: self.u32("oldest schema")?, newest: self.u32("newest schema")? };
         Ok(Hello { schemas, pid: self.u32("pid")?, build: self.text("build")? })
     }
+}
+
+/// What version 2 says of a descriptor. A text that is too long is left out: its host is looked up.
+fn put_origin(out: &mut Vec<u8>, entry: &Entry) {
+    let asked = Some(&entry.asked)
+        .filter(|asked| asked.len() <= usize::from(u8::MAX) && !asked.contains(char::is_control));
+    let asked = asked.map_or("", String::as_str);
+    out.push(asked.len() as u8);
+    out.extend(asked.as_bytes());
+    let (device, inode) = entry.file.map_or((0, 0), |file| (file.device, file.inode));
+    out.extend(device.to_le_bytes());
+    out.extend(inode.to_le_bytes());
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Drain, Event, Machine, Predecessor, Refusal, State, Timer};
+use super::{Drain, Event, Machine, Predecessor, Refusal, State, Timer, Wanted};
 
 impl State {
     /// Every state, draining once for each thing to drain for; in the order of a life.
@@ -30,12 +30,17 @@ impl State {
 
 impl Predecessor {
     /// Every predecessor there can be.
-    pub const ALL: [Self; 3] = [Self::Gone, Self::Leaving, Self::Owner];
+    pub const ALL: [Self; 4] = [Self::Gone, Self::Leaving, Self::Trusting, Self::Owner];
+}
+
+impl Wanted {
+    /// Every way in which an upgrade can be wanted, or not.
+    pub const ALL: [Self; 3] = [Self::No, Self::BySuccessor, Self::Here];
 }
 
 impl Event {
     /// Every event, in the order of this page.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 31] = [
         Self::SetUpDone,
         Self::UpgradeRequested,
         Self::ShutdownRequested,
@@ -51,29 +56,35 @@ impl Event {
         Self::Committed,
         Self::PidFileWritten,
         Self::PredecessorAsked,
+        Self::GivenUp,
         Self::PredecessorGone,
         Self::PredecessorSilent,
         Self::SessionsSent,
         Self::SessionsSettled,
         Self::SessionsGone,
+        Self::HandlerPanicked,
+        Self::Failed,
+        Self::StoodStill,
         Self::UpgradeTimedOut,
         Self::TakeoverTimedOut,
         Self::StatusTimedOut,
         Self::ProbationOver,
         Self::DrainTimedOut,
         Self::DepartureTimedOut,
+        Self::PauseOver,
     ];
 }
 
 impl Timer {
     /// Every timer.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Upgrade,
         Self::Takeover,
         Self::Status,
         Self::Probation,
         Self::Drain,
         Self::Departure,
+        Self::Pause,
     ];
 
     /// What it means that this timer ran out.
@@ -86,6 +97,7 @@ impl Timer {
             Self::Probation => Event::ProbationOver,
             Self::Drain => Event::DrainTimedOut,
             Self::Departure => Event::DepartureTimedOut,
+            Self::Pause => Event::PauseOver,
         }
     }
 }
@@ -96,7 +108,9 @@ impl Machine {
     pub fn all() -> impl Iterator<Item = Self> {
         State::ALL.into_iter().flat_map(|state| {
             Predecessor::ALL.into_iter().flat_map(move |predecessor| {
-                [false, true].map(|wanted| Self { state, predecessor, wanted })
+                Wanted::ALL.into_iter().flat_map(move |wanted| {
+                    [false, true].map(|pausing| Self { state, predecessor, wanted, pausing })
+                })
             })
         })
     }
@@ -127,7 +141,18 @@ impl fmt::Display for Predecessor {
         f.write_str(match self {
             Self::Gone => "gone",
             Self::Leaving => "leaving",
+            Self::Trusting => "trusting",
             Self::Owner => "owner",
+        })
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::No => "not wanted",
+            Self::BySuccessor => "wanted by the successor",
+            Self::Here => "wanted",
         })
     }
 }
@@ -151,17 +176,22 @@ impl fmt::Display for Event {
             Self::Committed => "committed to by the predecessor",
             Self::PidFileWritten => "pid file written",
             Self::PredecessorAsked => "asked by the predecessor",
+            Self::GivenUp => "given up by the predecessor",
             Self::PredecessorGone => "predecessor gone",
             Self::PredecessorSilent => "not committed to in time",
             Self::SessionsSent => "sessions sent",
             Self::SessionsSettled => "sessions settled",
             Self::SessionsGone => "sessions gone",
+            Self::HandlerPanicked => "a handler panicked",
+            Self::Failed => "failed",
+            Self::StoodStill => "stood still",
             Self::UpgradeTimedOut => "upgrade timed out",
             Self::TakeoverTimedOut => "takeover timed out",
             Self::StatusTimedOut => "successor hung up without an exit status",
             Self::ProbationOver => "probation over",
             Self::DrainTimedOut => "drain timed out",
             Self::DepartureTimedOut => "departure timed out",
+            Self::PauseOver => "pause over",
         })
     }
 }

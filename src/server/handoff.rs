@@ -3,11 +3,14 @@
 //! A session is in one of two hands, with no third (I5). It is taken out of the loop, packed and
 //! sent, and this process keeps its own copies of the sockets until the successor has acknowledged
 //! it; the successor acknowledges it before it touches a byte. What is refused, or on its way to a
-//! successor that has died without a word, comes back here as if it had never left.
+//! successor that has died without a word, comes back here as if it had never left, and is asked again
+//! later (I8).
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use super::guard::caught;
 use super::moves::Moves;
 use super::{Server, Sweep, Walk};
 use crate::fault::{self, Point};
@@ -15,6 +18,7 @@ use crate::handler::{Context, Handler, Packed};
 use crate::io_event::IoEvent;
 use crate::limits;
 use crate::machine::{Event, State};
+use crate::predecessor::Arrived;
 use crate::report::Milliseconds;
 use crate::stream::Stream;
 use crate::wire::{Ack, SessionEntry, Sessions};
@@ -26,43 +30,115 @@ pub(super) struct InFlight {
     attempt: u32,
     /// When the first of the sessions was taken out of the loop.
     since: Instant,
-    sessions: Vec<Packed>,
+    sessions: Vec<Outgoing>,
+}
+
+/// A session that was taken apart to move.
+pub(super) struct Outgoing {
+    packed: Packed,
+    /// When it wants to be woken.
+    wake: Option<Instant>,
+    /// How often it has tried to move in this attempt, and could not.
+    tries: u32,
 }
 
 /// A packet that is being filled.
 struct Load {
     since: Instant,
-    sessions: Vec<Packed>,
+    sessions: Vec<Outgoing>,
     bytes: usize,
+    most: usize,
 }
 
 impl Load {
     /// Made before its first session is taken out of the loop, or packed as one too many for the
     /// load before it.
-    fn new() -> Self {
-        Self { since: Instant::now(), sessions: Vec::new(), bytes: 0 }
+    fn new(most: usize) -> Self {
+        Self { since: Instant::now(), sessions: Vec::new(), bytes: 0, most }
     }
 
     fn is_full(&self) -> bool {
         self.sessions.len() >= limits::SESSIONS_PER_PACKET
     }
 
-    fn has_room_for(&self, packed: &Packed) -> bool {
-        self.bytes + size_of_packed(packed) <= limits::SESSIONS_BYTES
+    fn has_room_for(&self, session: &Outgoing) -> bool {
+        self.bytes + size_of_packed(&session.packed) <= self.most
     }
 
-    fn add(&mut self, packed: Packed) {
-        self.bytes += size_of_packed(&packed);
-        self.sessions.push(packed);
+    fn add(&mut self, session: Outgoing) {
+        self.bytes += size_of_packed(&session.packed);
+        self.sessions.push(session);
     }
 }
 
 /// In a packet, its head included.
 fn size_of_packed(packed: &Packed) -> usize {
-    packed.state.len() + limits::SOURCES + 16
+    packed.state.len() + limits::SOURCES + 32
+}
+
+/// A packet of the predecessor's sessions that is being put together, in the time of several turns.
+/// Until all of it is, and is acknowledged, its sessions sleep.
+pub(super) struct Adopting {
+    packet: u32,
+    waiting: std::vec::IntoIter<(u8, (SessionEntry, Vec<OwnedFd>))>,
+    adopted: Vec<u32>,
+    refused: Vec<u8>,
+}
+
+impl Adopting {
+    fn new(arrived: Arrived) -> Self {
+        let waiting: Vec<_> = (0..).zip(arrived.sessions).collect();
+        let (adopted, refused) = (Vec::new(), Vec::new());
+        Self { packet: arrived.packet, waiting: waiting.into_iter(), adopted, refused }
+    }
+}
+
+/// Sessions that have come from the predecessor.
+#[derive(Default)]
+pub(super) struct Adoption {
+    /// Packets that wait, the one at hand first.
+    packets: VecDeque<Adopting>,
+    /// Sessions that were taken over.
+    pub(super) taken: usize,
+    /// How often one was refused.
+    refused: usize,
 }
 
 impl<H: Handler> Server<H> {
+    /// The sessions, and their sockets, that a successor is to keep room for: all that there are, if it
+    /// can put them together.
+    pub(super) fn sessions_to_come(&self) -> (usize, usize) {
+        let own = self.handler.schemas();
+        let successor = self.successor.as_ref().zip(own);
+        match successor.is_some_and(|(successor, own)| successor.understands(*own.end())) {
+            true => (self.sessions.len(), self.sessions.sockets()),
+            false => (0, 0),
+        }
+    }
+
+    /// Tells the successor how many are still to come, if there are fewer by now. Those on their way it
+    /// has places for until it has taken them. Answers whether it is to be told later, because it was told
+    /// a moment ago.
+    pub(super) fn tell_to_come(&mut self) -> bool {
+        let draining = matches!(self.state(), State::Draining(_));
+        if draining && self.successor.is_some() {
+            if self.told_to_come.is_some_and(|at| self.shared.now < at + limits::OUTBOX_RETRY) {
+                return true;
+            }
+            self.told_to_come = Some(self.shared.now);
+            let on_their_way = self.in_flight.iter().flat_map(|sent| &sent.sessions);
+            let (sent, sockets) = on_their_way
+                .fold((0, 0), |(count, sockets), s| (count + 1, sockets + s.packed.streams.len()));
+            let (left, their_sockets) = self.sessions_to_come();
+            if let Some(successor) = &mut self.successor {
+                if !successor.expect(left + sent, their_sockets + sockets) {
+                    self.told_to_come = None;
+                }
+            }
+        }
+        false
+    }
+
     /// Whether there is a successor that can put together what this process packs. Says so in the
     /// log if not.
     pub(super) fn can_move_sessions(&self) -> bool {
@@ -93,39 +169,42 @@ impl<H: Handler> Server<H> {
     /// What the socket did not take is here again, under another index, and would be found again: once
     /// it is full, the sweep moves nobody else.
     pub(super) fn move_sessions(&mut self, sweep: &mut Sweep) -> bool {
-        let mut load = Load::new();
+        let most = self.successor.as_ref().map_or(limits::SESSIONS_BYTES, |s| s.packet_bytes());
+        let mut load = Load::new(most);
+        let begun = Instant::now();
         for _ in 0..limits::DRAINS_PER_TURN {
-            if self.is_window_full() || load.is_full() {
+            let late = begun.elapsed() >= limits::MOVING_TIME;
+            if self.is_window_full() || load.is_full() || late {
                 break;
             }
             let Some((token, _)) = self.sessions.next_from(sweep.next) else {
                 self.send_sessions(load);
+                self.tell_of_stuck();
                 return true;
             };
             sweep.next = token.index + 1;
-            if sweep.full && !self.sessions.stays(token.index, self.attempts) {
+            let rests = self.sessions.rests(token.index, self.attempts, self.walks);
+            if sweep.full && !rests {
                 continue;
             }
-            match self.pack(token.index) {
-                Some(packed) if load.has_room_for(&packed) => load.add(packed),
-                Some(packed) => {
-                    let full = std::mem::replace(&mut load, Load::new());
+            let packed = if rests { None } else { self.pack(token.index, most) };
+            match packed {
+                Some(session) if load.has_room_for(&session) => load.add(session),
+                Some(session) => {
+                    let full = std::mem::replace(&mut load, Load::new(most));
                     sweep.full |= !self.send_sessions(full);
                     if !sweep.full && !self.is_window_full() {
-                        load.add(packed);
+                        load.add(session);
                         continue;
                     }
                     // Back in another slot, where the sweep comes by once more.
-                    if let Some(index) = self.take_back(packed, false) {
+                    if let Some(index) = self.take_back(session, false) {
                         sweep.next = sweep.next.min(index);
                     }
                 }
                 None => {
-                    let Some((token, session)) = self.sessions.get_mut(token.index) else {
-                        continue;
-                    };
-                    let mut cx = Context::of(&mut self.shared, token);
-                    let verdict = self.handler.drain(&mut cx, session);
+                    let Some((token, _)) = self.sessions.get_mut(token.index) else { continue };
+                    let verdict = self.ask_to_drain(token.index);
                     self.conclude(token.index, verdict, IoEvent::default());
                 }
             }
@@ -135,37 +214,46 @@ impl<H: Handler> Server<H> {
     }
 
     /// Packs a session, if it can move.
-    fn pack(&mut self, index: u32) -> Option<Packed> {
-        if self.sessions.stays(index, self.attempts) {
-            return None;
-        }
+    fn pack(&mut self, index: u32, most: usize) -> Option<Outgoing> {
+        let (wake, tries) =
+            (self.sessions.wake_of(index), self.sessions.tries(index, self.attempts));
         let (handler, shared) = (&mut self.handler, &mut self.shared);
-        let mut packed = None;
+        let (mut taken_apart, mut panicked) = (None, None);
         self.sessions.lend(index, |token, session| {
-            match handler.pack(&mut Context::of(shared, token), session) {
-                Ok(taken_apart) => {
-                    packed = Some(taken_apart);
+            let mut cx = Context::of(shared, token);
+            match caught(|| handler.pack(&mut cx, session)) {
+                Ok(Ok(packed)) => {
+                    taken_apart = Some(packed);
                     None
                 }
-                Err(session) => Some(session),
+                Ok(Err(session)) => Some(session),
+                Err(payload) => {
+                    panicked = Some(payload);
+                    None
+                }
             }
         });
         self.shared.session = None;
-        let packed = packed?;
-        let understood = self.successor.as_ref().is_some_and(|s| s.understands(packed.schema));
-        let fits = packed.state.len() <= limits::STATE_BYTES
-            && packed.streams.len() <= limits::SOURCES
+        if let Some(payload) = panicked {
+            self.note_panic("pack", None, payload);
+            return None;
+        }
+        self.note_slow("pack");
+        let session = Outgoing { packed: taken_apart?, wake, tries };
+        let Packed { schema, state, streams } = &session.packed;
+        let understood = self.successor.as_ref().is_some_and(|s| s.understands(*schema));
+        let fits = state.len() <= limits::STATE_BYTES
+            && size_of_packed(&session.packed) <= most
+            && streams.len() <= limits::SOURCES
             && understood;
         if fits {
-            return Some(packed);
+            return Some(session);
         }
-        log::warn!(
-            "a session stays: schema {}, {} bytes and {} sockets is not what can move.",
-            packed.schema,
-            packed.state.len(),
-            packed.streams.len(),
-        );
-        self.take_back(packed, true);
+        let (bytes, sockets) = (state.len(), streams.len());
+        self.note_stuck(|| {
+            format!("schema {schema}, {bytes} bytes and {sockets} sockets is not what can move")
+        });
+        self.take_back(session, true);
         None
     }
 
@@ -176,12 +264,15 @@ impl<H: Handler> Server<H> {
             return true;
         };
         self.packets = self.packets.wrapping_add(1);
-        let entry = |packed: &mut Packed| {
+        let now = Instant::now();
+        let entry = |Outgoing { packed, wake, .. }: &mut Outgoing| {
             // From here on nobody here hears of them.
             packed.streams.iter_mut().for_each(Stream::deregister);
+            let until = |at: Instant| at.saturating_duration_since(now).as_micros();
             SessionEntry {
                 schema: packed.schema,
                 sockets: packed.streams.iter().map(Stream::family).collect(),
+                wake: wake.and_then(|at| u64::try_from(until(at)).ok()),
                 state: packed.state.clone(),
             }
         };
@@ -189,7 +280,7 @@ impl<H: Handler> Server<H> {
         let sockets: Vec<BorrowedFd<'_>> = load
             .sessions
             .iter()
-            .flat_map(|packed| packed.streams.iter().map(AsFd::as_fd))
+            .flat_map(|session| session.packed.streams.iter().map(AsFd::as_fd))
             .collect();
         let packet = self.packets;
         match successor.send_sessions(Sessions { packet, sessions }, &sockets) {
@@ -214,7 +305,8 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// What the successor of that attempt has taken is its own, and what it has refused stays.
+    /// What the successor of that attempt has taken is its own, and what it has refused is asked again
+    /// later.
     pub(super) fn hear_acks(&mut self, attempt: u32, acks: Vec<Ack>) {
         if acks.is_empty() {
             return;
@@ -229,10 +321,10 @@ impl<H: Handler> Server<H> {
             fault::at(Point::AckHeard);
             let Some(sent) = self.in_flight.remove(place) else { continue };
             let mut moved = 0;
-            for (place, packed) in (0u8..).zip(sent.sessions) {
+            for (place, session) in (0u8..).zip(sent.sessions) {
                 if refused.contains(&place) {
-                    log::warn!("the successor refused a session, which stays and drains.");
-                    self.take_back(packed, true);
+                    self.note_stuck(|| "the successor refused it".into());
+                    self.take_back(session, true);
                 } else {
                     moved += 1;
                 }
@@ -255,11 +347,17 @@ impl<H: Handler> Server<H> {
     }
 
     /// Puts a session together again that this process has packed itself, and answers where it is. One
-    /// that was refused stays.
-    fn take_back(&mut self, mut packed: Packed, stays: bool) -> Option<u32> {
+    /// that could not move rests for a while.
+    fn take_back(&mut self, session: Outgoing, rests: bool) -> Option<u32> {
+        let Outgoing { mut packed, wake, tries } = session;
         packed.streams.iter_mut().for_each(Stream::deregister);
-        match self.put_together(packed, stays) {
-            Ok(index) => Some(index),
+        match self.put_together(packed, wake) {
+            Ok(index) => {
+                if rests {
+                    self.sessions.set_rest(index, self.attempts, self.walks, tries);
+                }
+                Some(index)
+            }
             Err(error) => {
                 log::error!("a session is lost, which could not be put together again: {error}");
                 None
@@ -267,76 +365,104 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    fn take_all_back(&mut self, sessions: Vec<Packed>) {
-        for packed in sessions {
-            self.take_back(packed, false);
+    fn take_all_back(&mut self, sessions: Vec<Outgoing>) {
+        for session in sessions {
+            self.take_back(session, false);
         }
     }
 
-    fn put_together(&mut self, mut packed: Packed, stays: bool) -> std::io::Result<u32> {
+    fn put_together(&mut self, mut packed: Packed, wake: Option<Instant>) -> std::io::Result<u32> {
         let vacancy = self.sessions.vacancy();
         let token = vacancy.token();
         let mut cx = Context::of(&mut self.shared, token);
         for (source, stream) in (0..).zip(&mut packed.streams) {
             cx.attach(stream, source)?;
         }
-        let session = self.handler.unpack(&mut cx, packed);
+        let handler = &mut self.handler;
+        let session = match caught(|| handler.unpack(&mut cx, packed)) {
+            Ok(session) => session,
+            Err(payload) => {
+                self.note_panic("unpack", None, payload);
+                Err(std::io::Error::other("the handler panicked"))
+            }
+        };
         self.shared.session = None;
+        self.note_slow("unpack");
         self.sessions.insert(vacancy, session?);
-        if stays {
-            self.sessions.set_stays(token.index, self.attempts);
-        }
-        if let Some(at) = self.shared.wake.take() {
+        self.sessions.add_sources(token.index, self.shared.attached);
+        // What it asked for when it was put together counts, or else what it had asked for before.
+        if let Some(at) = self.shared.wake.take().or(wake) {
             self.sessions.wake_at(token.index, at);
         }
         self.shared.sessions = self.sessions.len();
         Ok(token.index)
     }
 
-    /// Takes the sessions over that the predecessor has sent, and says so before a byte of them is
-    /// touched: their first events come with the next turn.
+    /// Takes the sessions over that the predecessor has sent, for as long as a turn may take, and says
+    /// so before a byte of them is touched.
     pub(super) fn adopt_sessions(&mut self) {
-        let arrived = match &mut self.predecessor {
-            Some(predecessor) => predecessor.take_arrived(),
-            None => return,
-        };
-        for packet in arrived {
-            fault::at(Point::SessionsHeard);
-            let (mut adopted, mut refused) = (Vec::new(), Vec::new());
-            for (place, (entry, sockets)) in (0..).zip(packet.sessions) {
+        if let Some(predecessor) = &mut self.predecessor {
+            for arrived in predecessor.take_arrived() {
+                fault::at(Point::SessionsHeard);
+                self.adoption.packets.push_back(Adopting::new(arrived));
+            }
+        }
+        let begun = Instant::now();
+        while let Some(mut packet) = self.adoption.packets.pop_front() {
+            while begun.elapsed() < limits::MOVING_TIME || packet.adopted.is_empty() {
+                let Some((place, (entry, sockets))) = packet.waiting.next() else { break };
                 match self.adopt(entry, sockets) {
-                    Ok(index) => adopted.push(index),
+                    Ok(index) => {
+                        self.sessions.put_to_sleep(index);
+                        packet.adopted.push(index);
+                    }
                     Err(error) => {
-                        log::warn!("a session of the predecessor is refused: {error}");
-                        refused.push(place);
+                        let first = self.adoption.refused == 0;
+                        let level = if first { log::Level::Warn } else { log::Level::Debug };
+                        log::log!(level, "a session of the predecessor is refused: {error}");
+                        self.adoption.refused += 1;
+                        packet.refused.push(place);
                     }
                 }
             }
-            let answer = Ack { packet: packet.packet, refused };
-            let heard = self.predecessor.as_ref().is_some_and(|p| p.acknowledge(answer));
-            if heard {
-                self.note_adopted(adopted.len());
-            } else {
-                log::error!(
-                    "the predecessor does not read: {} sessions stay its own",
-                    adopted.len()
-                );
-                adopted.into_iter().for_each(|index| self.sessions.end(index));
+            if packet.waiting.len() > 0 {
+                // The rest in the next turn, which comes at once.
+                self.adoption.packets.push_front(packet);
+                self.handoff_left = true;
+                return;
             }
-            fault::at(Point::AckSaid);
+            self.acknowledge(packet);
         }
     }
 
+    fn acknowledge(&mut self, packet: Adopting) {
+        let answer = Ack { packet: packet.packet, refused: packet.refused };
+        if self.predecessor.as_ref().is_none_or(|p| p.acknowledge(answer)) {
+            self.note_adopted(packet.adopted.len());
+            packet.adopted.into_iter().for_each(|index| self.sessions.wake_up(index));
+        } else {
+            let count = packet.adopted.len();
+            log::error!("the predecessor does not read: {count} sessions stay its own");
+            packet.adopted.into_iter().for_each(|index| self.sessions.end(index));
+        }
+        fault::at(Point::AckSaid);
+    }
+
+    /// Whoever was let in by the predecessor is taken over, however many there may be here: to let
+    /// nobody else in meanwhile is the acceptor's business (I8).
     fn adopt(&mut self, entry: SessionEntry, sockets: Vec<OwnedFd>) -> std::io::Result<u32> {
         if self.state() != State::Running {
             return Err(std::io::Error::other("this process is shutting down"));
         }
-        if self.sessions.is_full() {
-            return Err(std::io::Error::other("there are as many sessions as there may be"));
+        if self.sessions.is_exhausted() {
+            return Err(std::io::Error::other("there are as many sessions as there can be"));
         }
         let streams = sockets.into_iter().zip(entry.sockets);
         let streams = streams.map(|(fd, family)| Stream::adopt(fd, family)).collect();
-        self.put_together(Packed { schema: entry.schema, state: entry.state, streams }, false)
+        let wake =
+            entry.wake.and_then(|after| Instant::now().checked_add(Duration::from_micros(after)));
+        let packed = Packed { schema: entry.schema, state: entry.state, streams };
+        self.put_together(packed, wake)
     }
 
     /// Begins to hand the sessions over, or to have them drained where they cannot move.
@@ -344,9 +470,24 @@ impl<H: Handler> Server<H> {
         let walk = if self.can_move_sessions() { Walk::Move } else { Walk::Drain };
         self.sweep = Some(Sweep::new(walk));
         self.moving = walk;
+        self.walks = 0;
         self.moves = Some(Moves::new(self.shared.now));
         // From here the turn under way counts too.
         self.longest_turn = Duration::ZERO;
+    }
+
+    /// A session could not move, and why.
+    fn note_stuck(&mut self, why: impl FnOnce() -> String) {
+        if let Some(moves) = &mut self.moves {
+            moves.note_stuck(why);
+        }
+    }
+
+    /// Says once, for all of them, that some sessions could not move.
+    fn tell_of_stuck(&mut self) {
+        if let Some(line) = self.moves.as_mut().and_then(Moves::stuck) {
+            log::warn!("{line}");
+        }
     }
 
     /// Says what has moved, if anything has.
@@ -357,19 +498,19 @@ impl<H: Handler> Server<H> {
     }
 
     fn note_adopted(&mut self, sessions: usize) {
-        if self.adopted == 0 {
+        if self.adoption.taken == 0 {
             // From here the turn under way counts too.
             self.longest_turn = Duration::ZERO;
         }
-        self.adopted += sessions;
+        self.adoption.taken += sessions;
     }
 
     /// Says what was taken over, if anything was.
     pub(super) fn tell_of_adopted(&self) {
-        if self.adopted > 0 {
+        if self.adoption.taken > 0 {
             log::info!(
                 "took {} sessions over; longest turn {}.",
-                self.adopted,
+                self.adoption.taken,
                 Milliseconds(self.longest_turn_by_now()),
             );
         }

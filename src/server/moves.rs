@@ -13,11 +13,15 @@ pub(super) struct Moves {
     /// For each packet, how long its sessions stood still, and how many of them moved. There are no
     /// more packets than there were sessions, because who hands over gets no new ones.
     packets: Vec<(Duration, usize)>,
+    /// How many could not move in the walk at hand, and why the first of them could not.
+    stuck: Option<(usize, String)>,
+    /// Whether that was said.
+    told: bool,
 }
 
 impl Moves {
     pub(super) fn new(began: Instant) -> Self {
-        Self { began, ended: began, packets: Vec::new() }
+        Self { began, ended: began, packets: Vec::new(), stuck: None, told: false }
     }
 
     /// A packet whose first session was taken out of the loop at `since`, and whose answer is here
@@ -27,6 +31,23 @@ impl Moves {
             self.ended = now;
             self.packets.push((now.saturating_duration_since(since), sessions));
         }
+    }
+
+    /// A session could not move, and why.
+    pub(super) fn note_stuck(&mut self, why: impl FnOnce() -> String) {
+        match &mut self.stuck {
+            Some((count, _)) => *count += 1,
+            None => self.stuck = Some((1, why())),
+        }
+    }
+
+    /// The walk is over: what is to be said of those that could not move, once for all of them.
+    pub(super) fn stuck(&mut self) -> Option<String> {
+        let (count, why) = self.stuck.take()?;
+        if std::mem::replace(&mut self.told, true) {
+            return None;
+        }
+        Some(format!("{count} sessions cannot move now, and are asked again later: {why}."))
     }
 
     /// The line for the log, if any have moved.

@@ -89,7 +89,13 @@ impl<H: Handler> Server<H> {
             Event::ShutdownRequested | Event::ExitRequested if unserved => {
                 successor.blame(Cause::ShuttingDown);
             }
+            Event::Failed if unserved => successor.blame(Cause::ShuttingDown),
             Event::TakeoverTimedOut
+            | Event::Failed
+            | Event::HandlerPanicked
+            | Event::StoodStill
+            | Event::GivenUp
+            | Event::PauseOver
             | Event::ShutdownRequested
             | Event::ExitRequested
             | Event::SetUpDone
@@ -122,8 +128,8 @@ impl<H: Handler> Server<H> {
             Action::LookOnce => self.look_once(),
             Action::CommitUpgrade => self.commit_upgrade(),
             Action::PassOnUpgrade => {
-                if let Some(successor) = &self.successor {
-                    successor.tell(&Message::Upgrade);
+                if let Some(successor) = &mut self.successor {
+                    successor.tell(Message::Upgrade);
                 }
             }
             Action::AskSuccessor => {
@@ -148,13 +154,13 @@ impl<H: Handler> Server<H> {
             }
             Action::TellServing => {
                 fault::at(Point::PidFileWritten);
-                self.tell_predecessor(&Message::Serving);
+                self.tell_predecessor(Message::Serving);
                 fault::at(Point::ServingSaid);
             }
-            Action::TellWanted => self.tell_predecessor(&Message::Upgrade),
-            Action::TellStopping => self.tell_predecessor(&Message::Stopping),
+            Action::TellWanted => self.tell_predecessor(Message::Upgrade),
+            Action::TellStopping => self.tell_predecessor(Message::Stopping),
             Action::AnswerPredecessor => {
-                self.tell_predecessor(&Message::Pong);
+                self.tell_predecessor(Message::Pong);
                 fault::at(Point::PongSaid);
             }
             Action::KillPredecessor => {
@@ -193,6 +199,7 @@ impl<H: Handler> Server<H> {
                 self.listeners.retire(&self.registry);
                 log::info!("stop listening.");
             }
+            Action::DrainListeners => self.listeners.drain(&self.registry),
             Action::DrainSessions => {
                 self.moving = Walk::Drain;
                 // Sessions that are being closed need not be told to drain.
@@ -207,10 +214,20 @@ impl<H: Handler> Server<H> {
                     self.sweep = Some(Sweep::new(Walk::Close));
                 }
             }
+            Action::ClosePanicked => {
+                if let Some(index) = self.panicked.take() {
+                    self.sessions.end(index);
+                }
+            }
+            Action::RenewTimers => {
+                let (now, stood_still) = (Instant::now(), self.stood_still);
+                log::debug!("stood still for {stood_still:?}: every deadline begins again.");
+                self.timers.renew(now, stood_still);
+            }
             Action::Arm(timer) => {
-                // A deadline beyond all time is none.
                 let duration = match timer {
                     Timer::Departure => self.stay_of_predecessor(),
+                    Timer::Pause => self.failures.pause(Instant::now()),
                     Timer::Upgrade
                     | Timer::Takeover
                     | Timer::Status
@@ -219,10 +236,7 @@ impl<H: Handler> Server<H> {
                 };
                 // From now on and not from the turn's beginning: this process may have stood still, and
                 // the other one has its time all the same.
-                let deadline = Instant::now().checked_add(duration);
-                if let Some(deadline) = deadline {
-                    self.timers.arm(timer, deadline);
-                }
+                self.timers.arm(timer, Instant::now(), duration);
             }
             Action::Disarm(timer) => self.timers.disarm(timer),
             Action::DisarmAll => self.timers.disarm_all(),
@@ -293,7 +307,10 @@ impl<H: Handler> Server<H> {
             predecessor.read(&mut events);
             // Of a dying one the death is heard in a moment, and then this process is the owner.
             // Nobody is served here yet, so that nobody is kept waiting by the look.
-            if !events.contains(&Event::Committed) && !predecessor.is_dying(limits::STATUS_WAIT) {
+            if !events.contains(&Event::Committed)
+                && !events.contains(&Event::GivenUp)
+                && !predecessor.is_dying(limits::STATUS_WAIT)
+            {
                 events.push(Event::PredecessorSilent);
             }
         }
@@ -303,8 +320,11 @@ impl<H: Handler> Server<H> {
     /// A COMMIT that does not reach the successor is no commit: nobody would accept.
     fn commit_upgrade(&mut self) {
         fault::at(Point::Paused);
+        let to_come = self.sessions_to_come();
         if let Some(successor) = &mut self.successor {
-            if !successor.tell(&Message::Commit) {
+            // Ahead of it, so that the successor keeps their places from its first accept on (I8).
+            successor.expect(to_come.0, to_come.1);
+            if !successor.commit() {
                 successor.blame(Cause::NotListening);
                 self.lose_successor();
             }
@@ -318,8 +338,8 @@ impl<H: Handler> Server<H> {
         said.saturating_add(self.config.takeover_timeout)
     }
 
-    fn tell_predecessor(&self, message: &Message) {
-        if let Some(predecessor) = &self.predecessor {
+    fn tell_predecessor(&mut self, message: Message) {
+        if let Some(predecessor) = &mut self.predecessor {
             predecessor.tell(message);
         }
     }
@@ -362,7 +382,9 @@ impl<H: Handler> Server<H> {
                 log::error!("{report}.");
             }
         }
-        self.handler.upgraded(&mut Context { shared: &mut self.shared }, &report);
+        self.guarded("upgraded", None, |server| {
+            server.handler.upgraded(&mut Context { shared: &mut server.shared }, &report);
+        });
     }
 
     /// On a thread of its own, because nobody would be served meanwhile. Where there is none to be
@@ -412,6 +434,8 @@ impl<H: Handler> Server<H> {
     fn part_from_predecessor(&mut self) {
         if let Some(predecessor) = self.predecessor.take() {
             predecessor.deregister(&self.registry);
+            // No more sessions come.
+            self.listeners.room_made(self.shared.now);
             if let Some(pid_file) = &self.pid_file {
                 // One that was killed could not take away what it kept for a rollback.
                 pid_file.forget(predecessor.pid, false);
@@ -419,7 +443,10 @@ impl<H: Handler> Server<H> {
             self.tell_of_adopted();
             fault::at(Point::Alone);
             self.predecessor_watch.announce();
-            self.handler.predecessor_gone(&mut Context { shared: &mut self.shared });
+            self.guarded("predecessor_gone", None, |server| {
+                let mut cx = Context { shared: &mut server.shared };
+                server.handler.predecessor_gone(&mut cx);
+            });
         }
     }
 
@@ -439,10 +466,45 @@ impl<H: Handler> Server<H> {
 
     /// `Exited`: the listeners' last copies go, and the log says what ended.
     fn finish(&mut self, before: State, event: Event) {
-        if event == Event::PredecessorSilent {
-            let deadline = self.config.takeover_timeout;
-            self.failure = Some(Error::NotCommitted { deadline });
+        match event {
+            Event::PredecessorSilent => {
+                let deadline = self.config.takeover_timeout;
+                self.failure = Some(Error::NotCommitted { deadline });
+            }
+            Event::GivenUp => self.failure = Some(Error::GivenUp),
+            Event::HandlerPanicked => {
+                self.failure.get_or_insert(Error::Panicked { method: self.panicked_in });
+            }
+            Event::SetUpDone
+            | Event::UpgradeRequested
+            | Event::ShutdownRequested
+            | Event::ExitRequested
+            | Event::SuccessorReady
+            | Event::SuccessorServing
+            | Event::SuccessorAnswered
+            | Event::SuccessorWantsUpgrade
+            | Event::SuccessorHungUp
+            | Event::SuccessorLost
+            | Event::SuccessorStopped
+            | Event::SuccessorSilent
+            | Event::Committed
+            | Event::PidFileWritten
+            | Event::PredecessorAsked
+            | Event::PredecessorGone
+            | Event::SessionsSent
+            | Event::SessionsSettled
+            | Event::SessionsGone
+            | Event::Failed
+            | Event::StoodStill
+            | Event::UpgradeTimedOut
+            | Event::TakeoverTimedOut
+            | Event::StatusTimedOut
+            | Event::ProbationOver
+            | Event::DrainTimedOut
+            | Event::DepartureTimedOut
+            | Event::PauseOver => {}
         }
+        self.listeners.end_draining(&self.registry);
         self.tell_of_moves();
         match before {
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven) => {

@@ -8,15 +8,19 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::guard::caught;
 use super::{Server, Sweep, Walk};
 use crate::error::Error;
 use crate::handler::{Accepted, Context, Handler, Requests, Verdict};
 use crate::io_event::IoEvent;
 use crate::limits;
 use crate::machine::{Event, State, Timer};
+use crate::pace::Pace;
+use crate::predecessor::Predecessor;
 use crate::signals::Request;
 use crate::sys;
 use crate::token::{Kind, Token};
+use crate::wire::Expect;
 
 /// What a poll found, beside sessions and listeners, which note it themselves.
 #[derive(Default)]
@@ -52,6 +56,7 @@ impl<H: Handler> Server<H> {
         }
         if self.state() != State::Exited {
             let harvest = self.harvest(timeout)?;
+            self.notice_pause();
             self.hear_requests(&harvest);
             self.hear_handoff(&harvest);
             self.serve_sessions(&harvest);
@@ -60,6 +65,7 @@ impl<H: Handler> Server<H> {
             self.take_requests();
             self.expire_timers();
             self.free_slots();
+            self.say_again();
             if self.turn_counts() {
                 self.longest_turn = self.longest_turn_by_now();
             }
@@ -78,35 +84,69 @@ impl<H: Handler> Server<H> {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let left_over = self.sessions.queued() > 0
+            || !self.watched_again.is_empty() && self.shared.machine.accepts()
             || self.sweep.is_some_and(|sweep| !self.waits(sweep))
             || self.handoff_left
             || self.shared.requests.any()
             || !self.started
-            || self.shared.machine.accepts() && self.listeners.has_ready();
+            || self.can_accept() && self.listeners.has_ready()
+            || self.listeners.is_drained();
         if left_over {
             return Some(self.shared.now);
         }
+        let accepting = self.listeners.deadline().filter(|_| self.can_accept());
         let deadlines = [
             self.timers.next_deadline(),
-            self.listeners.deadline(),
+            self.heartbeat(),
+            self.outbox_retry,
+            accepting,
             self.next_sweep,
             self.sessions.next_alarm(),
         ];
         deadlines.into_iter().flatten().min()
     }
 
+    /// While a deadline runs for the other process, the loop looks at the clock now and then: a pause of
+    /// this process is to be told from sleep.
+    fn heartbeat(&self) -> Option<Instant> {
+        self.timers.judges().then(|| self.shared.now + limits::HEARTBEAT)
+    }
+
+    /// Who has stood still itself is no judge of who did not answer meanwhile.
+    fn notice_pause(&mut self) {
+        let late = self.asleep_until.map(|at| self.shared.now.saturating_duration_since(at));
+        if let Some(late) = late.filter(|late| *late >= limits::STOOD_STILL) {
+            if self.timers.judges() {
+                self.stood_still = late;
+                self.feed(Event::StoodStill);
+            }
+        }
+    }
+
+    /// Words that did not fit into a socket, and how many sessions are still to come.
+    fn say_again(&mut self) {
+        let untold = self.tell_to_come();
+        let mut waits = self.successor.as_mut().is_some_and(|it| it.has_said_hello() && it.flush());
+        waits |= self.predecessor.as_mut().is_some_and(Predecessor::flush);
+        self.outbox_retry = (waits || untold).then(|| self.shared.now + limits::OUTBOX_RETRY);
+    }
+
     fn harvest(&mut self, timeout: Option<Duration>) -> Result<Harvest, Error> {
-        let wait = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let begun = Instant::now();
+        let wait = self.next_deadline().map(|at| at.saturating_duration_since(begun));
         let timeout = match (timeout, wait) {
             (Some(timeout), Some(wait)) => Some(timeout.min(wait)),
             (timeout, wait) => timeout.or(wait),
         };
+        // Since the last turn, this process's own work included.
+        self.asleep_until = timeout.and_then(|timeout| self.shared.now.checked_add(timeout));
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => return Err(Error::System { operation: "poll", source }),
         }
         self.shared.now = Instant::now();
+        self.pace = Pace::begin();
 
         let mut harvest = Harvest::default();
         for event in &self.events {
@@ -172,7 +212,9 @@ impl<H: Handler> Server<H> {
                 Request::Shutdown => self.feed(Event::ShutdownRequested),
                 Request::Upgrade => self.feed(Event::UpgradeRequested),
                 Request::User => {
-                    self.handler.signal(&mut Context { shared: &mut self.shared }, signal);
+                    self.guarded("signal", None, |server| {
+                        server.handler.signal(&mut Context { shared: &mut server.shared }, signal);
+                    });
                 }
             }
         }
@@ -217,7 +259,7 @@ impl<H: Handler> Server<H> {
                 successor.read_pipe(&self.registry, self.shared.now, &mut events);
             }
             if harvest.successor || carried {
-                self.handoff_left |= successor.read_socket(&mut events);
+                self.handoff_left |= successor.read_socket(&self.registry, &mut events);
             }
             if harvest.successor_died {
                 dead = successor.read_death(&self.registry, self.shared.now, &mut events);
@@ -240,7 +282,12 @@ impl<H: Handler> Server<H> {
         }
         if harvest.predecessor_died && self.predecessor.is_some() {
             // What it has said before it died is there, and comes first.
-            while self.hear_predecessor() {}
+            // A child of it may have its socket, and may go on writing.
+            for _ in 0..limits::LAST_WORDS {
+                if !self.hear_predecessor() {
+                    break;
+                }
+            }
             self.feed(Event::PredecessorGone);
         }
         if harvest.dying {
@@ -253,7 +300,12 @@ impl<H: Handler> Server<H> {
     fn hear_predecessor(&mut self) -> bool {
         let Some(predecessor) = &mut self.predecessor else { return false };
         let mut events = Vec::new();
+        let expects = predecessor.expects;
         let more = predecessor.read(&mut events);
+        if expects != predecessor.expects {
+            // What accepting waits for may be free by that.
+            self.listeners.room_made(self.shared.now);
+        }
         for event in events {
             self.feed(event);
         }
@@ -284,8 +336,8 @@ impl<H: Handler> Server<H> {
     fn serve_sessions(&mut self, harvest: &Harvest) {
         // What was found before the listeners were paused in this very turn is the successor's (I3).
         let accepts = self.shared.machine.accepts();
-        for (name, event) in harvest.watched.iter().filter(|_| accepts) {
-            self.handler.watched(&mut Context { shared: &mut self.shared }, name, *event);
+        if accepts {
+            self.serve_watched(&harvest.watched);
         }
         self.sessions.ring(self.shared.now);
         let mut flushing = [(0, IoEvent::default()); limits::SESSIONS_PER_BATCH];
@@ -294,7 +346,15 @@ impl<H: Handler> Server<H> {
         for _ in 0..self.sessions.queued().min(limits::SESSION_EVENTS_PER_TURN) {
             let Some((token, session, event)) = self.sessions.next_queued() else { break };
             let mut cx = Context::of(&mut self.shared, token);
-            let mut verdict = self.handler.event(&mut cx, session, event);
+            let handler = &mut self.handler;
+            let mut verdict = match caught(|| handler.event(&mut cx, session, event)) {
+                Ok(verdict) => verdict,
+                Err(payload) => {
+                    self.note_panic("event", Some(token.index), payload);
+                    continue;
+                }
+            };
+            self.note_slow("event");
             let defers = verdict == Verdict::Flush;
             if defers {
                 flushing[count] = (token.index, event);
@@ -312,28 +372,71 @@ impl<H: Handler> Server<H> {
         self.shared.sessions = self.sessions.len();
     }
 
+    /// Whoever reads a socket of its own hears of it, and again if it was not read to the end.
+    fn serve_watched(&mut self, watched: &[(Rc<str>, IoEvent)]) {
+        let mut due = std::mem::take(&mut self.watched_again);
+        for (name, event) in watched {
+            match due.iter_mut().find(|(known, _)| known == name) {
+                Some((_, known)) => known.merge(*event),
+                None => due.push((Rc::clone(name), *event)),
+            }
+        }
+        for (name, event) in due {
+            let verdict = self.guarded("watched", None, |server| {
+                let mut cx = Context { shared: &mut server.shared };
+                server.handler.watched(&mut cx, &name, event)
+            });
+            match verdict {
+                Some(Verdict::Again | Verdict::Flush) => self.watched_again.push((name, event)),
+                Some(Verdict::Close) => self.listeners.unwatch(&name, &self.registry),
+                Some(Verdict::Keep) | None => {}
+            }
+        }
+    }
+
     /// Lets them write what they have read.
     fn flush_sessions(&mut self, deferred: &[(u32, IoEvent)]) {
         for &(index, event) in deferred {
             let Some((token, session)) = self.sessions.get_mut(index) else { continue };
             let mut cx = Context::of(&mut self.shared, token);
-            let verdict = self.handler.flush(&mut cx, session);
-            self.conclude(index, verdict, event);
+            let handler = &mut self.handler;
+            match caught(|| handler.flush(&mut cx, session)) {
+                Ok(verdict) => self.conclude(index, verdict, event),
+                Err(payload) => self.note_panic("flush", Some(index), payload),
+            }
+            self.note_slow("flush");
         }
     }
 
+    /// Whether somebody may be let in: the machine says so, or this is the end and everybody who waits
+    /// is let in first.
+    fn can_accept(&self) -> bool {
+        self.shared.machine.accepts() || self.listeners.is_draining()
+    }
+
     fn accept(&mut self) {
-        if !self.shared.machine.accepts() {
+        if !self.can_accept() {
             return;
         }
+        self.accept_some();
+        if self.listeners.is_drained() {
+            self.listeners.end_draining(&self.registry);
+        }
+    }
+
+    fn accept_some(&mut self) {
+        // What a predecessor's sessions need is kept for them (I8).
+        let expects = self.predecessor.as_ref().map_or_else(Expect::default, |it| it.expects);
+        let (to_come, sockets) = (expects.sessions as usize, expects.sockets as usize);
+        let ceiling = self.room.ceiling(self.shared.now, sockets);
         for _ in 0..limits::ACCEPTS_PER_TURN {
-            if self.sessions.is_full() {
-                if self.listeners.has_ready() {
-                    self.listeners.pause_full(self.sessions.len());
-                }
+            if self.sessions.is_full(to_come) {
+                self.listeners.pause_full(self.sessions.len(), to_come);
                 return;
             }
-            let Some((listener, mut stream, peer)) = self.listeners.accept(self.shared.now) else {
+            let Some((listener, mut stream, peer)) =
+                self.listeners.accept(self.shared.now, ceiling)
+            else {
                 return;
             };
             let vacancy = self.sessions.vacancy();
@@ -343,7 +446,18 @@ impl<H: Handler> Server<H> {
                 continue;
             }
             let mut cx = Context::of(&mut self.shared, token);
-            match self.handler.open(&mut cx, Accepted::new(listener, peer.clone(), stream)) {
+            let (handler, accepted) =
+                (&mut self.handler, Accepted::new(listener, peer.clone(), stream));
+            let opened = match caught(|| handler.open(&mut cx, accepted)) {
+                Ok(opened) => opened,
+                // The connection went with it.
+                Err(payload) => {
+                    self.note_panic("open", None, payload);
+                    continue;
+                }
+            };
+            self.note_slow("open");
+            match opened {
                 Ok(session) => {
                     self.sessions.insert(vacancy, session);
                     self.conclude(token.index, Verdict::Keep, IoEvent::default());
@@ -370,6 +484,7 @@ impl<H: Handler> Server<H> {
         if self.next_sweep.is_some_and(|at| at <= self.shared.now) {
             self.next_sweep = None;
             self.sweep.get_or_insert(Sweep::new(self.moving));
+            self.walks = self.walks.wrapping_add(1);
         }
         let Some(mut sweep) = self.sweep else { return };
         if sweep.walk == Walk::Move {
@@ -382,7 +497,7 @@ impl<H: Handler> Server<H> {
             return;
         }
         for _ in 0..limits::DRAINS_PER_TURN {
-            let Some((token, session)) = self.sessions.next_from(sweep.next) else {
+            let Some((token, _)) = self.sessions.next_from(sweep.next) else {
                 self.sweep = None;
                 self.next_sweep = Some(self.shared.now + limits::DRAIN_INTERVAL);
                 self.shared.sessions = self.sessions.len();
@@ -391,9 +506,7 @@ impl<H: Handler> Server<H> {
             sweep.next = token.index + 1;
             let verdict = match sweep.walk {
                 Walk::Close => Verdict::Close,
-                Walk::Drain | Walk::Move => {
-                    self.handler.drain(&mut Context::of(&mut self.shared, token), session)
-                }
+                Walk::Drain | Walk::Move => self.ask_to_drain(token.index),
             };
             self.conclude(token.index, verdict, IoEvent::default());
         }
@@ -401,11 +514,30 @@ impl<H: Handler> Server<H> {
         self.shared.sessions = self.sessions.len();
     }
 
+    /// Asks a session to come to its end.
+    pub(super) fn ask_to_drain(&mut self, index: u32) -> Verdict {
+        let Some((token, session)) = self.sessions.get_mut(index) else { return Verdict::Keep };
+        let (handler, mut cx) = (&mut self.handler, Context::of(&mut self.shared, token));
+        let verdict = match caught(|| handler.drain(&mut cx, session)) {
+            Ok(verdict) => verdict,
+            Err(payload) => {
+                self.note_panic("drain", Some(index), payload);
+                Verdict::Keep
+            }
+        };
+        self.note_slow("drain");
+        verdict
+    }
+
     /// Does with a session what its handler has said.
     pub(super) fn conclude(&mut self, index: u32, verdict: Verdict, event: IoEvent) {
         self.shared.session = None;
         if let Some(at) = self.shared.wake.take() {
             self.sessions.wake_at(index, at);
+        }
+        let attached = std::mem::take(&mut self.shared.attached);
+        if attached != 0 {
+            self.sessions.add_sources(index, attached);
         }
         match verdict {
             Verdict::Keep => {}
@@ -426,10 +558,13 @@ impl<H: Handler> Server<H> {
 
     fn free_slots(&mut self) {
         if self.sessions.free_ended() {
-            self.listeners.session_ended();
+            self.listeners.room_made(self.shared.now);
         }
         let draining = matches!(self.state(), State::Draining(_));
-        let gone = self.sessions.len() == 0 && self.in_flight.is_empty() && self.sweep.is_none();
+        let gone = self.sessions.len() == 0
+            && self.in_flight.is_empty()
+            && self.sweep.is_none()
+            && !self.listeners.is_draining();
         if draining && gone {
             self.hear_out();
             self.feed(Event::SessionsGone);

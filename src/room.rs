@@ -1,0 +1,58 @@
+//! How many descriptors clients may have, so that an upgrade, and the sessions that are to come with
+//! it, find theirs.
+
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use nix::sys::resource::{Resource, getrlimit};
+
+use crate::limits;
+
+/// The bound on descriptors, looked up now and then.
+#[derive(Debug)]
+pub(crate) struct Room {
+    limit: u64,
+    looked: Instant,
+}
+
+impl Room {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { limit: limit(), looked: now }
+    }
+
+    /// The first number that a client's descriptor is not to have. The kernel gives the lowest number
+    /// that is free (open(2)): whoever gets one of this or more is told by it that all below are taken.
+    ///
+    /// `to_come` are the descriptors that the sessions of a predecessor bring. A process that may have
+    /// very few gives a half of them to clients, whatever it needs.
+    pub(crate) fn ceiling(&mut self, now: Instant, to_come: usize) -> RawFd {
+        if now.saturating_duration_since(self.looked) >= limits::LIMIT_INTERVAL {
+            *self = Self::new(now);
+        }
+        let reserved = limits::RESERVED_DESCRIPTORS.min(self.limit / 2);
+        let left = self.limit.saturating_sub(reserved).saturating_sub(to_come as u64);
+        RawFd::try_from(left).unwrap_or(RawFd::MAX)
+    }
+}
+
+/// RLIMIT_NOFILE (getrlimit(2)). Where it cannot be asked for, there is no bound.
+fn limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_upgrade_needs_and_what_comes_with_it_is_not_for_clients() {
+        let now = Instant::now();
+        let mut room = Room { limit: 1000, looked: now };
+        let reserved = limits::RESERVED_DESCRIPTORS as RawFd;
+        assert_eq!(room.ceiling(now, 0), 1000 - reserved);
+        assert_eq!(room.ceiling(now, 100), 900 - reserved);
+        assert_eq!(room.ceiling(now, 5000), 0);
+        assert_eq!(Room { limit: 16, looked: now }.ceiling(now, 0), 8);
+        assert_eq!(Room { limit: u64::MAX, looked: now }.ceiling(now, 0), RawFd::MAX);
+    }
+}
