@@ -467,12 +467,12 @@ mod tests {
     fn the_slab_is_full_at_its_limit() {
         let mut sessions = Sessions::new(2);
         open(&mut sessions, "one");
-        assert!(!sessions.is_full());
+        assert!(!sessions.is_full(0));
         let two = open(&mut sessions, "two");
-        assert!(sessions.is_full());
+        assert!(sessions.is_full(0));
         sessions.end(two.index);
-        assert!(sessions.is_full(), "until the end of the turn");
+        assert!(sessions.is_full(0), "until the end of the turn");
         sessions.free_ended();
-        assert!(!sessions.is_full());
+        assert!(!sessions.is_full(0));
     }
 }

@@ -11,7 +11,9 @@ use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use tablecloth::Config;
-use tablecloth::machine::{Action, Drain, Event, Machine, Predecessor, State, Verdict};
+use tablecloth::machine::{
+    Action, Drain, Event, Machine, Predecessor, State, Timer, Verdict, Wanted,
+};
 use tablecloth::timers::Timers;
 use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL, READY, WireError};
 
@@ -44,6 +46,8 @@ fn two_processes_in_a_fake_world_keep_every_promise() {
             "commit",
             "rollback",
             "rollback with a wanted upgrade",
+            "upgrade after a pause",
+            "given up",
             "sole owner",
             "sole owner with a wanted upgrade",
             "failed upgrade",
@@ -252,6 +256,8 @@ impl World {
             Message::Pong => self.feed(id, Event::SuccessorAnswered),
             Message::Upgrade => self.feed(id, Event::SuccessorWantsUpgrade),
             other @ (Message::Manifest(_)
+            | Message::Expect(_)
+            | Message::Retire
             | Message::Commit
             | Message::Ping
             | Message::Sessions(_)
@@ -269,7 +275,12 @@ impl World {
             Message::Commit => self.feed(id, Event::Committed),
             Message::Upgrade => self.feed(id, Event::UpgradeRequested),
             Message::Ping => self.feed(id, Event::PredecessorAsked),
+            Message::Retire => {
+                self.seen.insert("given up");
+                self.feed(id, Event::GivenUp);
+            }
             other @ (Message::Manifest(_)
+            | Message::Expect(_)
             | Message::Hello(_)
             | Message::Refuse(_)
             | Message::Serving
@@ -293,11 +304,8 @@ impl World {
                 }
                 // It may have been given up by what it had said last.
                 if self.processes[id].successor == Some(successor) {
-                    let event = match self.processes[successor].status {
-                        Some(0) => Event::SuccessorStopped,
-                        Some(_) | None => Event::SuccessorLost,
-                    };
-                    self.feed(id, event);
+                    // Whatever its status: who was told to stop has said so.
+                    self.feed(id, Event::SuccessorLost);
                 }
             }
         }
@@ -309,8 +317,8 @@ impl World {
                 self.processes[id].predecessor = None;
                 if self.processes[id].machine.predecessor() == Predecessor::Owner {
                     self.seen.insert(match self.processes[id].machine.wanted() {
-                        true => "sole owner with a wanted upgrade",
-                        false => "sole owner",
+                        Wanted::Here | Wanted::BySuccessor => "sole owner with a wanted upgrade",
+                        Wanted::No => "sole owner",
                     });
                 }
                 self.feed(id, Event::PredecessorGone);
@@ -375,7 +383,9 @@ impl World {
             if step.machine.state() == State::Running && before.state() != State::Running {
                 let process = &self.processes[id];
                 assert!(process.successor.is_none(), "seed {}", self.seed);
-                assert_eq!(process.timers.next_deadline(), None, "seed {}", self.seed);
+                let mut timers = process.timers.clone();
+                timers.disarm(Timer::Pause);
+                assert_eq!(timers.next_deadline(), None, "seed {}", self.seed);
                 assert_eq!(self.pid_file, Some(id), "seed {}", self.seed);
             }
         }
@@ -387,9 +397,12 @@ impl World {
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven)
         );
         match (after.state(), before.wanted()) {
-            (State::Running, _) if rollback => self.seen.insert("rollback"),
-            (State::Upgrading, true) if rollback => {
+            (State::Running, Wanted::Here) if rollback => {
                 self.seen.insert("rollback with a wanted upgrade")
+            }
+            (State::Running, _) if rollback => self.seen.insert("rollback"),
+            (State::Upgrading, _) if event == Event::PauseOver => {
+                self.seen.insert("upgrade after a pause")
             }
             (State::Running, _) if before.state() == State::Upgrading => {
                 self.seen.insert("failed upgrade")
@@ -397,7 +410,7 @@ impl World {
             (State::Draining(Drain::Committed), _) if before.state() == State::Upgrading => {
                 self.seen.insert("commit")
             }
-            _ if event == Event::UpgradeRequested && after.wanted() => {
+            _ if event == Event::UpgradeRequested && after.wanted() != Wanted::No => {
                 self.seen.insert("remembered request")
             }
             _ => false,
@@ -422,9 +435,13 @@ impl World {
                     let mut found = false;
                     while let Some(packet) = process.from_predecessor.pop_front() {
                         let commit = decoded(&packet) == Ok(Message::Commit);
-                        found |= commit;
-                        let event = if commit { Event::Committed } else { Event::UpgradeRequested };
-                        process.pending.push_back(event);
+                        let retired = decoded(&packet) == Ok(Message::Retire);
+                        found |= commit || retired;
+                        process.pending.push_back(match (commit, retired) {
+                            (true, _) => Event::Committed,
+                            (_, true) => Event::GivenUp,
+                            (false, false) => Event::UpgradeRequested,
+                        });
                     }
                     match found {
                         true => drop(self.seen.insert("last look found COMMIT")),
@@ -474,7 +491,18 @@ impl World {
                 self.send_to_successor(id, &Message::Upgrade);
             }
             Action::KillSuccessor => {
+                // Now and then the kill does not reach it before it has heard why: its spawn has no
+                // answer yet.
+                self.send_to_successor(id, &Message::Retire);
                 if let Some(successor) = self.processes[id].successor.take() {
+                    if self.random(3) == 0 {
+                        while self.processes[successor].alive
+                            && !self.processes[successor].from_predecessor.is_empty()
+                            && self.processes[successor].set_up
+                        {
+                            self.read_predecessor(successor);
+                        }
+                    }
                     self.die(successor, None);
                 }
                 let process = &mut self.processes[id];
@@ -508,17 +536,20 @@ impl World {
             Action::WritePidFile | Action::RestorePidFile => self.pid_file = Some(id),
             Action::RemovePidFile => self.pid_file = self.pid_file.filter(|own| *own != id),
             Action::ResumeAccepting => self.processes[id].polls = true,
-            Action::PauseAccepting | Action::CloseListeners | Action::RetireListeners => {
-                self.processes[id].polls = false;
-            }
+            Action::PauseAccepting
+            | Action::CloseListeners
+            | Action::RetireListeners
+            | Action::DrainListeners => self.processes[id].polls = false,
             Action::CloseSessions => self.processes[id].sessions = 0,
             Action::Arm(timer) => {
-                let deadline = self.now + self.config.duration(timer);
-                self.processes[id].timers.arm(timer, deadline);
+                let whole = self.config.duration(timer);
+                self.processes[id].timers.arm(timer, self.now, whole);
             }
             Action::Disarm(timer) => self.processes[id].timers.disarm(timer),
             Action::DisarmAll => self.processes[id].timers.disarm_all(),
+            Action::RenewTimers => self.processes[id].timers.renew(self.now, Duration::ZERO),
             Action::CloseUnclaimed
+            | Action::ClosePanicked
             | Action::UnlinkUnclaimed
             | Action::DrainSessions
             | Action::MoveSessions => {}
@@ -576,7 +607,7 @@ impl World {
                 assert_eq!(process.machine.state(), State::Running, "I1: {at}");
                 assert!(process.polls, "I1: {at}");
                 assert_eq!(self.pid_file, Some(*only), "the pid file: {at}");
-                assert!(!process.machine.wanted(), "I4: {at}");
+                assert_eq!(process.machine.wanted(), Wanted::No, "I4: {at}");
                 assert_eq!(process.timers.next_deadline(), None, "I6: {at}");
                 for request in &self.requests {
                     let started = self.processes.iter().any(|process| process.spawned >= *request);

@@ -12,14 +12,17 @@ mod world;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use tablecloth::machine::{Event, Machine, Predecessor, Step};
-use world::{Budget, Deed, SESSIONS, StepFn, World};
+use world::{Budget, CAPACITY, Deed, Rules, SESSIONS, StepFn, World};
 
 /// A world, and the machine that lives in it.
 #[derive(Clone)]
 struct Upgrades {
     budget: Budget,
+    rules: Rules,
     /// Of the first process, a bit for each.
     sessions: u8,
+    /// Who waits to be let in.
+    waiting: u8,
     step: StepFn,
 }
 
@@ -32,7 +35,7 @@ impl Model for Upgrades {
     type Action = Deed;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::new(self.budget, self.sessions)]
+        vec![World::new(self.rules, self.budget, self.sessions, self.waiting)]
     }
 
     fn actions(&self, world: &World, deeds: &mut Vec<Deed>) {
@@ -64,7 +67,8 @@ impl Model for Upgrades {
             Property::always("I2: at most two processes, one not ready", |_, world: &World| {
                 let unready =
                     world.alive().filter(|p| p.machine.predecessor() == Predecessor::Owner);
-                world.alive().count() <= 2 && unready.count() <= 1
+                let living = world.alive().filter(|process| !process.doomed);
+                living.count() <= 2 && unready.filter(|process| !process.doomed).count() <= 1
             }),
             Property::always("I3: a listener is polled by one process", |_, world: &World| {
                 world.alive().filter(|process| process.polls).count() <= 1
@@ -85,7 +89,16 @@ impl Model for Upgrades {
                 }) && !world.broken.session_forged
             }),
             Property::always("I5: no session is lost", |model: &Upgrades, world: &World| {
-                world.held() | world.gone == model.sessions
+                world.held() | world.gone | world.waiting == model.sessions | model.waiting
+            }),
+            Property::always(
+                "I8: nobody is let in who takes another's place",
+                |_, world: &World| {
+                    world.alive().all(|process| process.serving.count_ones() <= CAPACITY)
+                },
+            ),
+            Property::always("what a lost successor wanted is dropped", |_, world: &World| {
+                !world.broken.haunted
             }),
             Property::always("I6: a failed upgrade leaves nothing", |_, world: &World| {
                 !world.broken.left_over
@@ -142,14 +155,18 @@ impl Model for Upgrades {
                 "a predecessor that does not leave is killed",
                 |_, world: &World| world.seen.overdue,
             ),
-            Property::sometimes("the service is shut down", |_, world: &World| {
-                world.alive().count() == 0 && world.stop_asked
-            }),
         ];
+        let shutdown = [Property::sometimes("the service is shut down", |_, world: &World| {
+            world.alive().count() == 0 && world.stop_asked
+        })];
+        if self.budget.stops > 0 {
+            properties.extend(shutdown);
+        }
         let handoff = [
             Property::sometimes("sessions move", |_, world: &World| world.seen.moved),
             Property::sometimes("a session is refused", |_, world: &World| world.seen.refused),
             Property::sometimes("a session comes back", |_, world: &World| world.seen.came_back),
+            Property::sometimes("somebody is let in", |_, world: &World| world.seen.let_in),
             Property::sometimes("a session moves twice", |_, world: &World| {
                 world.processes.get(2).is_some_and(|process| process.serving != 0)
             }),
@@ -158,9 +175,12 @@ impl Model for Upgrades {
             [Property::sometimes("the third generation serves", |_, world: &World| {
                 world.processes.get(3).is_some_and(|process| process.polls)
             })];
-        match self.sessions {
-            0 => properties.extend(generations),
-            _ => properties.extend(handoff),
+        let pauses =
+            [Property::sometimes("both stand still", |_, world: &World| world.seen.paused)];
+        match (self.sessions, self.budget.pauses) {
+            (0, 0) => properties.extend(generations),
+            (0, _) => properties.extend(pauses),
+            (_, _) => properties.extend(handoff),
         }
         properties
     }
@@ -179,23 +199,39 @@ fn is_settled(model: &Upgrades, world: &World) -> bool {
 /// Without sessions there is time for three requests and two deaths; two sessions are enough to be in
 /// each other's way.
 const WITHOUT_SESSIONS: Upgrades = Upgrades {
-    budget: Budget { hups: 3, stops: 1, kills: 2, failures: 1 },
+    budget: Budget { hups: 3, stops: 1, kills: 2, failures: 1, pauses: 0 },
+    rules: Rules::REAL,
     sessions: 0,
+    waiting: 0,
+    step: real,
+};
+const WITH_A_PAUSE: Upgrades = Upgrades {
+    budget: Budget { hups: 2, stops: 1, kills: 1, failures: 1, pauses: 1 },
+    rules: Rules { late_answers: true, ..Rules::REAL },
+    sessions: 0,
+    waiting: 0,
     step: real,
 };
 const WITH_SESSIONS: Upgrades = Upgrades {
-    budget: Budget { hups: 2, stops: 1, kills: 1, failures: 1 },
+    budget: Budget { hups: 2, stops: 0, kills: 1, failures: 1, pauses: 0 },
+    rules: Rules::REAL,
     sessions: SESSIONS[0] | SESSIONS[1],
+    waiting: SESSIONS[2],
     step: real,
 };
 
 /// The states that the checker reaches in those worlds. Another number means that the machine, or the
 /// world, is another one: look at why, then write it down.
-const STATES: [usize; 2] = [210_043, 289_224];
+const STATES: [usize; 3] = [202_582, 128_726, 201_021];
 
 #[test]
 fn every_order_of_everything_keeps_the_promises() {
     check(WITHOUT_SESSIONS, STATES[0]);
+}
+
+#[test]
+fn every_order_with_a_pause_of_both_leaves_one_of_them() {
+    check(WITH_A_PAUSE, STATES[2]);
 }
 
 #[test]
@@ -216,30 +252,43 @@ fn check(model: Upgrades, states: usize) {
 
 #[test]
 fn the_model_finds_every_mistake_out() {
-    let mistakes: [(&str, StepFn, &str); 12] = [
+    let mistakes: [(&str, StepFn, &str); 14] = [
         ("accept before the commit", mistakes::accept_before_the_commit, "I3"),
         ("no last look", mistakes::no_last_look_into_the_pipe, "a ready byte that is there wins"),
-        ("roll back after status 0", mistakes::roll_back_after_status_0, "who was told to stop"),
+        ("roll back who stopped", mistakes::roll_back_who_was_told_to_stop, "who was told to stop"),
         ("forget the wanted upgrade", mistakes::forget_the_wanted_upgrade, "I4"),
         ("spawn beside the predecessor", mistakes::spawn_beside_the_predecessor, "I2"),
         ("leave with the probation", mistakes::leave_with_the_probation, "I5"),
         ("keep a timer at the rollback", mistakes::keep_a_timer_at_the_rollback, "I6"),
         ("come back from the end", mistakes::come_back_from_the_end, "I7"),
-        ("forget at the rollback", mistakes::forget_the_wanted_upgrade_at_the_rollback, "I4"),
+        ("forget after the pause", mistakes::forget_the_wanted_upgrade_after_the_pause, "I4"),
+        ("judge after a pause", mistakes::judge_after_a_pause, "I1: nobody is left"),
+        ("haunted", mistakes::keep_what_a_lost_successor_wanted, "what a lost successor"),
         ("do not stop", mistakes::ignore_a_shutdown, "a shutdown ends"),
         ("proven by time", mistakes::proven_by_time, "nobody is proven"),
         ("close at the commit", mistakes::close_the_listeners_at_the_commit, "I1: somebody"),
     ];
-    let budget = Budget { hups: 2, stops: 1, kills: 1, failures: 1 };
+    let budget = Budget { hups: 2, stops: 1, kills: 1, failures: 1, pauses: 1 };
     for (mistake, step, property) in mistakes {
-        let sessions = SESSIONS[0];
-        let model = Upgrades { budget, sessions, step };
-        let name = model.properties().into_iter().map(|property| property.name);
-        let name = name.into_iter().find(|name| name.starts_with(property)).expect("a property");
-        let checker = model.checker().threads(2);
-        let checker = checker.finish_when(HasDiscoveries::AnyOf([name].into())).spawn_bfs().join();
-        assert!(checker.discovery(name).is_some(), "{mistake}: {name} holds");
+        let (rules, sessions) = (Rules::REAL, SESSIONS[0]);
+        find_out(mistake, property, Upgrades { budget, rules, sessions, waiting: 0, step });
     }
+    let no_places = Rules { keeps_places: false, ..Rules::REAL };
+    find_out("keep no places", "I8", Upgrades { rules: no_places, ..WITH_SESSIONS });
+    let (late, property) = (WITH_A_PAUSE, "a shutdown ends");
+    let silent = Rules { says_why: false, ..late.rules };
+    find_out("do not say why", property, Upgrades { rules: silent, ..late.clone() });
+    let patient = Rules { kills_who_spoke: false, ..late.rules };
+    find_out("wait for the spawn", "I3", Upgrades { rules: patient, ..late });
+}
+
+/// The checker finds a history in which that property does not hold.
+fn find_out(mistake: &str, property: &str, model: Upgrades) {
+    let name = model.properties().into_iter().map(|property| property.name);
+    let name = name.into_iter().find(|name| name.starts_with(property)).expect("a property");
+    let checker = model.checker().threads(2);
+    let checker = checker.finish_when(HasDiscoveries::AnyOf([name].into())).spawn_bfs().join();
+    assert!(checker.discovery(name).is_some(), "{mistake}: {name} holds");
 }
 
 /// Serves the model on 127.0.0.1:3000, to be walked through in a browser.

@@ -11,7 +11,7 @@ use std::fs;
 use document::Parts;
 use tablecloth::Config;
 use tablecloth::machine::{
-    Action, Event, Machine, Predecessor, Refusal, State, Step, Timer, Verdict,
+    Action, Event, Machine, Predecessor, Refusal, State, Step, Timer, Verdict, Wanted,
 };
 
 mod document;
@@ -114,7 +114,7 @@ fn every_event_and_every_invariant_has_its_place_in_the_document() {
     // An invariant is named by a test, and the test is there.
     let sources = sources_of_tests();
     let invariants = section(&document, "## Invariants");
-    for number in 1..=7 {
+    for number in 1..=8 {
         let row = invariants
             .lines()
             .find(|line| line.starts_with(&format!("| I{number} |")))
@@ -160,9 +160,10 @@ fn a_process_polls_its_listeners_exactly_while_the_machine_says_so() {
             for action in step.actions {
                 match action {
                     Action::ResumeAccepting => polls = true,
-                    Action::PauseAccepting | Action::CloseListeners | Action::RetireListeners => {
-                        polls = false;
-                    }
+                    Action::PauseAccepting
+                    | Action::CloseListeners
+                    | Action::RetireListeners
+                    | Action::DrainListeners => polls = false,
                     // The successor is told to accept only when this process has stopped.
                     Action::CommitUpgrade => assert!(!polls, "{machine:?} × {event:?}"),
                     Action::SpawnSuccessor
@@ -186,7 +187,9 @@ fn a_process_polls_its_listeners_exactly_while_the_machine_says_so() {
                     | Action::DrainSessions
                     | Action::MoveSessions
                     | Action::CloseSessions
+                    | Action::ClosePanicked
                     | Action::RemovePidFile
+                    | Action::RenewTimers
                     | Action::Arm(_)
                     | Action::Disarm(_)
                     | Action::DisarmAll => {}
@@ -243,17 +246,18 @@ fn an_upgrade_request_is_never_forgotten_in_silence() {
     for machine in reachable() {
         let step = machine.step(Event::UpgradeRequested);
         let heard = step.actions.contains(&Action::SpawnSuccessor)
-            || step.machine.wanted()
+            || step.machine.wanted() != Wanted::No
             || matches!(step.verdict, Verdict::Refused(_));
         assert!(heard, "{machine:?}");
 
-        for event in Event::ALL.into_iter().filter(|_| machine.wanted()) {
+        for event in Event::ALL.into_iter().filter(|_| machine.wanted() != Wanted::No) {
             let step = machine.step(event);
             let told = [Action::SpawnSuccessor, Action::DropWanted, Action::PassOnUpgrade];
             let told = step.actions.iter().any(|action| told.contains(action));
             // While it drains for a successor, it has passed the request on.
             let passed_on = matches!(machine.state(), State::Draining(_));
-            assert!(step.machine.wanted() || told || passed_on, "{machine:?} × {event:?}");
+            let remembered = step.machine.wanted() != Wanted::No;
+            assert!(remembered || told || passed_on, "{machine:?} × {event:?}");
         }
     }
 }
@@ -308,10 +312,11 @@ fn answer(step: StepFn<'_>, machine: Machine, event: Event) -> Answer {
     if next.predecessor() != machine.predecessor() {
         facts.push(format!("predecessor {}", next.predecessor()));
     }
-    match (machine.wanted(), next.wanted()) {
-        (false, true) => facts.push("wanted".into()),
-        (true, false) => facts.push("not wanted".into()),
-        (true, true) | (false, false) => {}
+    if next.wanted() != machine.wanted() {
+        facts.push(next.wanted().to_string());
+    }
+    if next.is_pausing() != machine.is_pausing() {
+        facts.push(pausing(&next).into());
     }
     let actions: Vec<_> = actions.iter().map(|action| format!("`{action:?}`")).collect();
     Answer { verdict, facts: facts.join(", "), actions: actions.join(" ") }
@@ -366,25 +371,34 @@ fn condition(some: &[Machine], all: &[Machine]) -> String {
     };
     let predecessor = words(&|machine| machine.predecessor().to_string());
     let predecessor = predecessor.map(|which| format!("predecessor {which}"));
-    let wanted = words(&|machine| (if machine.wanted() { "wanted" } else { "not wanted" }).into());
+    let wanted = words(&|machine| machine.wanted().to_string());
+    let paused = words(&|machine| pausing(machine).into());
     let product: Vec<_> = all
         .iter()
         .filter(|machine| {
             some.iter().any(|other| other.predecessor() == machine.predecessor())
                 && some.iter().any(|other| other.wanted() == machine.wanted())
+                && some.iter().any(|other| other.is_pausing() == machine.is_pausing())
         })
         .collect();
     if product.len() == some.len() {
-        [predecessor, wanted].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        [predecessor, wanted, paused].into_iter().flatten().collect::<Vec<_>>().join(", ")
     } else {
         // No product of conditions: one by one.
         let one = |m: &Machine| {
-            format!("predecessor {} and {}", m.predecessor(), {
-                if m.wanted() { "wanted" } else { "not wanted" }
-            })
+            let mut facts =
+                vec![format!("predecessor {}", m.predecessor()), m.wanted().to_string()];
+            if all.iter().any(|machine| machine.is_pausing()) {
+                facts.push(pausing(m).into());
+            }
+            facts.join(" and ")
         };
         some.iter().map(one).collect::<Vec<_>>().join("; ")
     }
+}
+
+fn pausing(machine: &Machine) -> &'static str {
+    if machine.is_pausing() { "pausing" } else { "not pausing" }
 }
 
 fn diagram(step: StepFn<'_>) -> Vec<String> {

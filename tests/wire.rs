@@ -12,8 +12,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tablecloth::limits;
 use tablecloth::wire::{
-    Ack, Entry, Family, Handoff, Hello, Kind, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem,
-    ProtocolRange, SchemaRange, SessionEntry, Sessions,
+    Ack, Entry, Expect, Family, FileId, Handoff, Hello, Kind, Manifest, Message, NO_SCHEMAS,
+    PROTOCOL, Problem, ProtocolRange, SchemaRange, SessionEntry, Sessions,
 };
 
 fn texts() -> impl Strategy<Value = String> {
@@ -21,11 +21,17 @@ fn texts() -> impl Strategy<Value = String> {
 }
 
 fn entries() -> impl Strategy<Value = Vec<Entry>> {
-    let entry = ("[a-z0-9é:/.-]{1,50}", proptest::sample::select(Kind::ALL.to_vec()))
-        .prop_map(|(name, kind)| Entry { name, kind });
+    let file = prop_oneof![
+        Just(None),
+        (1.., any::<u64>()).prop_map(|(device, inode)| Some(FileId { device, inode })),
+    ];
+    let kinds = proptest::sample::select(Kind::ALL.to_vec());
+    let entry = ("[a-z0-9é:/.-]{1,50}", kinds, "[a-z0-9é:/.-]{0,20}", file)
+        .prop_map(|(name, kind, asked, file)| Entry { name, kind, asked, file });
+    // As many as fit into a packet, whatever their names are.
     prop_oneof![
         8 => vec(entry.clone(), 0..8),
-        1 => vec(entry, 0..=limits::DESCRIPTORS_PER_PACKET),
+        1 => vec(entry, 0..=limits::DESCRIPTORS_PER_PACKET / 2),
     ]
 }
 
@@ -57,9 +63,14 @@ fn manifests() -> impl Strategy<Value = Manifest> {
 
 fn sessions() -> impl Strategy<Value = Sessions> {
     let family = prop_oneof![Just(Family::Tcp), Just(Family::Unix)];
-    let session = (any::<u32>(), vec(family, 0..=limits::SOURCES), vec(any::<u8>(), 0..300));
-    let session =
-        session.prop_map(|(schema, sockets, state)| SessionEntry { schema, sockets, state });
+    let wake = prop_oneof![Just(None), (0..u64::MAX).prop_map(Some)];
+    let session = (any::<u32>(), vec(family, 0..=limits::SOURCES), wake, vec(any::<u8>(), 0..300));
+    let session = session.prop_map(|(schema, sockets, wake, state)| SessionEntry {
+        schema,
+        sockets,
+        wake,
+        state,
+    });
     (any::<u32>(), vec(session, 0..=limits::SESSIONS_PER_PACKET))
         .prop_map(|(packet, sessions)| Sessions { packet, sessions })
 }
@@ -78,6 +89,9 @@ fn messages() -> impl Strategy<Value = (u16, Message)> {
         sessions().prop_map(Message::Sessions),
         (any::<u32>(), vec(any::<u8>(), 0..=limits::SESSIONS_PER_PACKET))
             .prop_map(|(packet, refused)| Message::Ack(Ack { packet, refused })),
+        any::<(u32, u32)>()
+            .prop_map(|(sessions, sockets)| Message::Expect(Expect { sessions, sockets })),
+        Just(Message::Retire),
     ];
     prop_oneof![
         manifests().prop_map(|manifest| (manifest.protocol.newest, Message::Manifest(manifest))),
@@ -275,8 +289,12 @@ fn a_text_cannot_end_a_line_of_the_log() {
     assert_eq!(message, Message::Refuse("one line  [2J  ".into()));
 }
 
+fn entry(name: &str, kind: Kind) -> Entry {
+    Entry { name: name.into(), kind, asked: String::new(), file: None }
+}
+
 fn manifest(names: &[&str]) -> Manifest {
-    let entry = |name: &&str| Entry { name: (*name).into(), kind: Kind::Tcp };
+    let entry = |name: &&str| entry(name, Kind::Tcp);
     Manifest {
         protocol: PROTOCOL,
         generation: 3,
@@ -302,7 +320,8 @@ fn a_name_that_is_none_is_an_error() {
         let error = Message::decode(&packet, PROTOCOL).expect_err(name);
         assert_eq!((error.field, error.problem), ("name", problem), "{name:?}");
     }
-    let mut packet = Message::Manifest(manifest(&["x"])).encode(PROTOCOL.newest);
+    let first = Manifest { protocol: ProtocolRange::only(1), ..manifest(&["x"]) };
+    let mut packet = Message::Manifest(first).encode(1);
     *packet.last_mut().expect("a name") = 0xff;
     let error = Message::decode(&packet, PROTOCOL).expect_err("no text");
     assert_eq!(error.to_string(), "field \"name\" is not UTF-8");
@@ -354,8 +373,8 @@ fn every_error_names_its_field_in_words() {
     for (packet, words) in [
         (&b"xxxx\x01\x00\x04"[..], "field \"magic\" has the unknown value"),
         (
-            &b"tclo\x02\x00\x04"[..],
-            "field \"protocol\" says protocol 2 to 2 where 1 to 1 is spoken",
+            &b"tclo\x03\x00\x04"[..],
+            "field \"protocol\" says protocol 3 to 3 where 1 to 2 is spoken",
         ),
         (&b"tclo\x01\x00\x63"[..], "field \"kind\" has the unknown value 99"),
         (&b"tclo\x01\x00\x03\x02\x00\xff\xff"[..], "field \"reason\" is not UTF-8"),
@@ -368,7 +387,12 @@ fn every_error_names_its_field_in_words() {
 }
 
 fn two_sessions() -> Sessions {
-    let session = |sockets, state: &[u8]| SessionEntry { schema: 1, sockets, state: state.into() };
+    let session = |sockets, state: &[u8]| SessionEntry {
+        schema: 1,
+        sockets,
+        wake: None,
+        state: state.into(),
+    };
     Sessions {
         packet: 7,
         sessions: vec![
@@ -378,17 +402,45 @@ fn two_sessions() -> Sessions {
     }
 }
 
+/// What version 2 has added.
+fn seeds_of_version_2() -> Vec<(&'static str, Vec<u8>)> {
+    let file = Some(FileId { device: 8, inode: 4711 });
+    let asked = "localhost:8080".to_owned();
+    let entries = vec![
+        Entry { asked, ..entry("web", Kind::Tcp) },
+        Entry { asked: "unix:/run/echo".into(), file, ..entry("echo", Kind::UnixStream) },
+    ];
+    let protocol = ProtocolRange { oldest: 1, newest: 2 };
+    let manifest = Message::Manifest(Manifest { protocol, entries, ..manifest(&[]) });
+    let mut sessions = two_sessions();
+    sessions.sessions[0].wake = Some(1_500_000);
+    let packet = |message: Message| message.encode(2);
+    vec![
+        ("2-manifest", packet(manifest)),
+        ("2-sessions", packet(Message::Sessions(sessions))),
+        ("2-expect", packet(Message::Expect(Expect { sessions: 5000, sockets: 10_000 }))),
+        ("2-retire", packet(Message::Retire)),
+        (
+            "hostile-expect-of-version-1",
+            b"tclo\x01\x00\x0c\x07\x00\x00\x00\x00\x00\x00\x00".to_vec(),
+        ),
+        ("hostile-2-expect-cut", b"tclo\x02\x00\x0c\x07\x00\x00\x00".to_vec()),
+    ]
+}
+
 /// Where the fuzzer begins: each message, and packets that are none in a way of their own. The
 /// messages are version 1 byte for byte, which the files keep.
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+    let manifest =
+        |names: &[&str]| Manifest { protocol: ProtocolRange::only(1), ..manifest(names) };
     let every_kind = Manifest {
         stay: u64::MAX,
-        entries: Kind::ALL.map(|kind| Entry { name: kind.to_string(), kind }).into(),
+        entries: Kind::ALL.map(|kind| entry(&kind.to_string(), kind)).into(),
         ..manifest(&[])
     };
     let full = vec!["a name as long as it may be"; limits::DESCRIPTORS_PER_PACKET];
     let last = Manifest { part: 3, parts: 4, ..manifest(&["echo", "unix:/run/\u{e9}cho"]) };
-    let next = ProtocolRange { oldest: 1, newest: 2 };
+    let next = ProtocolRange { oldest: 1, newest: 3 };
     let hello = Hello { schemas: NO_SCHEMAS, pid: 7, build: "tablecloth 0.1.0".into() };
     let packet = |message: Message| message.encode(1);
     let mut seeds = vec![
@@ -409,9 +461,9 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("sessions-empty", packet(Message::Sessions(Sessions { packet: 0, sessions: vec![] }))),
         ("ack", packet(Message::Ack(Ack { packet: 7, refused: vec![] }))),
         ("ack-refused", packet(Message::Ack(Ack { packet: 7, refused: vec![1, 0] }))),
-        ("refuse-of-the-next-version", Message::Refuse("no".into()).encode(2)),
+        ("refuse-of-the-next-version", Message::Refuse("no".into()).encode(3)),
     ];
-    let grown = Message::Manifest(Manifest { protocol: next, ..manifest(&["echo"]) }).encode(2);
+    let grown = Message::Manifest(Manifest { protocol: next, ..manifest(&["echo"]) }).encode(3);
     seeds.push(("manifest-of-the-next-version", [&grown[..], b"and what it adds"].concat()));
 
     let two = Message::Sessions(two_sessions()).encode(1);
@@ -454,6 +506,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("hostile-refuse-length", b"tclo\x01\x00\x03\xff\xff".to_vec()),
         ("refuse-of-two-lines", packet(Message::Refuse("a\nb\u{9b}2J".into()))),
     ]);
+    seeds.extend(seeds_of_version_2());
     seeds
 }
 
@@ -479,7 +532,7 @@ fn write_the_seeds() {
 }
 
 #[test]
-fn version_1_is_what_it_was_byte_for_byte() {
+fn each_version_is_what_it_was_byte_for_byte() {
     let Some(corpus) = corpus("decode") else { return };
     for (name, packet) in seeds() {
         let kept = fs::read(corpus.join(name)).expect(name);

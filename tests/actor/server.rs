@@ -112,14 +112,15 @@ impl Handler for Actor {
         log::info!("user signal {signal}");
     }
 
-    fn watched(&mut self, cx: &mut Context<'_>, name: &str, _: IoEvent) {
-        let Some(udp) = &self.udp else { return };
+    fn watched(&mut self, cx: &mut Context<'_>, name: &str, _: IoEvent) -> Verdict {
+        let Some(udp) = &self.udp else { return Verdict::Close };
         let mut buffer = [0; 512];
         while let Ok((read, peer)) = udp.recv_from(&mut buffer) {
             log::info!("datagram on {name}: {}", logging::printable(&buffer[..read]));
             let answer = format!("{} {}", std::process::id(), cx.generation());
             let _ = udp.send_to(answer.as_bytes(), peer);
         }
+        Verdict::Keep
     }
 
     fn upgraded(&mut self, _: &mut Context<'_>, report: &Report) {

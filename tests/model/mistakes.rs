@@ -1,7 +1,7 @@
 //! Wrong machines, each with one mistake that somebody could make. The model finds each of them out.
 
 use tablecloth::machine::{
-    Action, Drain, Event, Machine, Predecessor, State, Step, Timer, Verdict,
+    Action, Drain, Event, Machine, Predecessor, State, Step, Timer, Verdict, Wanted,
 };
 
 use super::real;
@@ -22,7 +22,7 @@ pub(crate) fn no_last_look_into_the_pipe(machine: Machine, event: Event) -> Step
     real(machine, event)
 }
 
-pub(crate) fn roll_back_after_status_0(machine: Machine, event: Event) -> Step {
+pub(crate) fn roll_back_who_was_told_to_stop(machine: Machine, event: Event) -> Step {
     let serves = [State::Draining(Drain::Probation), State::Draining(Drain::Proven)];
     if serves.contains(&machine.state()) && event == Event::SuccessorStopped {
         return real(machine, Event::SuccessorLost);
@@ -32,7 +32,7 @@ pub(crate) fn roll_back_after_status_0(machine: Machine, event: Event) -> Step {
 
 pub(crate) fn forget_the_wanted_upgrade(machine: Machine, event: Event) -> Step {
     let step = real(machine, event);
-    if event == Event::UpgradeRequested && step.machine.wanted() {
+    if event == Event::UpgradeRequested && step.machine.wanted() != Wanted::No {
         return Step { machine, ..step };
     }
     step
@@ -57,8 +57,9 @@ pub(crate) fn keep_a_timer_at_the_rollback(machine: Machine, event: Event) -> St
     let step = real(machine, event);
     let drained = matches!(machine.state(), State::Draining(_));
     if drained && step.machine.state() == State::Running {
-        use Action::{KillSuccessor, ReportUpgrade, RestorePidFile, ResumeAccepting};
-        let actions = &[KillSuccessor, ResumeAccepting, RestorePidFile, ReportUpgrade];
+        use Action::{Arm, KillSuccessor, ReportUpgrade, RestorePidFile, ResumeAccepting};
+        let actions =
+            &[KillSuccessor, ResumeAccepting, RestorePidFile, ReportUpgrade, Arm(Timer::Pause)];
         return Step { actions, ..step };
     }
     step
@@ -84,13 +85,27 @@ pub(crate) fn close_the_listeners_at_the_commit(machine: Machine, event: Event) 
     step
 }
 
-pub(crate) fn forget_the_wanted_upgrade_at_the_rollback(machine: Machine, event: Event) -> Step {
+pub(crate) fn forget_the_wanted_upgrade_after_the_pause(machine: Machine, event: Event) -> Step {
+    if event == Event::PauseOver && machine.wanted() == Wanted::Here {
+        return Step { machine: Machine::first(), verdict: Verdict::Stays, actions: &[] };
+    }
+    real(machine, event)
+}
+
+pub(crate) fn judge_after_a_pause(machine: Machine, event: Event) -> Step {
+    match event {
+        Event::StoodStill => Step { machine, verdict: Verdict::Ignored, actions: &[] },
+        other => real(machine, other),
+    }
+}
+
+pub(crate) fn keep_what_a_lost_successor_wanted(machine: Machine, event: Event) -> Step {
+    let wanted = machine.wanted() == Wanted::BySuccessor;
     let step = real(machine, event);
-    let drained = matches!(machine.state(), State::Draining(_));
-    if drained && machine.wanted() && step.machine.state() == State::Upgrading {
-        use Action::{DisarmAll, KillSuccessor, ReportUpgrade, RestorePidFile, ResumeAccepting};
-        let actions = &[KillSuccessor, DisarmAll, ResumeAccepting, RestorePidFile, ReportUpgrade];
-        return Step { machine: Machine::first(), actions, ..step };
+    if wanted && step.machine.state() == State::Running && machine.state() != State::Running {
+        // As if it had been asked for here.
+        let here = real(step.machine, Event::UpgradeRequested).machine;
+        return Step { machine: here, ..step };
     }
     step
 }

@@ -3,21 +3,44 @@
 //! What is modelled: both roles of up to four processes; the readiness pipe; the handoff socket,
 //! which delivers what was sent before it ends; signals, which coalesce and come in any order;
 //! timers, which may fire at any time once armed; a spawn that fails; a set-up that fails or exits
-//! with status 0; the death of any process at any step; two sessions of the first process, which
-//! move from process to process, are refused, or end.
+//! with status 0; the death of any process at any step; a spawn whose answer comes late, so that what it
+//! has made cannot be killed yet; a pause of both processes at once; two sessions of the first process,
+//! which move from process to process, are refused, or end, in a house that has no place for the third,
+//! who waits to be let in.
 //!
 //! What is assumed: a write to the pipe or the socket is there before its writer's death is heard
 //! of; a killed process does nothing any more; nobody else reaps, signals or writes.
 
 use tablecloth::machine::{
-    Action, Drain, Event, Machine, Predecessor, State, Step, Timer, Verdict,
+    Action, Drain, Event, Machine, Predecessor, State, Step, Timer, Verdict, Wanted,
 };
 
 /// At most this many processes in one history: the first and three generations more.
 const PROCESSES: usize = 4;
 
-/// The sessions that there may be, a bit for each.
-pub(crate) const SESSIONS: [u8; 2] = [1, 2];
+/// The sessions that there may be, a bit for each; the last one waits to be let in.
+pub(crate) const SESSIONS: [u8; 3] = [1, 2, 4];
+
+/// So many sessions there may be in one process.
+pub(crate) const CAPACITY: u32 = 2;
+
+/// What the server does beside what the machine says, so that a mistake can be put in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Rules {
+    /// A successor keeps places for the sessions that are to come.
+    pub(crate) keeps_places: bool,
+    /// A successor that is given up is told so.
+    pub(crate) says_why: bool,
+    /// Who has spoken can be killed, whether or not its spawn has its answer.
+    pub(crate) kills_who_spoke: bool,
+    /// The answer of a spawn may come late. It takes many states, and is left out of some worlds.
+    pub(crate) late_answers: bool,
+}
+
+impl Rules {
+    pub(crate) const REAL: Self =
+        Self { keeps_places: true, says_why: true, kills_who_spoke: true, late_answers: false };
+}
 
 /// The function under test, so that a wrong one can be put in its place.
 pub(crate) type StepFn = fn(Machine, Event) -> Step;
@@ -27,12 +50,15 @@ pub(crate) type StepFn = fn(Machine, Event) -> Step;
 pub(crate) struct World {
     pub(crate) processes: Vec<Process>,
     pub(crate) pid_file: Option<usize>,
+    pub(crate) rules: Rules,
     /// What may still go wrong, or be asked for.
     pub(crate) budget: Budget,
     /// An upgrade request was taken, and since then no process was started and no failure reported.
     pub(crate) owed: bool,
     /// Somebody asked the service to stop.
     pub(crate) stop_asked: bool,
+    /// Who waits to be let in, a bit for each.
+    pub(crate) waiting: u8,
     /// The sessions that have ended, or died with the process that served them.
     pub(crate) gone: u8,
     pub(crate) seen: Seen,
@@ -46,6 +72,7 @@ pub(crate) struct Budget {
     pub(crate) stops: u8,
     pub(crate) kills: u8,
     pub(crate) failures: u8,
+    pub(crate) pauses: u8,
 }
 
 /// What has happened on the way here: not part of what the processes know.
@@ -61,6 +88,9 @@ pub(crate) struct Seen {
     pub(crate) moved: bool,
     pub(crate) refused: bool,
     pub(crate) came_back: bool,
+    pub(crate) paused: bool,
+    pub(crate) given_up: bool,
+    pub(crate) let_in: bool,
 }
 
 /// What must never happen, noted when it does.
@@ -80,6 +110,8 @@ pub(crate) struct Broken {
     pub(crate) unproven: bool,
     /// A process came back from its end.
     pub(crate) undead: bool,
+    /// A lost successor's own request was carried out.
+    pub(crate) haunted: bool,
 }
 
 /// One process.
@@ -94,6 +126,14 @@ pub(crate) struct Process {
     /// Copies of those that are on their way to its successor.
     pub(crate) in_flight: u8,
     set_up: bool,
+    /// Its predecessor has the answer of the spawn that has made it.
+    answered: bool,
+    /// It was given up, and is killed as soon as that answer is there.
+    pub(crate) doomed: bool,
+    /// It has stood still, and does not know yet.
+    paused: bool,
+    /// Deadlines that were over by the end of the pause.
+    overdue: Vec<Timer>,
     /// The pid file is being written.
     writing: bool,
     armed: Vec<Timer>,
@@ -125,6 +165,7 @@ pub(crate) enum Word {
     Commit,
     Upgrade,
     Ping,
+    Retire,
     Serving,
     Stopping,
     Pong,
@@ -157,6 +198,11 @@ pub(crate) enum Deed {
     SendSession(usize, u8),
     RefuseSession(usize),
     NoticeSessionsGone(usize),
+    HearSpawn(usize),
+    Pause(usize),
+    HearPause(usize),
+    JudgeTogether(usize),
+    LetIn(usize, u8),
 }
 
 impl Process {
@@ -169,6 +215,10 @@ impl Process {
             serving: 0,
             in_flight: 0,
             set_up: false,
+            answered: false,
+            doomed: false,
+            paused: false,
+            overdue: Vec::new(),
             writing: false,
             armed: Vec::new(),
             hup_pending: false,
@@ -197,11 +247,13 @@ impl Process {
 }
 
 impl World {
-    /// With these sessions of the first process, a bit for each.
-    pub(crate) fn new(budget: Budget, sessions: u8) -> Self {
+    /// With these sessions of the first process, and these who wait to be let in, a bit for each.
+    pub(crate) fn new(rules: Rules, budget: Budget, sessions: u8, waiting: u8) -> Self {
         Self {
             processes: vec![Process { serving: sessions, ..Process::new(Machine::first(), None) }],
             pid_file: None,
+            rules,
+            waiting,
             budget,
             owed: false,
             stop_asked: false,
@@ -218,12 +270,20 @@ impl World {
     /// Everything that can happen now.
     pub(crate) fn deeds(&self, deeds: &mut Vec<Deed>) {
         for (id, process) in self.processes.iter().enumerate().filter(|(_, p)| p.is_alive()) {
-            let Budget { hups, stops, kills, failures } = self.budget;
+            let Budget { hups, stops, kills, failures, pauses } = self.budget;
             let mut may = |possible: bool, deed: Deed| {
                 if possible {
                     deeds.push(deed);
                 }
             };
+            may(!process.answered && id > 0, Deed::HearSpawn(id));
+            if process.paused {
+                may(true, Deed::HearPause(id));
+                continue;
+            }
+            let both = process.successor.filter(|other| self.processes[*other].is_alive());
+            may(pauses > 0 && both.is_some(), Deed::Pause(id));
+            may(self.is_overdue(id), Deed::JudgeTogether(id));
             may(hups > 0 && !process.hup_pending, Deed::SendHup(id));
             may(stops > 0 && !process.quit_pending, Deed::SendQuit(id));
             may(kills > 0, Deed::Kill(id));
@@ -252,6 +312,9 @@ impl World {
             for session in SESSIONS.into_iter().filter(|session| process.serving & session != 0) {
                 may(true, Deed::EndSession(id, session));
                 may(process.moves(), Deed::SendSession(id, session));
+            }
+            for session in SESSIONS.into_iter().filter(|session| self.waiting & session != 0) {
+                may(process.polls && self.has_room(id), Deed::LetIn(id, session));
             }
             let arrived = matches!(process.from_predecessor.first(), Some(Word::Sessions(_)));
             may(arrived && failures > 0, Deed::RefuseSession(id));
@@ -330,6 +393,33 @@ impl World {
                     self.refuse(id, sessions);
                 }
             }
+            Deed::HearSpawn(id) => {
+                self.processes[id].answered = true;
+                if self.processes[id].doomed {
+                    self.die(id, Life::Killed);
+                }
+            }
+            Deed::Pause(id) => {
+                self.budget.pauses -= 1;
+                self.seen.paused = true;
+                for id in [Some(id), self.processes[id].successor].into_iter().flatten() {
+                    let process = &mut self.processes[id];
+                    process.paused = true;
+                    let judges = [Timer::Upgrade, Timer::Takeover, Timer::Status, Timer::Departure];
+                    process.overdue =
+                        process.armed.iter().copied().filter(|t| judges.contains(t)).collect();
+                }
+            }
+            Deed::HearPause(id) => {
+                self.processes[id].paused = false;
+                self.feed(id, Event::StoodStill, step);
+            }
+            Deed::JudgeTogether(id) => self.judge_together(id, step),
+            Deed::LetIn(id, session) => {
+                self.waiting &= !session;
+                self.processes[id].serving |= session;
+                self.seen.let_in = true;
+            }
             Deed::NoticeSessionsGone(id) => {
                 // The server's last look for signals on its way out.
                 if std::mem::take(&mut self.processes[id].hup_pending) {
@@ -342,6 +432,47 @@ impl World {
         }
         self.bury();
         self
+    }
+
+    /// Whether both of an upgrade have stood still for longer than they have time for each other, and
+    /// have not given each other new time.
+    fn is_overdue(&self, id: usize) -> bool {
+        let Some(successor) = self.processes[id].successor else { return false };
+        [id, successor].into_iter().all(|id| {
+            let process = &self.processes[id];
+            process.is_alive() && !process.paused && !process.overdue.is_empty()
+        })
+    }
+
+    /// Both find their deadlines over in the same moment, on two processors: each acts on it before the
+    /// other's kill has come.
+    fn judge_together(&mut self, id: usize, step: StepFn) {
+        let Some(successor) = self.processes[id].successor else { return };
+        let mut theirs = self.clone();
+        for timer in std::mem::take(&mut theirs.processes[successor].overdue) {
+            theirs.processes[successor].armed.retain(|armed| *armed != timer);
+            theirs.feed(successor, timer.event(), step);
+        }
+        for timer in std::mem::take(&mut self.processes[id].overdue) {
+            self.processes[id].armed.retain(|armed| *armed != timer);
+            self.feed(id, timer.event(), step);
+        }
+        if !theirs.processes[id].is_alive() && self.processes[id].is_alive() {
+            self.die(id, Life::Killed);
+        }
+    }
+
+    /// Whether a process may let somebody in: there is a place, and nobody is to come who needs it.
+    fn has_room(&self, id: usize) -> bool {
+        let process = &self.processes[id];
+        let to_come = process.predecessor.map_or(0, |predecessor| {
+            let predecessor = &self.processes[predecessor];
+            predecessor.serving | predecessor.in_flight
+        });
+        // What it has sent is to come, whether or not it lives.
+        let to_come = to_come | sessions_in(&process.from_predecessor);
+        let kept = if self.rules.keeps_places { to_come } else { 0 };
+        (process.serving | kept).count_ones() < CAPACITY
     }
 
     fn read_pipe(&mut self, id: usize, step: StepFn) {
@@ -369,7 +500,12 @@ impl World {
             }
             Word::Pong => Event::SuccessorAnswered,
             Word::Upgrade => Event::SuccessorWantsUpgrade,
-            Word::Commit | Word::Ping | Word::Sessions(_) | Word::Ack(_) | Word::Nack(_) => {
+            Word::Commit
+            | Word::Ping
+            | Word::Retire
+            | Word::Sessions(_)
+            | Word::Ack(_)
+            | Word::Nack(_) => {
                 unreachable!("{word:?} from a successor")
             }
         };
@@ -381,6 +517,10 @@ impl World {
             Word::Commit => Event::Committed,
             Word::Upgrade => Event::UpgradeRequested,
             Word::Ping => Event::PredecessorAsked,
+            Word::Retire => {
+                self.seen.given_up = true;
+                Event::GivenUp
+            }
             Word::Sessions(sessions) => {
                 if self.processes[id].machine.state() == State::Running {
                     self.processes[id].serving |= sessions;
@@ -408,11 +548,8 @@ impl World {
         if self.processes[id].successor != Some(successor) || !self.processes[id].is_alive() {
             return;
         }
-        let event = match self.processes[successor].life {
-            Life::Exited(0) => Event::SuccessorStopped,
-            Life::Exited(_) | Life::Killed | Life::Buried | Life::Alive => Event::SuccessorLost,
-        };
-        self.feed(id, event, step);
+        // Whatever its status: who was told to stop has said so.
+        self.feed(id, Event::SuccessorLost, step);
         // Reaped, whatever the machine made of it.
         if self.processes[id].successor == Some(successor) {
             self.take_back(id);
@@ -489,6 +626,7 @@ impl World {
             Word::Commit
             | Word::Upgrade
             | Word::Ping
+            | Word::Retire
             | Word::Serving
             | Word::Stopping
             | Word::Pong
@@ -528,17 +666,23 @@ impl World {
             let before = self.processes[id].machine;
             let answer = step(before, event);
             self.processes[id].machine = answer.machine;
+            // What was passed on to somebody who is given up is its predecessor's still.
+            let owed = self.owed;
             self.note(before, event, answer);
+            if self.processes[id].doomed {
+                self.owed = owed;
+            }
             for action in answer.actions {
                 self.perform(id, event, *action, &mut pending);
             }
             let after = answer.machine.state();
             if after == State::Exited {
                 let process = &self.processes[id];
-                let lawful = matches!(event, Event::DrainTimedOut | Event::ExitRequested);
+                let lawful = is_lawful_cut(event);
                 let left = process.serving | process.in_flight != 0;
                 self.broken.session_cut |= left && !lawful;
-                let status = u8::from(event == Event::PredecessorSilent);
+                let failed = matches!(event, Event::PredecessorSilent | Event::GivenUp);
+                let status = u8::from(failed);
                 self.die(id, Life::Exited(status));
             }
             // I6: back where it was, nothing of the attempt is there.
@@ -546,7 +690,7 @@ impl World {
                 let process = &self.processes[id];
                 self.broken.left_over |= process.successor.is_some()
                     || process.pipe
-                    || process.has_timers()
+                    || process.armed.iter().any(|timer| *timer != Timer::Pause)
                     || (self.pid_file != Some(id) && !process.writing);
             }
         }
@@ -556,8 +700,12 @@ impl World {
         let after = answer.machine;
         if event == Event::UpgradeRequested && !matches!(answer.verdict, Verdict::Refused(_)) {
             self.owed = true;
-            self.seen.remembered |= after.wanted();
+            self.seen.remembered |= after.wanted() != Wanted::No;
         }
+        // Of a lost successor nothing is carried out but what was asked for here.
+        let lost = before.state() != State::Running && after.state() == State::Running;
+        self.broken.haunted |=
+            lost && before.wanted() == Wanted::BySuccessor && after.wanted() != Wanted::No;
         let proven = State::Draining(Drain::Proven);
         let becomes_proven = after.state() == proven && before.state() != proven;
         self.broken.unproven |= becomes_proven && event != Event::SuccessorAnswered;
@@ -586,7 +734,8 @@ impl World {
                 if fails {
                     pending.push(Event::SuccessorLost);
                 } else {
-                    let successor = Process::new(Machine::successor(), Some(id));
+                    let mut successor = Process::new(Machine::successor(), Some(id));
+                    successor.answered = !self.rules.late_answers;
                     self.processes.push(successor);
                     self.processes[id].successor = Some(self.processes.len() - 1);
                 }
@@ -608,7 +757,7 @@ impl World {
                             }
                             Word::Ack(_) | Word::Nack(_) => acks = true,
                             Word::Upgrade => pending.push(Event::SuccessorWantsUpgrade),
-                            Word::Commit | Word::Ping | Word::Sessions(_) => {}
+                            Word::Commit | Word::Ping | Word::Retire | Word::Sessions(_) => {}
                         }
                     }
                     let served = pending.contains(&Event::SuccessorServing);
@@ -633,6 +782,7 @@ impl World {
                     pending.extend(words.iter().map(|word| match word {
                         Word::Commit => Event::Committed,
                         Word::Ping => Event::PredecessorAsked,
+                        Word::Retire => Event::GivenUp,
                         Word::Upgrade
                         | Word::Serving
                         | Word::Stopping
@@ -645,7 +795,7 @@ impl World {
                     let dead = self.processes[id]
                         .predecessor
                         .is_none_or(|predecessor| !self.processes[predecessor].is_alive());
-                    if !committed && !dead {
+                    if !committed && !dead && !words.contains(&Word::Retire) {
                         pending.push(Event::PredecessorSilent);
                     }
                 }
@@ -669,8 +819,15 @@ impl World {
             Action::KillSuccessor => {
                 let timed_out = matches!(event, Event::UpgradeTimedOut | Event::SuccessorSilent);
                 self.broken.ready_wasted |= timed_out && self.processes[id].pipe;
+                if self.rules.says_why {
+                    self.tell_successor(id, Word::Retire);
+                }
                 if let Some(successor) = self.processes[id].successor.take() {
-                    if self.processes[successor].is_alive() {
+                    let process = &mut self.processes[successor];
+                    // It has said HELLO by the time that it is set up.
+                    let known = process.answered || self.rules.kills_who_spoke && process.set_up;
+                    process.doomed = true;
+                    if process.is_alive() && known {
                         self.die(successor, Life::Killed);
                     }
                 }
@@ -684,10 +841,10 @@ impl World {
             }
             // A request that came after the spawn is not answered for by that upgrade's end.
             Action::ReportUpgrade => {}
-            Action::DropWanted => self.owed = false,
+            Action::DropWanted => self.owed &= self.processes[id].doomed,
             Action::AnnounceReady => {
-                if let Some(predecessor) = self.processes[id].predecessor {
-                    self.processes[predecessor].pipe |= self.processes[predecessor].is_alive();
+                if let Some(predecessor) = self.listening_predecessor(id) {
+                    self.processes[predecessor].pipe = true;
                 }
             }
             Action::TellServing => self.tell_predecessor(id, Word::Serving),
@@ -708,25 +865,35 @@ impl World {
                 process.polls = process.has_listeners;
             }
             Action::PauseAccepting => self.processes[id].polls = false,
-            Action::CloseListeners | Action::RetireListeners => {
+            // Whoever waits is let in first.
+            Action::CloseListeners | Action::RetireListeners | Action::DrainListeners => {
                 self.processes[id].polls = false;
                 self.processes[id].has_listeners = false;
             }
             Action::CloseSessions => {
-                let lawful = matches!(event, Event::DrainTimedOut | Event::ExitRequested);
+                let lawful = is_lawful_cut(event);
                 self.broken.session_cut |= self.processes[id].serving != 0 && !lawful;
                 self.gone |= std::mem::take(&mut self.processes[id].serving);
             }
             Action::Arm(timer) => {
+                self.processes[id].overdue.retain(|overdue| *overdue != timer);
                 let armed = &mut self.processes[id].armed;
                 if !armed.contains(&timer) {
                     armed.push(timer);
                     armed.sort_by_key(|timer| *timer as u8);
                 }
             }
-            Action::Disarm(timer) => self.processes[id].armed.retain(|armed| *armed != timer),
-            Action::DisarmAll => self.processes[id].armed.clear(),
+            Action::Disarm(timer) => {
+                self.processes[id].armed.retain(|armed| *armed != timer);
+                self.processes[id].overdue.retain(|overdue| *overdue != timer);
+            }
+            Action::DisarmAll => {
+                self.processes[id].armed.clear();
+                self.processes[id].overdue.clear();
+            }
+            Action::RenewTimers => self.processes[id].overdue.clear(),
             Action::CloseUnclaimed
+            | Action::ClosePanicked
             | Action::UnlinkUnclaimed
             | Action::DrainSessions
             | Action::MoveSessions => {}
@@ -742,12 +909,23 @@ impl World {
     }
 
     fn tell_predecessor(&mut self, id: usize, word: Word) {
-        if let Some(predecessor) = self.processes[id].predecessor {
-            if self.processes[predecessor].is_alive() {
-                self.processes[predecessor].from_successor.push(word);
-            }
+        if let Some(predecessor) = self.listening_predecessor(id) {
+            self.processes[predecessor].from_successor.push(word);
         }
     }
+
+    /// The process before this one, if it lives and has not closed their pipe and socket.
+    fn listening_predecessor(&self, id: usize) -> Option<usize> {
+        let predecessor = self.processes[id].predecessor?;
+        let process = &self.processes[predecessor];
+        (process.is_alive() && process.successor == Some(id)).then_some(predecessor)
+    }
+}
+
+/// Whether sessions may be closed by what has happened: their time was over, somebody has asked for the
+/// end, or their predecessor has taken the service back.
+fn is_lawful_cut(event: Event) -> bool {
+    matches!(event, Event::DrainTimedOut | Event::ExitRequested | Event::GivenUp)
 }
 
 /// The sessions that words bring.
@@ -757,6 +935,7 @@ fn sessions_in(words: &[Word]) -> u8 {
         Word::Commit
         | Word::Upgrade
         | Word::Ping
+        | Word::Retire
         | Word::Serving
         | Word::Stopping
         | Word::Pong

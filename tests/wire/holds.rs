@@ -6,8 +6,9 @@
 use tablecloth::wire::{Handoff, Message, PROTOCOL, ProtocolRange};
 
 /// Builds that decode: this one, before and after HELLO, its neighbours, and one that knows all.
-const SPEAKERS: [ProtocolRange; 5] = [
+const SPEAKERS: [ProtocolRange; 6] = [
     PROTOCOL,
+    ProtocolRange { oldest: 1, newest: 1 },
     ProtocolRange { oldest: 0, newest: 0 },
     ProtocolRange { oldest: 1, newest: 2 },
     ProtocolRange { oldest: 2, newest: 2 },
