@@ -34,7 +34,7 @@ type Answer = (Result<Spawned, NotSpawned>, Instant);
 #[derive(Debug)]
 enum NotSpawned {
     Before(Cause),
-    Spawn(io::Error),
+    Spawn(sys::NotSpawned),
 }
 
 /// A successor, from the moment it is wanted.
@@ -144,11 +144,14 @@ impl Successor {
             spawned: None,
             ready: plan.started,
             process: Process::Spawning(answer),
-            program: format!(
-                "{} in {}",
-                plan.command.executable.to_string_lossy(),
-                plan.command.directory.to_string_lossy(),
-            ),
+            program: match &plan.command.directory {
+                Some(directory) => format!(
+                    "{} in {}",
+                    plan.command.executable.to_string_lossy(),
+                    directory.to_string_lossy(),
+                ),
+                None => plan.command.executable.to_string_lossy().into_owned(),
+            },
             pipe: Some(pipe),
             socket,
             hello: None,
@@ -173,7 +176,18 @@ impl Successor {
     pub(crate) fn hear_spawn(&mut self, registry: &Registry, events: &mut Vec<Event>) {
         let Some((result, at)) = self.process.answer() else { return };
         self.spawned = Some(at);
-        let mut watch = |spawned| self.process.watch(spawned, registry, self.attempt);
+        if let Ok(Spawned { not_entered: Some(errno), .. }) = &result {
+            let reason = io::Error::from(*errno);
+            log::warn!(
+                "the successor cannot enter its directory and stays in the one that it inherits: \
+                 {}: {reason}",
+                self.program,
+            );
+        }
+        let mut watch = |spawned| {
+            let watched = self.process.watch(spawned, registry, self.attempt);
+            watched.map_err(|source| sys::NotSpawned { step: "watch", source })
+        };
         match result.and_then(|spawned| watch(spawned).map_err(NotSpawned::Spawn)) {
             // A ready byte can be here before the answer is: then it is past this stage already.
             Ok(()) if self.stage == Stage::Spawn => self.stage = Stage::SetUp,
@@ -185,8 +199,8 @@ impl Successor {
                 }
                 let cause = match error {
                     NotSpawned::Before(cause) => cause,
-                    NotSpawned::Spawn(source) => {
-                        let operation = format!("execute {}", self.program);
+                    NotSpawned::Spawn(sys::NotSpawned { step, source }) => {
+                        let operation = format!("{step} {}", self.program);
                         Cause::NotSpawned { operation, source }
                     }
                 };
@@ -611,7 +625,8 @@ impl Process {
                 Err(TryRecvError::Empty) => None,
                 // The thread panicked: the answer will not come.
                 Err(TryRecvError::Disconnected) => {
-                    let error = io::Error::other("the spawning thread ended without an answer");
+                    let source = io::Error::other("the spawning thread ended without an answer");
+                    let error = sys::NotSpawned { step: "execute", source };
                     Some((Err(NotSpawned::Spawn(error)), Instant::now()))
                 }
             },
@@ -622,7 +637,7 @@ impl Process {
     /// Watches a process that was spawned for its death.
     fn watch(&mut self, spawned: Spawned, registry: &Registry, attempt: u32) -> io::Result<()> {
         let token = Token::new(Kind::SuccessorProcess, attempt, 0).pack();
-        let Spawned { pid, process: fd } = spawned;
+        let Spawned { pid, process: fd, .. } = spawned;
         let registered =
             registry.register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE);
         *self = Self::Alive { pid, fd };
@@ -631,7 +646,7 @@ impl Process {
 
     fn answered((result, _): Answer) -> Self {
         match result {
-            Ok(Spawned { pid, process: fd }) => {
+            Ok(Spawned { pid, process: fd, .. }) => {
                 let process = Self::Alive { pid, fd };
                 process.kill();
                 process
