@@ -1,9 +1,10 @@
 //! The only `unsafe`: spawn a process, pass descriptors to it, adopt descriptors in it, and ask the
 //! kernel for what nix has no safe name for.
 //!
-//! Each block says who owns the descriptor, and why nobody else does. `spawn` makes a process; it is a
-//! part of this noun.
+//! Each block says who owns the descriptor, and why nobody else does. `spawn` makes a process and
+//! `actions` keeps what signals do; they are parts of this noun.
 
+mod actions;
 mod spawn;
 
 use std::ffi::{CStr, OsStr, OsString};
@@ -24,6 +25,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::limits;
+pub(crate) use actions::Action;
 pub(crate) use spawn::{Command, NotSpawned, Spawned, spawn};
 
 /// A descriptor for a process, which becomes readable when it dies (pidfd_open(2)). The caller
