@@ -80,6 +80,11 @@ impl Config {
     /// and does not end the process. Call it before anything that takes time, the parsing of flags and
     /// the resolving of names included.
     ///
+    /// What comes before the first line of a program runs, in its first milliseconds, still does what
+    /// the parent has left it to do, which ends the process in most cases. Only a parent can change
+    /// that: a signal that it blocks is late then (execve(2) keeps the mask), one that it ignores
+    /// (`trap '' HUP`) is lost.
+    ///
     /// After the server they are held again; a program that works on then and wants to hear them lets
     /// them through itself (pthread_sigmask(3)).
     ///

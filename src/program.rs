@@ -124,7 +124,7 @@ fn executable(
     // Executed by a descriptor (fexecve(3)), so that nobody has told the path. The name may be it; but
     // a program may be started under any name (execve(2)).
     let named = name.and_then(|name| locate(name, directory?));
-    match named.filter(|path| same_file(path, running)) {
+    match named.filter(|path| !leads_to_a_process(path) && same_file(path, running)) {
         Some(path) => Ok(path),
         None => running_path(&fs::read_link(running)?),
     }
@@ -237,6 +237,8 @@ mod tests {
             assert_eq!(found, link, "the link stays a link");
         }
         assert_eq!(executable(None, None, None).expect("a path"), running);
+        let name = Some(OsStr::new("/proc/self/exe"));
+        assert_eq!(executable(None, name, directory).expect("a path"), running);
     }
 
     #[test]

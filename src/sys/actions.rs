@@ -59,3 +59,25 @@ impl fmt::Debug for Action {
         f.debug_struct("Action").field("signal", &self.signal).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_takes_the_status_of_children_away_is_changed() {
+        let with = |handler, flags| {
+            let mut action = Action::of(libc::SIGCHLD).expect("an action");
+            (action.action.sa_sigaction, action.action.sa_flags) = (handler, flags);
+            action
+                .keeping_status()
+                .map(|Action { action, .. }| (action.sa_sigaction, action.sa_flags))
+        };
+        let (restart, lost) = (libc::SA_RESTART, libc::SA_NOCLDWAIT);
+        assert_eq!(with(libc::SIG_DFL, 0), None);
+        assert_eq!(with(1234, restart), None);
+        assert_eq!(with(libc::SIG_IGN, 0), Some((libc::SIG_DFL, 0)));
+        assert_eq!(with(libc::SIG_DFL, lost), Some((libc::SIG_DFL, 0)));
+        assert_eq!(with(1234, restart | lost), Some((1234, restart)), "the handler stays");
+    }
+}
