@@ -63,8 +63,8 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Handles these signals from here on, and lets them through to this thread: those that were sent
-    /// before and are blocked come now. `inherited` is what the predecessor has blocked for this
+    /// Handles these signals from here on, and lets them through to this thread, and all others that
+    /// were held: those that were sent before and are blocked come now. `inherited` is what the predecessor has blocked for this
     /// process; bit n is signal n + 1.
     ///
     /// SIGCHLD is not ignored from here on, or no successor would leave its exit status
@@ -150,13 +150,13 @@ impl Before {
 
     /// A parent may have blocked them for itself, and a mask comes through execve(2).
     fn let_through(&mut self, signals: &SigSet, inherited: u64) -> io::Result<()> {
+        let held = HELD.load(Ordering::Relaxed);
+        let signals = from_mask(to_mask(signals) | held);
         let mut mask = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(signals), Some(&mut mask))?;
-        // What the predecessor has blocked was for the time of the set-up.
-        let passing = inherited & !HELD.load(Ordering::Relaxed);
-        let passing = |signal: &Signal| passing & 1 << (*signal as i32 - 1) != 0;
-        let again = signals.iter().filter(|signal| mask.contains(*signal) && !passing(signal));
-        self.blocked = again.collect();
+        pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&signals), Some(&mut mask))?;
+        // What only the predecessor has blocked was for the time of the set-up.
+        let passing = inherited & !held;
+        self.blocked = from_mask(to_mask(&signals) & to_mask(&mask) & !passing);
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use harness::{Actor, Start, copy_program, example, is_alive, until};
@@ -218,9 +219,28 @@ fn is_in(set: &str, signal: Signal) -> bool {
     mask & 1 << (signal as i32 - 1) != 0
 }
 
-/// In this process, and the only test that has a server in it.
+/// For the tests that have their server in this process, where there can be one at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+#[test]
+fn signals_that_were_held_are_let_through_by_the_server_and_held_again_after_it() {
+    let _one = ONE.lock().unwrap_or_else(|poison| poison.into_inner());
+    Config::default().hold_signals();
+    let held = [Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGINT];
+    assert!(held.iter().all(|signal| is_in("SigBlk", *signal)));
+    // Also one that the server has no use for in the end.
+    let mut config = Config::default();
+    config.shutdown_signals = vec![Signal::SIGTERM as i32];
+    let server = Server::new(config, Told::default()).expect("a server");
+    assert!(!held.iter().any(|signal| is_in("SigBlk", *signal)));
+    assert!(!is_in("SigCgt", Signal::SIGQUIT));
+    drop(server);
+    assert!(held.iter().all(|signal| is_in("SigBlk", *signal)));
+}
+
 #[test]
 fn a_process_is_left_as_it_was_found_and_can_have_another_server() {
+    let _one = ONE.lock().unwrap_or_else(|poison| poison.into_inner());
     let mut config = Config::default();
     config.user_signals = vec![Signal::SIGUSR1 as i32];
     let make = || Server::new(config.clone(), Told::default());
@@ -236,7 +256,7 @@ fn a_process_is_left_as_it_was_found_and_can_have_another_server() {
             assert!(is_in("SigCgt", signal), "{signal} is handled in round {round}");
             assert!(!is_in("SigBlk", signal), "{signal} is let through in round {round}");
         }
-        let refused = make().err().expect("one at a time");
+        let refused = make().expect_err("one at a time");
         assert!(matches!(refused, Error::AnotherServer), "{refused}");
         assert!(is_in("SigCgt", Signal::SIGHUP), "and the first one is as it was");
         raise(Signal::SIGUSR1).expect("sent");
