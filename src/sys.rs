@@ -284,6 +284,8 @@ pub(crate) fn executed_path() -> Option<OsString> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use nix::fcntl::OFlag;
     use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
     use nix::unistd::{pipe2, read};
@@ -307,8 +309,15 @@ mod tests {
     }
 
     fn all_closed(readers: Vec<OwnedFd>) -> bool {
-        // With a writer that is still there, it would be EAGAIN.
-        readers.iter().all(|reader| read(reader, &mut [0]) == Ok(0))
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // With a writer that is still there, it would be EAGAIN for ever. A process that another test
+        // spawns has copies of everything for the moment until it executes its program.
+        readers.iter().all(|reader| {
+            while read(reader, &mut [0]) == Err(Errno::EAGAIN) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            read(reader, &mut [0]) == Ok(0)
+        })
     }
 
     #[test]

@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_program_runs_in_its_directory_with_its_variable_and_the_descriptors_that_are_kept() {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let script = format!("test \"$WHO\" = me && pwd >&{}", writer.as_raw_fd());
+        let script = format!("test \"$WHO\" = me && pwd >/proc/self/fd/{}", writer.as_raw_fd());
         let command = command(&["/bin/sh", "-c", &script], Some("/dev/shm/."));
         let spawned =
             spawn(&command, c"WHO=me", &[writer.as_fd()], SigSet::empty()).expect("spawned");
