@@ -97,8 +97,7 @@ pub(crate) fn spawn(
     let argv = pointers(&mut command.arguments.iter().map(CString::as_c_str));
     let envp = pointers(&mut command.environment.iter().map(CString::as_c_str).chain([variable]));
     let keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
-    // Of 16 bytes each: no architecture asks for a stricter alignment of its stack.
-    let mut stack = vec![0_u128; STACK_BYTES / size_of::<u128>()];
+    let stack = Stack::new().map_err(failed("map a stack for"))?;
 
     // A signal handler must not run in the child while it shares this process's memory.
     let mut before = SigSet::empty();
@@ -121,7 +120,7 @@ pub(crate) fn spawn(
     };
     let mut process: RawFd = -1;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-    // SAFETY: the child runs `child` on a stack of its own, which grows down from the end of `stack`.
+    // SAFETY: the child runs `child` on a stack of its own, which grows down from the top of `stack`.
     // `birth`, what it points to, and `stack` live until the end of this function, and this thread
     // stands still until the child has left that memory, by execve(2) or by _exit(2). The kernel
     // writes one descriptor to `process`. No descriptor changes hands: the child has a table of its
@@ -129,7 +128,7 @@ pub(crate) fn spawn(
     let result = Errno::result(unsafe {
         libc::clone(
             child,
-            stack.as_mut_ptr_range().end.cast(),
+            stack.top(),
             flags,
             ptr::from_ref(&birth).cast_mut().cast(),
             &raw mut process,
@@ -169,6 +168,32 @@ pub(crate) fn spawn(
     };
     // Not negative, because the call has succeeded.
     Ok(Spawned { pid: pid.unsigned_abs(), process, not_entered })
+}
+
+/// Memory for the child's stack. It is asked of the kernel, because that can say no: a Rust program
+/// whose allocator has none ends.
+struct Stack(*mut c_void);
+
+impl Stack {
+    fn new() -> Result<Self, Errno> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK;
+        // SAFETY: new memory at a place that the kernel chooses, which nobody else has.
+        let place = unsafe { libc::mmap(ptr::null_mut(), STACK_BYTES, access, kind, -1, 0) };
+        if place == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(Self(place)) }
+    }
+
+    /// Where it grows down from; as well aligned as a page.
+    fn top(&self) -> *mut c_void {
+        self.0.wrapping_byte_add(STACK_BYTES)
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this length, and unmapped once. The child has left it, or never was.
+        unsafe { libc::munmap(self.0, STACK_BYTES) };
+    }
 }
 
 /// The child, until it executes its program. It shares its parent's memory, of which any lock may be
