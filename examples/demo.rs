@@ -222,6 +222,7 @@ fn serve(options: Options) -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
+    tablecloth::Config::default().hold_signals();
     let (status, error) = match parse(Parser::from_env()) {
         Ok(None) => {
             println!("{HELP}\n{}", options::HELP);

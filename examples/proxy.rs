@@ -128,6 +128,7 @@ fn serve(mut options: Options) -> Result<(), String> {
 }
 
 pub(crate) fn main() -> ExitCode {
+    tablecloth::Config::default().hold_signals();
     let (status, error) = match options::parse(lexopt::Parser::from_env()) {
         Ok(None) => {
             println!("{}\n{}", options::HELP, common::options::HELP);

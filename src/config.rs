@@ -7,7 +7,7 @@ use nix::libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::limits;
 use crate::machine::Timer;
-use crate::signals::Request;
+use crate::signals::{self, Request};
 
 /// What a server needs to know beside its listeners. Every field has a default.
 ///
@@ -95,6 +95,26 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Holds the configured signals back, in this thread and in those that it starts, until
+    /// [`Server::new`](crate::Server::new) lets them through: a signal that comes meanwhile is late,
+    /// and does not end the process. Call it before anything that takes time, the parsing of flags and
+    /// the resolving of names included.
+    ///
+    /// What comes before the first line of a program runs, in its first milliseconds, still does what
+    /// the parent has left it to do, which ends the process in most cases. Only a parent can change
+    /// that: a signal that it blocks is late then (execve(2) keeps the mask), one that it ignores
+    /// (`trap '' HUP`) is lost.
+    ///
+    /// After the server they are held again; a program that works on then and wants to hear them lets
+    /// them through itself (pthread_sigmask(3)).
+    ///
+    /// ```
+    /// tablecloth::Config::default().hold_signals();
+    /// ```
+    pub fn hold_signals(&self) {
+        signals::hold(&self.signals());
+    }
+
     /// What each of the signals asks for.
     pub(crate) fn signals(&self) -> Vec<(i32, Request)> {
         [

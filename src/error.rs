@@ -62,6 +62,8 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// There is another server in this process, and signals and the handoff belong to it.
+    AnotherServer,
     /// The pid file cannot be written.
     PidFile {
         /// The file.
@@ -124,6 +126,10 @@ impl fmt::Display for Error {
             }
             Self::Handoff { reason } => write!(f, "handoff from the predecessor: {reason}"),
             Self::Signal { signal, reason } => write!(f, "signal {signal}: {reason}"),
+            Self::AnotherServer => f.write_str(
+                "another server lives in this process and has its signals: let it end, or drop it, \
+                 before the next one is made",
+            ),
             Self::PidFile { path, step, source } => {
                 write!(f, "pid file {}: {step}: {source}", path.display())
             }
@@ -160,6 +166,7 @@ impl std::error::Error for Error {
             | Self::Environment { .. }
             | Self::Handoff { .. }
             | Self::Signal { .. }
+            | Self::AnotherServer
             | Self::NotCommitted { .. }
             | Self::GivenUp
             | Self::Panicked { .. }

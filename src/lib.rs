@@ -37,7 +37,8 @@
 //!
 //! # What a process must not do
 //!
-//! - Reap children that it does not know (`waitpid(-1)`), or ignore SIGCHLD: the exit status of a
+//! - Reap children that it does not know (`waitpid(-1)`), or ignore SIGCHLD while a server lives
+//!   ([`Server::new`] sets it to its default if the parent has ignored it): the exit status of a
 //!   successor is then lost to it, though not the fact of its death (waitpid(2)).
 //! - Start threads before [`Server::new`], if its children are to inherit a clean environment.
 //! - Restore the default of SIGPIPE, which ends a successor whose predecessor dies just before it

@@ -163,7 +163,7 @@ pub const MOVING_TIME: Duration = Duration::from_millis(2);
 /// zombie is left to somebody else. Longer than the kernel takes to free the memory of a large one.
 pub const REAP_WAIT: Duration = Duration::from_secs(2);
 
-/// The stack of a thread beside the loop; posix_spawn(3) brings its own for the child.
+/// The stack of a thread beside the loop; the spawn brings its own for the child.
 pub const THREAD_STACK_BYTES: usize = 128 * 1024;
 
 /// The longest name of a listener or file, in bytes.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -18,6 +19,8 @@ pub struct Report {
     pub to: Option<u32>,
     /// The successor's generation: the predecessor's and one more.
     pub generation: u64,
+    /// The program that was executed, or was to be: the path by which the first process was started.
+    pub program: PathBuf,
     /// The time that each step took, or the step that failed and why.
     pub outcome: Result<Timings, Failure>,
 }
@@ -130,8 +133,13 @@ impl fmt::Display for Report {
                 Milliseconds(timings.set_up),
                 Milliseconds(timings.takeover),
                 Milliseconds(timings.longest_turn),
-            ),
-            Err(failure) => write!(f, "failed in {}: {}", failure.stage, failure.cause),
+            )?,
+            Err(failure) => write!(f, "failed in {}: {}", failure.stage, failure.cause)?,
+        }
+        // Without a successor no program was executed; the cause names it where it matters.
+        match self.to {
+            Some(_) => write!(f, "; program {}", self.program.display()),
+            None => Ok(()),
         }
     }
 }

@@ -194,7 +194,15 @@ impl<H: Handler> Server<H> {
     /// tries out the pid file's place. Call it before the program starts threads: the environment
     /// can be changed only then. A variable that had to stay is inherited by children, who
     /// recognise it as not theirs.
+    ///
+    /// The configured signals are let through to this thread, also if the parent has blocked them, and
+    /// SIGCHLD is set to its default if it is ignored, or no successor would leave an exit status.
+    /// When the server is gone, signals do what they did before. Those that come before this call
+    /// end the process, unless [`Config::hold_signals`] holds them.
+    ///
+    /// There can be one server in a process at a time; see [`Error::AnotherServer`].
     pub fn new(config: Config, handler: H) -> Result<Self, Error> {
+        let claim = signals::Claim::new()?;
         let schemas = handler.schemas().map_or(NO_SCHEMAS, |schemas| SchemaRange {
             oldest: *schemas.start(),
             newest: *schemas.end(),
@@ -203,8 +211,9 @@ impl<H: Handler> Server<H> {
             Some((predecessor, inheritance)) => (Some(predecessor), inheritance),
             None => (None, Vec::new()),
         };
-        let assembled = check(&handler)
-            .and_then(|()| Self::assemble(config, handler, predecessor.as_ref(), inheritance));
+        let assembled = check(&handler).and_then(|()| {
+            Self::assemble(claim, config, handler, predecessor.as_ref(), inheritance)
+        });
         match assembled {
             Ok(mut server) => {
                 server.predecessor = predecessor;
@@ -220,6 +229,7 @@ impl<H: Handler> Server<H> {
     }
 
     fn assemble(
+        claim: signals::Claim,
         config: Config,
         handler: H,
         predecessor: Option<&Predecessor>,
@@ -237,12 +247,13 @@ impl<H: Handler> Server<H> {
         let registry = Rc::new(registry);
         let polled = Error::system("poll");
         let waker = Waker::new(&registry, Token::single(Source::Waker).pack()).map_err(polled)?;
-        let mut signals = Signals::install(config.signals())?;
+        let inherited = predecessor.map_or(0, |predecessor| predecessor.blocked);
+        let mut signals = Signals::install(claim, config.signals(), inherited)?;
         signals.register(&registry, Token::single(Source::Signals).pack()).map_err(polled)?;
         let (machine, generation) = match predecessor {
             Some(predecessor) => {
                 predecessor.register(&registry).map_err(polled)?;
-                // Whatever came for this process since it was spawned is delivered now.
+                // And those that this build does not handle any more.
                 signals::unblock(predecessor.blocked)?;
                 (Machine::successor(), predecessor.generation)
             }

@@ -152,11 +152,14 @@ impl Successor {
             spawned: None,
             ready: plan.started,
             process: Process::new(answer, plan.attempt),
-            program: format!(
-                "{} in {}",
-                plan.command.executable.to_string_lossy(),
-                plan.command.directory.to_string_lossy(),
-            ),
+            program: match &plan.command.directory {
+                Some(directory) => format!(
+                    "{} in {}",
+                    plan.command.executable.to_string_lossy(),
+                    directory.to_string_lossy(),
+                ),
+                None => plan.command.executable.to_string_lossy().into_owned(),
+            },
             pipe: Some(pipe),
             socket,
             hello: None,
@@ -183,7 +186,18 @@ impl Successor {
     pub(crate) fn hear_spawn(&mut self, registry: &Registry, events: &mut Vec<Event>) {
         let Some((result, at)) = self.process.answer() else { return };
         self.spawned = Some(at);
-        let mut watch = |spawned| self.process.watch(spawned, registry);
+        if let Ok(sys::Spawned { not_entered: Some(errno), .. }) = &result {
+            let reason = io::Error::from(*errno);
+            log::warn!(
+                "the successor cannot enter its directory and stays in the one that it inherits: \
+                 {}: {reason}",
+                self.program,
+            );
+        }
+        let mut watch = |spawned| {
+            let watched = self.process.watch(spawned, registry);
+            watched.map_err(|source| sys::NotSpawned { step: "watch", source })
+        };
         match result.and_then(|spawned| watch(spawned).map_err(NotSpawned::Spawn)) {
             // A ready byte can be here before the answer is: then it is past this stage already.
             Ok(()) if self.stage == Stage::Spawn => self.stage = Stage::SetUp,
@@ -192,8 +206,8 @@ impl Successor {
                 self.process.not_spawned();
                 let cause = match error {
                     NotSpawned::Before(cause) => cause,
-                    NotSpawned::Spawn(source) => {
-                        let operation = format!("execute {}", self.program);
+                    NotSpawned::Spawn(sys::NotSpawned { step, source }) => {
+                        let operation = format!("{step} {}", self.program);
                         Cause::NotSpawned { operation, source }
                     }
                 };

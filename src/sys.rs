@@ -1,12 +1,17 @@
 //! The only `unsafe`: spawn a process, pass descriptors to it, adopt descriptors in it, and ask the
 //! kernel for what nix has no safe name for.
 //!
-//! Each block says who owns the descriptor, and why nobody else does.
+//! Each block says who owns the descriptor, and why nobody else does. `spawn` makes a process and
+//! `actions` keeps what signals do; they are parts of this noun.
 
-use std::ffi::{CStr, CString, OsString};
+mod actions;
+mod spawn;
+
+use std::ffi::{CStr, OsStr, OsString};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::ptr;
 use std::sync::Mutex;
@@ -16,156 +21,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
 
 use crate::limits;
-
-/// What to execute: everything in the form that execve(2) takes it.
-#[derive(Debug)]
-pub(crate) struct Command {
-    pub(crate) executable: CString,
-    pub(crate) arguments: Vec<CString>,
-    pub(crate) environment: Vec<CString>,
-    pub(crate) directory: CString,
-}
-
-/// A process that was spawned: its id, and a descriptor that becomes readable when it dies.
-#[derive(Debug)]
-pub(crate) struct Spawned {
-    pub(crate) pid: u32,
-    pub(crate) process: OwnedFd,
-}
-
-/// Spawns a process without `fork`: glibc's posix_spawn(3) shares the memory until the exec, so
-/// that its time does not depend on how much memory there is. It blocks the calling thread until
-/// the exec is done, and no other.
-///
-/// Of this process's descriptors the new one gets those that are not close-on-exec, and `keep`,
-/// under the numbers that they have here. The signals in `blocked` are blocked in it.
-pub(crate) fn spawn(
-    command: &Command,
-    variable: &CStr,
-    keep: &[BorrowedFd<'_>],
-    blocked: SigSet,
-) -> io::Result<Spawned> {
-    // nul-terminated vectors of pointers, as execve(2) wants them; the strings outlive the call.
-    let pointers = |strings: &mut dyn Iterator<Item = &CStr>| -> Vec<*mut libc::c_char> {
-        strings.map(|s| s.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect()
-    };
-    let argv = pointers(&mut command.arguments.iter().map(CString::as_c_str));
-    let envp = pointers(&mut command.environment.iter().map(CString::as_c_str).chain([variable]));
-
-    let mut mask = SigSet::empty();
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, None, Some(&mut mask))?;
-    mask.extend(blocked.iter());
-
-    let mut actions = FileActions::new()?;
-    let mut attributes = Attributes::new()?;
-    for fd in keep {
-        actions.keep(*fd)?;
-    }
-    actions.change_directory(&command.directory)?;
-    attributes.signal_mask(&mask)?;
-
-    let mut pid = 0;
-    // SAFETY: every pointer is to something that lives until the call returns, argv and envp end
-    // with a null pointer, and posix_spawn(3) changes none of the strings. No descriptor changes
-    // hands: `keep` is borrowed, the child has its own copies.
-    check(unsafe {
-        libc::posix_spawn(
-            &mut pid,
-            command.executable.as_ptr(),
-            &actions.0,
-            &attributes.0,
-            argv.as_ptr(),
-            envp.as_ptr(),
-        )
-    })?;
-    let child = Pid::from_raw(pid);
-    let pid = u32::try_from(pid).map_err(|_| Errno::ECHILD)?;
-    match process_descriptor(pid) {
-        Ok(process) => Ok(Spawned { pid, process }),
-        // A process that cannot be watched must not live. It is this one's child and nobody has
-        // reaped it, so that the id means no other; only the spawning thread waits for it.
-        Err(error) => {
-            let _ = nix::sys::signal::kill(child, Signal::SIGKILL);
-            while waitpid(child, None) == Err(Errno::EINTR) {}
-            Err(io::Error::new(
-                error.kind(),
-                format!("it was killed, for want of a pidfd: {error}"),
-            ))
-        }
-    }
-}
-
-struct FileActions(libc::posix_spawn_file_actions_t);
-
-impl FileActions {
-    fn new() -> io::Result<Self> {
-        let mut actions = MaybeUninit::uninit();
-        // SAFETY: the call initialises what the pointer points to, or fails.
-        check(unsafe { libc::posix_spawn_file_actions_init(actions.as_mut_ptr()) })?;
-        // SAFETY: initialised by the call above.
-        Ok(Self(unsafe { actions.assume_init() }))
-    }
-
-    /// A descriptor that is duplicated onto itself loses its close-on-exec flag in the child, and
-    /// there only (posix_spawn(3), glibc 2.29). It cannot overwrite another one.
-    fn keep(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let fd = fd.as_raw_fd();
-        // SAFETY: the object was initialised in `new`; the number is only recorded.
-        check(unsafe { libc::posix_spawn_file_actions_adddup2(&mut self.0, fd, fd) })
-    }
-
-    fn change_directory(&mut self, directory: &CStr) -> io::Result<()> {
-        // SAFETY: the object was initialised in `new`; the path is copied.
-        check(unsafe {
-            libc::posix_spawn_file_actions_addchdir_np(&mut self.0, directory.as_ptr())
-        })
-    }
-}
-
-impl Drop for FileActions {
-    fn drop(&mut self) {
-        // SAFETY: initialised in `new`, destroyed once. It cannot fail for such an object.
-        unsafe { libc::posix_spawn_file_actions_destroy(&mut self.0) };
-    }
-}
-
-struct Attributes(libc::posix_spawnattr_t);
-
-impl Attributes {
-    fn new() -> io::Result<Self> {
-        let mut attributes = MaybeUninit::uninit();
-        // SAFETY: the call initialises what the pointer points to, or fails.
-        check(unsafe { libc::posix_spawnattr_init(attributes.as_mut_ptr()) })?;
-        // SAFETY: initialised by the call above.
-        Ok(Self(unsafe { attributes.assume_init() }))
-    }
-
-    fn signal_mask(&mut self, mask: &SigSet) -> io::Result<()> {
-        let flags = libc::POSIX_SPAWN_SETSIGMASK as libc::c_short;
-        // SAFETY: the object was initialised in `new`; the mask is copied.
-        check(unsafe { libc::posix_spawnattr_setsigmask(&mut self.0, mask.as_ref()) })?;
-        // SAFETY: as above.
-        check(unsafe { libc::posix_spawnattr_setflags(&mut self.0, flags) })
-    }
-}
-
-impl Drop for Attributes {
-    fn drop(&mut self) {
-        // SAFETY: initialised in `new`, destroyed once. It cannot fail for such an object.
-        unsafe { libc::posix_spawnattr_destroy(&mut self.0) };
-    }
-}
-
-/// posix_spawn(3) and its kin return the error number.
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
-}
+pub(crate) use actions::Action;
+pub(crate) use spawn::{Command, NotSpawned, Spawned, spawn};
 
 /// A descriptor for a process, which becomes readable when it dies (pidfd_open(2)). The caller
 /// knows that the id still means that process: it is its parent, or its child.
@@ -419,8 +280,23 @@ fn is_at_end(socket: BorrowedFd<'_>) -> bool {
     poll(&mut fds, PollTimeout::ZERO) != Ok(0)
 }
 
+/// The path that this program was executed by, as it was given to execve(2) (AT_EXECFN, getauxval(3)).
+pub(crate) fn executed_path() -> Option<OsString> {
+    // SAFETY: asks for a number.
+    let address = unsafe { libc::getauxval(libc::AT_EXECFN) } as *const libc::c_char;
+    if address.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel has put a nul-terminated string there before the program began. It lies
+    // beyond the stack, stays there as long as the process, and nobody owns it.
+    let path = unsafe { CStr::from_ptr(address) };
+    Some(OsStr::from_bytes(path.to_bytes()).to_owned())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use nix::fcntl::OFlag;
     use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
     use nix::unistd::{pipe2, read};
@@ -444,8 +320,15 @@ mod tests {
     }
 
     fn all_closed(readers: Vec<OwnedFd>) -> bool {
-        // With a writer that is still there, it would be EAGAIN.
-        readers.iter().all(|reader| read(reader, &mut [0]) == Ok(0))
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // With a writer that is still there, it would be EAGAIN for ever. A process that another test
+        // spawns has copies of everything for the moment until it executes its program.
+        readers.iter().all(|reader| {
+            while read(reader, &mut [0]) == Err(Errno::EAGAIN) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            read(reader, &mut [0]) == Ok(0)
+        })
     }
 
     #[test]

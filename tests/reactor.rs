@@ -15,7 +15,8 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use rustix::process::{Resource, Rlimit};
 use tablecloth::machine::State;
 use tablecloth::{
-    Accepted, Address, Config, Context, Handler, IoEvent, Server, SocketOptions, Stream, Verdict,
+    Accepted, Address, Config, Context, Error, Handler, IoEvent, Server, SocketOptions, Stream,
+    Verdict,
 };
 
 /// Answers each byte, but for the greedy, who always have more to do.
@@ -59,8 +60,18 @@ impl Handler for Echo {
     }
 }
 
+/// A server, as soon as that of no other test is left in this process.
+fn new_server<H: Handler>(config: &Config, handler: impl Fn() -> H) -> Server<H> {
+    let mut server = None;
+    until("there is no other server", || match Server::new(config.clone(), handler()) {
+        Err(Error::AnotherServer) => false,
+        made => server.insert(made).is_ok(),
+    });
+    server.expect("it was made").expect("a server")
+}
+
 fn server(config: Config) -> (Server<Echo>, String) {
-    let mut server = Server::new(config, Echo::default()).expect("a server");
+    let mut server = new_server(&config, Echo::default);
     let address = server.listen("echo", "127.0.0.1:0").expect("listens");
     (server, address.to_string())
 }
@@ -197,7 +208,7 @@ impl Handler for Deferring {
 
 #[test]
 fn a_batch_of_sessions_reads_before_the_first_of_them_writes() {
-    let mut server = Server::new(Config::default(), Deferring::default()).expect("a server");
+    let mut server = new_server(&Config::default(), Deferring::default);
     let address = server.listen("echo", "127.0.0.1:0").expect("listens").to_string();
     let batch = tablecloth::limits::SESSIONS_PER_BATCH;
     let mut clients: Vec<_> = (0..batch + 3).map(|_| Client::connect(&address)).collect();
@@ -223,8 +234,8 @@ fn a_batch_of_sessions_reads_before_the_first_of_them_writes() {
 
 #[test]
 fn a_flush_that_is_not_enough_is_followed_by_another_event() {
-    let handler = Deferring { again: true, ..Deferring::default() };
-    let mut server = Server::new(Config::default(), handler).expect("a server");
+    let handler = || Deferring { again: true, ..Deferring::default() };
+    let mut server = new_server(&Config::default(), handler);
     let address = server.listen("echo", "127.0.0.1:0").expect("listens").to_string();
     let mut client = Client::connect(&address);
     client.send(b"x");

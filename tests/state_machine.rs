@@ -362,39 +362,35 @@ fn table(step: StepFn<'_>, state: State) -> Vec<String> {
     lines
 }
 
-/// What tells some of the machines in a state from the rest, in words.
+/// What tells some of the machines in a state from the rest, in words: as few facts as do it.
 fn condition(some: &[Machine], all: &[Machine]) -> String {
-    let words = |of: &dyn Fn(&Machine) -> String| {
-        let (of_some, of_all): (BTreeSet<_>, BTreeSet<_>) =
-            (some.iter().map(of).collect(), all.iter().map(of).collect());
-        (of_some.len() < of_all.len()).then(|| of_some.into_iter().collect::<Vec<_>>().join(" or "))
-    };
-    let predecessor = words(&|machine| machine.predecessor().to_string());
-    let predecessor = predecessor.map(|which| format!("predecessor {which}"));
-    let wanted = words(&|machine| machine.wanted().to_string());
-    let paused = words(&|machine| pausing(machine).into());
-    let product: Vec<_> = all
-        .iter()
-        .filter(|machine| {
-            some.iter().any(|other| other.predecessor() == machine.predecessor())
-                && some.iter().any(|other| other.wanted() == machine.wanted())
-                && some.iter().any(|other| other.is_pausing() == machine.is_pausing())
-        })
-        .collect();
-    if product.len() == some.len() {
-        [predecessor, wanted, paused].into_iter().flatten().collect::<Vec<_>>().join(", ")
-    } else {
-        // No product of conditions: one by one.
-        let one = |m: &Machine| {
-            let mut facts =
-                vec![format!("predecessor {}", m.predecessor()), m.wanted().to_string()];
-            if all.iter().any(|machine| machine.is_pausing()) {
-                facts.push(pausing(m).into());
-            }
-            facts.join(" and ")
+    let facts: [&dyn Fn(&Machine) -> String; 3] = [
+        &|machine| format!("predecessor {}", machine.predecessor()),
+        &|machine| machine.wanted().to_string(),
+        &|machine| pausing(machine).to_owned(),
+    ];
+    // Whether these facts tell them.
+    let tells = |used: &[&dyn Fn(&Machine) -> String]| {
+        let alike = |machine: &&Machine| {
+            used.iter().all(|fact| some.iter().any(|other| fact(other) == fact(machine)))
         };
-        some.iter().map(one).collect::<Vec<_>>().join("; ")
+        all.iter().filter(alike).count() == some.len()
+    };
+    let used = (0..8u8).map(|bits| {
+        let used = facts.iter().enumerate().filter(|(place, _)| bits & 1 << place != 0);
+        used.map(|(_, fact)| *fact).collect::<Vec<_>>()
+    });
+    if let Some(used) = used.filter(|used| tells(used)).min_by_key(Vec::len) {
+        let words = used.iter().map(|fact| {
+            let words: BTreeSet<_> = some.iter().map(fact).collect();
+            let words = words.into_iter().collect::<Vec<_>>().join(" or ");
+            words.replace(" or predecessor ", " or ")
+        });
+        return words.collect::<Vec<_>>().join(", ");
     }
+    // No product of conditions: one by one.
+    let one = |m: &Machine| facts.iter().map(|fact| fact(m)).collect::<Vec<_>>().join(" and ");
+    some.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 fn pausing(machine: &Machine) -> &'static str {

@@ -23,7 +23,7 @@ fn texts() -> impl Strategy<Value = String> {
 fn entries() -> impl Strategy<Value = Vec<Entry>> {
     let file = prop_oneof![
         Just(None),
-        (1.., any::<u64>()).prop_map(|(device, inode)| Some(FileId { device, inode })),
+        (1u64.., any::<u64>()).prop_map(|(device, inode)| Some(FileId { device, inode })),
     ];
     let kinds = proptest::sample::select(Kind::ALL.to_vec());
     let entry = ("[a-z0-9é:/.-]{1,50}", kinds, "[a-z0-9é:/.-]{0,20}", file)

@@ -1,5 +1,8 @@
 //! What the machine says is done here, and nothing is decided.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -279,6 +282,7 @@ impl<H: Handler> Server<H> {
                     from: std::process::id(),
                     to: None,
                     generation,
+                    program: self.program(),
                     outcome: Err(Failure { stage: Stage::Spawn, cause }),
                 });
                 self.lose_successor();
@@ -358,13 +362,20 @@ impl<H: Handler> Server<H> {
         outcome: fn(&mut Successor, Instant, Duration) -> Result<Timings, Failure>,
     ) -> Option<Report> {
         let (now, longest_turn) = (Instant::now(), self.longest_turn_by_now());
+        let program = self.program();
         let successor = self.successor.as_mut()?;
         Some(Report {
             from: std::process::id(),
             to: successor.pid(),
             generation: successor.generation,
+            program,
             outcome: outcome(successor, now, longest_turn),
         })
+    }
+
+    /// What every successor executes.
+    fn program(&self) -> PathBuf {
+        OsStr::from_bytes(self.command.executable.as_bytes()).into()
     }
 
     fn report_upgrade(&mut self) {

@@ -22,7 +22,7 @@ pub(super) type Answer = (Result<Spawned, NotSpawned>, Instant);
 #[derive(Debug)]
 pub(super) enum NotSpawned {
     Before(Cause),
-    Spawn(io::Error),
+    Spawn(sys::NotSpawned),
 }
 
 /// What was spawned, and who spoke. Mostly that is one process; but a script that does not `exec` the
@@ -79,7 +79,8 @@ impl Process {
             Err(TryRecvError::Empty) => None,
             // The thread panicked: the answer will not come.
             Err(TryRecvError::Disconnected) => {
-                let error = io::Error::other("the spawning thread ended without an answer");
+                let source = io::Error::other("the spawning thread ended without an answer");
+                let error = sys::NotSpawned { step: "execute", source };
                 Some((Err(NotSpawned::Spawn(error)), Instant::now()))
             }
         }
@@ -101,7 +102,7 @@ impl Process {
 
     /// Watches a process that was spawned for its death.
     pub(super) fn watch(&mut self, spawned: Spawned, registry: &Registry) -> io::Result<()> {
-        let Spawned { pid, process: fd } = spawned;
+        let Spawned { pid, process: fd, .. } = spawned;
         let watched = Watched { pid, fd };
         let registered = watched.register(registry, self.attempt);
         if self.speaker.as_ref().is_some_and(|speaker| speaker.pid == pid) {

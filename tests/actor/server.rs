@@ -439,6 +439,7 @@ fn play(mut script: Script) -> Result<(), String> {
 }
 
 fn main() -> std::process::ExitCode {
+    tablecloth::Config::default().hold_signals();
     let played = Script::from_args().and_then(|script| {
         logging::start(log::LevelFilter::Debug)?;
         play(script)

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, UdpSocket};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -69,6 +70,7 @@ pub(crate) struct Start {
     args: Vec<String>,
     env: Vec<(String, String)>,
     directory: Option<PathBuf>,
+    name: Option<String>,
     place: tempfile::TempDir,
 }
 
@@ -84,7 +86,7 @@ impl Start {
 
     pub(crate) fn path(program: PathBuf) -> Self {
         let place = place();
-        Self { program, args: Vec::new(), env: Vec::new(), directory: None, place }
+        Self { program, args: Vec::new(), env: Vec::new(), directory: None, name: None, place }
     }
 
     pub(crate) fn args(mut self, args: &[&str]) -> Self {
@@ -120,6 +122,12 @@ impl Start {
         self
     }
 
+    /// Starts under this name, whatever the program's path is.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
         self
@@ -132,6 +140,9 @@ impl Start {
 
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
+        if let Some(name) = &self.name {
+            command.arg0(name);
+        }
         command.args(&self.args).envs(self.env.iter().cloned());
         command.current_dir(self.directory.as_deref().unwrap_or(Path::new(".")));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());

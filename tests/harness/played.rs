@@ -34,7 +34,7 @@ pub(crate) struct Part<'a> {
     pub(crate) names: Vec<&'a str>,
     /// The descriptors' kind; 0 is a TCP listener.
     pub(crate) kind: u8,
-    /// What a later version has added.
+    /// What a later version than 2 has added.
     pub(crate) added: &'a [u8],
 }
 
@@ -69,6 +69,10 @@ impl<'a> Part<'a> {
         for name in &self.names {
             packet.extend([self.kind, name.len() as u8]);
             packet.extend(name.as_bytes());
+        }
+        if self.version >= 2 {
+            // How each was asked for, and which file it was: not known.
+            self.names.iter().for_each(|_| packet.extend([0; 1 + 8 + 8]));
         }
         packet.extend(self.added);
         packet
