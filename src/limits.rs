@@ -142,9 +142,9 @@ pub const RENEWALS: u32 = 8;
 
 /// How long the next upgrade waits after one that failed: the first time, and at the most. It is
 /// doubled with each failure in a row.
-pub const PAUSE_LEAST: Duration = Duration::from_millis(50);
+pub const PAUSE_LEAST: Duration = Duration::from_millis(20);
 /// See [`PAUSE_LEAST`].
-pub const PAUSE_MOST: Duration = Duration::from_secs(5);
+pub const PAUSE_MOST: Duration = Duration::from_secs(1);
 const _: () = assert!(PAUSE_LEAST.as_millis() < PAUSE_MOST.as_millis());
 
 /// A failure that comes so long after the one before is the first of a new row.
@@ -210,6 +210,10 @@ const _: () = assert!(NAME_BYTES <= u8::MAX as usize);
 
 /// What the kernel counts for a packet beside its bytes, or somewhat more.
 pub const PACKET_OVERHEAD_BYTES: usize = 4096;
+
+/// What a packet of sessions has beside them, and what the kernel does not let a packet use of the
+/// socket's room (EMSGSIZE, send(2)).
+pub const PACKET_HEAD_BYTES: usize = 64;
 
 /// A packet of sessions fits into the socket, and so does its answer.
 const _: () = assert!(PACKETS_IN_FLIGHT * (SESSIONS_BYTES + PACKET_OVERHEAD_BYTES) <= SOCKET_BYTES);

@@ -494,12 +494,14 @@ impl Successor {
         self.hello.as_ref().map_or(NO_SCHEMAS, |hello| hello.schemas)
     }
 
-    /// How long a packet of sessions may be: both that may be on their way fit into the socket, whose
-    /// room the kernel counts with its own bookkeeping (SO_SNDBUF, socket(7)).
-    pub(crate) fn packet_bytes(&self) -> usize {
+    /// How long a packet of sessions may be, and one with a single session. As many packets as may be on
+    /// their way fit into the socket, whose room the kernel counts with its own bookkeeping (SO_SNDBUF,
+    /// socket(7)); a session that is too large for that travels alone, if it fits at all.
+    pub(crate) fn packet_bytes(&self) -> (usize, usize) {
         let room = getsockopt(&self.socket, sockopt::SndBuf).unwrap_or(limits::SOCKET_BYTES);
         let each = (room / limits::PACKETS_IN_FLIGHT).saturating_sub(limits::PACKET_OVERHEAD_BYTES);
-        each.min(limits::SESSIONS_BYTES)
+        let alone = room.saturating_sub(limits::PACKET_HEAD_BYTES);
+        (each.min(limits::SESSIONS_BYTES), alone.min(limits::SESSIONS_BYTES))
     }
 
     /// Sends sessions and their sockets. An error, and nothing has been sent.

@@ -136,7 +136,7 @@ fn a_program_that_is_no_successor_at_all_has_failed() {
 #[test]
 fn a_successor_of_another_protocol_version_is_told_by_it() {
     let actor = Start::actor().at(1, "raw-other-protocol").serve();
-    fails(actor, "the successor speaks handoff protocol 99 to 99, and this process 1 to 1");
+    fails(actor, "the successor speaks handoff protocol 99 to 99, and this process 1 to 2");
 }
 
 #[test]
@@ -254,17 +254,19 @@ fn an_answer_that_nobody_asked_for_is_nonsense_and_proves_nothing() {
 }
 
 #[test]
-fn a_successor_that_serves_and_exits_with_status_0_was_told_to_stop() {
+fn a_successor_that_serves_and_exits_with_status_0_is_rolled_back_because_it_was_not_told_to_stop()
+{
     let mut actor = Start::actor().pid_file().faults().serve();
     let mut session = actor.connect();
     let (first, _) = session.who();
     actor.fault(Point::ServingSaid, "exit 0");
     actor.signal(first, Signal::SIGHUP);
-    actor.wait_for("Draining (shutdown)");
-    assert_eq!(session.who(), (first, 0), "it ends what it has");
-    drop(session);
-    assert!(actor.first_exits().success());
-    assert!(!actor.has("Draining -> Running"));
+    actor.wait_for("Draining -> Running");
+    let line = actor.wait_for("failed in");
+    assert!(line.contains("the successor exited with status 0"), "{line}");
+    assert_eq!(session.who(), (first, 0), "it goes on");
+    assert_eq!(actor.who(), (first, 0), "and serves whoever comes");
+    actor.upgrade_around_a_session();
 }
 
 #[test]
@@ -283,7 +285,28 @@ fn a_rollback_needs_no_space_on_the_disk() {
 }
 
 #[test]
-fn a_hup_to_a_successor_that_dies_is_carried_out_by_its_predecessor() {
+fn a_hup_to_both_is_carried_out_by_the_predecessor_if_the_successor_dies() {
+    let mut actor = Start::actor().args(&["--probation-ms", "3600000"]).serve();
+    let first = actor.pid();
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("done; spawn");
+    let (second, _) = actor.who();
+    actor.signal(second, Signal::SIGHUP);
+    actor.wait_for("upgrade requested of the successor");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("upgrade requested, and carried out as soon as it can be");
+    actor.signal(second, Signal::SIGKILL);
+    actor.wait_for("Draining -> Running");
+    actor.wait_for("Running -> Upgrading: pause over");
+    actor.wait_for("done; spawn");
+    let (third, generation) = actor.who();
+    assert_eq!(generation, 1, "in place of the one that was lost");
+    assert!(![first, second].contains(&third));
+}
+
+/// Otherwise a program that asks for an upgrade and dies would be started for ever.
+#[test]
+fn what_only_a_lost_successor_was_asked_for_is_dropped_in_words() {
     let mut actor = Start::actor().args(&["--probation-ms", "3600000"]).serve();
     let first = actor.pid();
     actor.signal(first, Signal::SIGHUP);
@@ -292,11 +315,42 @@ fn a_hup_to_a_successor_that_dies_is_carried_out_by_its_predecessor() {
     actor.signal(second, Signal::SIGHUP);
     actor.wait_for("upgrade requested of the successor");
     actor.signal(second, Signal::SIGKILL);
-    actor.wait_for("Draining -> Upgrading");
+    actor.wait_for("Draining -> Running");
+    actor.wait_for("failed in");
+    actor.wait_for("an upgrade was requested and is not carried out");
+    // The next request is another one.
+    actor.signal(first, Signal::SIGHUP);
     actor.wait_for("done; spawn");
-    let (third, generation) = actor.who();
-    assert_eq!(generation, 1, "in place of the one that was lost");
-    assert!(![first, second].contains(&third));
+}
+
+#[test]
+fn a_program_that_asks_for_an_upgrade_and_dies_is_started_once_for_each_hup() {
+    let mut actor = Start::actor().at(1, "ask").at(1, "exit:3").serve();
+    let first = actor.pid();
+    for failure in 1..=3 {
+        actor.signal(first, Signal::SIGHUP);
+        actor.wait_for("failed in");
+        actor.wait_for("report: failed");
+        assert_eq!(actor.count("failed in"), failure);
+    }
+    assert_eq!(actor.who(), (first, 0));
+    assert_eq!(actor.count("Running -> Upgrading"), 3, "no more than were asked for");
+}
+
+#[test]
+fn failures_in_a_row_wait_longer_and_longer_for_the_next_upgrade() {
+    let mut actor = Start::actor().at(1, "exit:3").serve();
+    let first = actor.pid();
+    actor.signal(first, Signal::SIGHUP);
+    for _ in 0..5 {
+        // As fast as it can be heard.
+        actor.wait_for("failed in");
+        actor.signal(first, Signal::SIGHUP);
+        actor.wait_for("upgrade requested, and carried out as soon as it can be");
+        actor.wait_for("Running -> Upgrading: pause over");
+    }
+    actor.wait_for("failed in");
+    assert_eq!(actor.who(), (first, 0));
 }
 
 #[test]
@@ -371,7 +425,7 @@ fn a_predecessor_that_stands_still_after_its_commit_is_killed_and_the_wanted_upg
 fn a_spawn_that_is_slower_than_the_upgrade_timeout_leaves_nothing_in_the_end() {
     let start = Start::actor().pid_file().faults().args(&["--upgrade-ms", "200"]);
     let answer = start.path_of("answer");
-    let mut actor = start.at(1, "hang").serve();
+    let mut actor = start.at(1, "raw-hang").serve();
     let first = actor.pid();
     let before = descriptors_of(first);
     actor.fault(Point::Spawned, &format!("wait {answer}"));
@@ -384,6 +438,25 @@ fn a_spawn_that_is_slower_than_the_upgrade_timeout_leaves_nothing_in_the_end() {
     fs::write(answer, "").expect("a file");
     until("it is killed and reaped", || children_of(first).is_empty());
     until("no descriptor is left", || descriptors_of(first) == before);
+}
+
+/// Otherwise one that is quick enough to accept would go on polling beside its predecessor (I3).
+#[test]
+fn a_successor_that_has_said_hello_is_killed_before_its_spawn_has_an_answer() {
+    let start = Start::actor().pid_file().faults().args(&["--takeover-ms", "300"]);
+    let answer = start.path_of("answer");
+    let mut actor = start.serve();
+    let first = actor.pid();
+    actor.faults(&[(Point::Spawned, &format!("wait {answer}")), (Point::ServingSaid, "stop")]);
+    let successor = actor.give_birth(first);
+    actor.wait_for("fault at ServingSaid");
+    let line = actor.wait_for("failed in");
+    assert!(line.contains("did not answer within 300ms"), "{line}");
+    until("it is dead", || !is_alive(successor));
+    assert_eq!(actor.who(), (first, 0));
+    fs::write(answer, "").expect("a file");
+    until("it is reaped", || children_of(first).is_empty());
+    actor.upgrade();
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::machine::{Event, State};
 use crate::predecessor::Arrived;
 use crate::report::Milliseconds;
 use crate::stream::Stream;
+use crate::successor::Successor;
 use crate::wire::{Ack, SessionEntry, Sessions};
 
 /// A packet of sessions that was sent and not answered.
@@ -62,7 +63,7 @@ impl Load {
     }
 
     fn has_room_for(&self, session: &Outgoing) -> bool {
-        self.bytes + size_of_packed(&session.packed) <= self.most
+        self.sessions.is_empty() || self.bytes + size_of_packed(&session.packed) <= self.most
     }
 
     fn add(&mut self, session: Outgoing) {
@@ -169,7 +170,8 @@ impl<H: Handler> Server<H> {
     /// What the socket did not take is here again, under another index, and would be found again: once
     /// it is full, the sweep moves nobody else.
     pub(super) fn move_sessions(&mut self, sweep: &mut Sweep) -> bool {
-        let most = self.successor.as_ref().map_or(limits::SESSIONS_BYTES, |s| s.packet_bytes());
+        let whole = (limits::SESSIONS_BYTES, limits::SESSIONS_BYTES);
+        let (most, alone) = self.successor.as_ref().map_or(whole, Successor::packet_bytes);
         let mut load = Load::new(most);
         let begun = Instant::now();
         for _ in 0..limits::DRAINS_PER_TURN {
@@ -187,7 +189,7 @@ impl<H: Handler> Server<H> {
             if sweep.full && !rests {
                 continue;
             }
-            let packed = if rests { None } else { self.pack(token.index, most) };
+            let packed = if rests { None } else { self.pack(token.index, alone) };
             match packed {
                 Some(session) if load.has_room_for(&session) => load.add(session),
                 Some(session) => {
@@ -213,7 +215,7 @@ impl<H: Handler> Server<H> {
         false
     }
 
-    /// Packs a session, if it can move.
+    /// Packs a session, if it can move, in so many bytes at the most.
     fn pack(&mut self, index: u32, most: usize) -> Option<Outgoing> {
         let (wake, tries) =
             (self.sessions.wake_of(index), self.sessions.tries(index, self.attempts));
@@ -333,6 +335,9 @@ impl<H: Handler> Server<H> {
             if let Some(moves) = self.moves.as_mut().filter(|_| attempt == self.attempts) {
                 moves.note(sent.since, now, moved);
             }
+        }
+        if self.sweep.is_none() {
+            self.tell_of_stuck();
         }
     }
 
@@ -485,6 +490,10 @@ impl<H: Handler> Server<H> {
 
     /// Says once, for all of them, that some sessions could not move.
     fn tell_of_stuck(&mut self) {
+        // Those on their way may still be refused.
+        if !self.in_flight.is_empty() {
+            return;
+        }
         if let Some(line) = self.moves.as_mut().and_then(Moves::stuck) {
             log::warn!("{line}");
         }

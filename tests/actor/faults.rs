@@ -177,7 +177,8 @@ fn handoff_socket() -> io::Result<OwnedFd> {
     // Num RefCount Protocol Flags Type St Inode Path (proc(5)).
     let is_handoff = |inode: &str| {
         unix.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|fields| {
-            fields.get(4) == Some(&"0005") && fields.get(6) == Some(&inode) && fields.len() == 7
+            (fields.get(4), fields.get(5)) == (Some(&"0005"), Some(&"03"))
+                && fields.get(6) == Some(&inode)
         })
     };
     for number in 3..64 {

@@ -41,6 +41,8 @@ struct Actor {
     refuse_every: Option<u64>,
     /// And not these, counted from 1.
     refuse: Vec<u64>,
+    /// It takes so many, and no more.
+    take: Option<u64>,
     arrived: u64,
 }
 
@@ -101,7 +103,8 @@ impl Handler for Actor {
         }
         // Whoever has packed it can put it together again.
         let refused = self.refuse_every.is_some_and(|every| self.arrived % every == 0)
-            || self.refuse.contains(&self.arrived);
+            || self.refuse.contains(&self.arrived)
+            || self.take.is_some_and(|take| self.arrived > take);
         if refused && cx.has_predecessor() {
             return Err(io::Error::other("as it was told"));
         }
@@ -175,6 +178,7 @@ struct Script {
     state_bytes: usize,
     refuse_every: Option<u64>,
     refuse: Vec<u64>,
+    take: Option<u64>,
 }
 
 impl Script {
@@ -210,6 +214,7 @@ impl Script {
                 "--schema" => script.schema = Some(number()? as u32),
                 "--state-bytes" => script.state_bytes = number()? as usize,
                 "--refuse" => script.refuse.push(number()?),
+                "--take" => script.take = Some(number()?),
                 "--refuse-every" => script.refuse_every = Some(number()?),
                 "--at" => {
                     let (generation, deed) = value.split_once(':').ok_or("--at GEN:DEED")?;
@@ -369,8 +374,9 @@ fn play(mut script: Script) -> Result<(), String> {
     ballast.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
 
     let Script { schema, state_bytes, refuse_every, .. } = script;
-    let refuse = script.refuse.clone();
-    let actor = Actor { udp: None, ballast, schema, state_bytes, refuse_every, refuse, arrived: 0 };
+    let (refuse, take) = (script.refuse.clone(), script.take);
+    let actor =
+        Actor { udp: None, ballast, schema, state_bytes, refuse_every, refuse, take, arrived: 0 };
     let mut server = Server::new(script.config.clone(), actor).map_err(error)?;
     let generation = server.generation();
     let mut elsewhere: Option<String> = None;
@@ -382,6 +388,8 @@ fn play(mut script: Script) -> Result<(), String> {
             "abort" => std::process::abort(),
             "panic" => panic!("as it was told"),
             "hang" => hang(),
+            // Of itself, before it serves.
+            "ask" => server.remote().request_upgrade(),
             // Until the test opens it.
             "gate" => wait_at(object),
             "nap" => std::thread::sleep(Duration::from_millis(object.parse().unwrap_or(0))),
