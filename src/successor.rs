@@ -556,7 +556,7 @@ impl Successor {
         self.process.kill();
         Dying {
             attempt: self.attempt,
-            pid: self.pid(),
+            said: self.hello.map(|hello| hello.pid),
             process: self.process,
             socket: self.socket,
             speaks: self.speaks,

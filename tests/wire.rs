@@ -239,7 +239,7 @@ fn what_never_changes_has_not_changed() {
     assert_eq!(Message::decode(refusal, PROTOCOL), Ok((2, Message::Refuse(reason.clone()))));
     assert_eq!(Message::Refuse(reason).encode(2), refusal);
     // The range of a MANIFEST is read, whatever is behind it.
-    let manifest = b"tclo\x09\x00\x01\x02\x00\x09\x00anything at all";
+    let manifest = b"tclo\x09\x00\x01\x03\x00\x09\x00anything at all";
     let error = Message::decode(manifest, PROTOCOL).expect_err("no version in common");
     let said = ProtocolRange { oldest: NEXT, newest: 9 };
     assert_eq!(error.problem, Problem::Protocol { said, spoken: PROTOCOL });

@@ -16,8 +16,8 @@ use crate::wire::{Ack, Message, ProtocolRange};
 #[derive(Debug)]
 pub(crate) struct Dying {
     pub(super) attempt: u32,
-    /// Its process id: once it is dead, it can no longer be asked for.
-    pub(super) pid: Option<u32>,
+    /// Its process id by its own word, where the kernel has none for it.
+    pub(super) said: Option<u32>,
     pub(super) process: Process,
     /// What it said last is read when it is dead: until then it may say more.
     pub(super) socket: OwnedFd,
@@ -28,7 +28,7 @@ pub(crate) struct Dying {
 
 impl Dying {
     pub(crate) fn pid(&self) -> Option<u32> {
-        self.process.pid().or(self.pid)
+        self.process.pid().or(self.said)
     }
 
     pub(crate) fn attempt(&self) -> u32 {
@@ -82,7 +82,6 @@ impl Dying {
     fn hear(&mut self, spawned: Option<sys::Spawned>, registry: &Registry) {
         match spawned {
             Some(spawned) => {
-                self.pid = Some(spawned.pid);
                 let _ = self.process.watch(spawned, registry);
                 self.process.kill();
             }

@@ -33,6 +33,8 @@ pub(super) struct Process {
     child: Child,
     /// Who has said HELLO, by the kernel's word, as long as that is not known to be the child.
     speaker: Option<Watched>,
+    /// The successor's process id, once it is known, and for good.
+    pid: Option<u32>,
     attempt: u32,
 }
 
@@ -63,12 +65,12 @@ pub(super) enum Ending {
 
 impl Process {
     pub(super) fn new(answer: Receiver<Answer>, attempt: u32) -> Self {
-        Self { child: Child::Spawning(answer), speaker: None, attempt }
+        Self { child: Child::Spawning(answer), speaker: None, pid: None, attempt }
     }
 
     /// The successor's process id, if it is known.
     pub(super) fn pid(&self) -> Option<u32> {
-        self.speaker.as_ref().or(self.child.watched()).map(|process| process.pid)
+        self.pid
     }
 
     /// The spawning thread's answer, once.
@@ -105,8 +107,15 @@ impl Process {
         let Spawned { pid, process: fd, .. } = spawned;
         let watched = Watched { pid, fd };
         let registered = watched.register(registry, self.attempt);
-        if self.speaker.as_ref().is_some_and(|speaker| speaker.pid == pid) {
-            self.forget_speaker(registry);
+        self.pid.get_or_insert(pid);
+        match &self.speaker {
+            Some(speaker) if speaker.pid == pid => self.forget_speaker(registry),
+            // It may be dead by now, and that was heard when nothing could be made of it.
+            Some(speaker) => {
+                speaker.deregister(registry);
+                let _ = speaker.register(registry, self.attempt);
+            }
+            None => {}
         }
         self.child = Child::Alive(watched);
         registered
@@ -123,6 +132,7 @@ impl Process {
         let Ok(fd) = sys::process_descriptor(pid) else { return };
         let watched = Watched { pid, fd };
         if watched.register(registry, self.attempt).is_ok() {
+            self.pid = Some(pid);
             self.speaker = Some(watched);
         }
     }
@@ -145,6 +155,8 @@ impl Process {
     pub(super) fn ending(&mut self, registry: &Registry) -> Option<Ending> {
         self.reap(registry);
         match (&self.speaker, &self.child) {
+            // It is most likely the child, whose status is known when the spawn has its answer.
+            (Some(_), Child::Spawning(_)) => None,
             // It is somebody else's child, and its status is not ours to have.
             (Some(speaker), _) => speaker.is_dead().then_some(Ending::Unknown),
             (None, Child::Ended(ending)) => Some(*ending),

@@ -44,12 +44,15 @@ struct Actor {
     /// It takes so many, and no more.
     take: Option<u64>,
     arrived: u64,
+    /// How long it takes to open a session.
+    nap_in_open: Duration,
 }
 
 impl Handler for Actor {
     type Session = Stream;
 
     fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Stream> {
+        std::thread::sleep(self.nap_in_open);
         Ok(accepted.stream)
     }
 
@@ -368,6 +371,9 @@ fn play(mut script: Script) -> Result<(), String> {
         }
         let schema = script.deeds(1).find_map(|deed| deed.strip_prefix("schema:"));
         script.schema = schema.and_then(|schema| schema.parse().ok()).or(script.schema);
+        let places = script.deeds(1).find_map(|deed| deed.strip_prefix("places:"));
+        let places = places.and_then(|places| places.parse().ok());
+        script.config.max_sessions = places.unwrap_or(script.config.max_sessions);
     }
     let mut ballast = vec![0; script.ballast_mib * 1024 * 1024];
     // Touched, so that it is resident.
@@ -375,8 +381,19 @@ fn play(mut script: Script) -> Result<(), String> {
 
     let Script { schema, state_bytes, refuse_every, .. } = script;
     let (refuse, take) = (script.refuse.clone(), script.take);
-    let actor =
-        Actor { udp: None, ballast, schema, state_bytes, refuse_every, refuse, take, arrived: 0 };
+    let nap = script.deeds(0).find_map(|deed| deed.strip_prefix("nap-in-open:"));
+    let nap_in_open = Duration::from_millis(nap.and_then(|nap| nap.parse().ok()).unwrap_or(0));
+    let actor = Actor {
+        udp: None,
+        ballast,
+        schema,
+        state_bytes,
+        refuse_every,
+        refuse,
+        take,
+        arrived: 0,
+        nap_in_open,
+    };
     let mut server = Server::new(script.config.clone(), actor).map_err(error)?;
     let generation = server.generation();
     let mut elsewhere: Option<String> = None;
@@ -397,7 +414,7 @@ fn play(mut script: Script) -> Result<(), String> {
             "fail" => return Err(object.into()),
             "elsewhere" => elsewhere = Some(object.into()),
             "skip" => skipped.push(object.into()),
-            "schema" => {}
+            "schema" | "places" | "nap-in-open" => {}
             _ if deed.starts_with("raw-") => {}
             other => return Err(format!("unknown deed {other}")),
         }

@@ -384,7 +384,13 @@ impl Client {
     }
 
     pub(crate) fn who(&mut self) -> (u32, u64) {
-        let answer = self.ask("who\n");
+        self.send("who\n");
+        self.who_said()
+    }
+
+    /// The answer to `who`.
+    pub(crate) fn who_said(&mut self) -> (u32, u64) {
+        let answer = self.read_line();
         let (pid, generation) = answer.split_once(' ').expect("two numbers");
         (pid.parse().expect("a process id"), generation.parse().expect("a generation"))
     }
