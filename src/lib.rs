@@ -26,7 +26,7 @@
 //!  service     relay                                           bytes between two sockets
 //!  loop        server (turn, perform, handoff, moves)  handler  config  remote
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
-//!  kernel      sys  program  socket  stream  report  io_event  token   the only unsafe is in sys
+//!  kernel      sys  program  socket  stream  worker  report  io_event  token  unsafe only in sys
 //!  pure        limits  timers  machine  wire  address  error  fault    no descriptor, no clock
 //! ```
 //!
@@ -71,6 +71,7 @@ mod sys;
 pub mod timers;
 mod token;
 pub mod wire;
+mod worker;
 
 pub use address::Address;
 pub use config::Config;

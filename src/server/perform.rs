@@ -1,7 +1,6 @@
 //! What the machine says is done here, and nothing is decided.
 
-use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::{Pending, Server, Sweep, Walk};
@@ -163,16 +162,20 @@ impl<H: Handler> Server<H> {
                 }
             }
             Action::UnlinkUnclaimed => self.listeners.unlink_abandoned(),
-            Action::WritePidFile => publish(self.pid_file.as_deref()),
+            // Nobody is served yet, and nobody will be if it cannot be written.
+            Action::WritePidFile => {
+                let written = self.pid_file.as_mut().map_or(Ok(()), PidFile::publish_first);
+                self.failure = written.err();
+            }
             Action::TakePidFile => self.take_pid_file(),
             Action::RestorePidFile => {
-                self.wait_for_pid_file();
-                publish(self.pid_file.as_deref());
+                if let Some(pid_file) = &mut self.pid_file {
+                    pid_file.restore(&mut self.worker);
+                }
             }
             Action::RemovePidFile => {
-                self.wait_for_pid_file();
-                if let Some(pid_file) = &self.pid_file {
-                    pid_file.remove_own();
+                if let Some(pid_file) = &mut self.pid_file {
+                    pid_file.remove_own(&mut self.worker);
                 }
             }
             Action::ResumeAccepting => {
@@ -236,8 +239,10 @@ impl<H: Handler> Server<H> {
         self.longest_turn = Duration::ZERO;
         let blocked = self.signals.to_block();
         let generation = self.shared.generation + 1;
-        // Its own writing has to be over before another process can write.
-        let (pid_file, writing) = (self.pid_file.clone(), self.writing.take());
+        // A rollback must not need space on a disk that may be full by then. The answer also says that
+        // this process's own writing is over, before another process can write.
+        let spare = self.pid_file.as_mut().and_then(|file| file.keep_spare(&mut self.worker));
+        let wait = disk_wait(self.config.upgrade_timeout);
         let started = Successor::start(Plan {
             attempt: self.attempts,
             generation,
@@ -249,13 +254,18 @@ impl<H: Handler> Server<H> {
             waker: self.remote.waker(),
             stay: self.config.longest_stay(),
             started: self.shared.now,
-            // A rollback must not need space on a disk that may be full by then.
             before: Box::new(move || {
-                // An error says that the thread has ended, which is as good.
-                let _ = writing.map(|writing| writing.recv());
                 check_room()?;
-                let spare = pid_file.map_or(Ok(()), |pid_file| pid_file.keep_spare());
-                spare.map_err(Cause::PidFile)
+                match spare.map(|answer| answer.recv_timeout(wait)) {
+                    Some(Ok(result)) => result.map_err(Cause::PidFile)?,
+                    Some(Err(RecvTimeoutError::Timeout)) => log::warn!(
+                        "the spawn goes on without a spare of the pid file: the disk has not \
+                         answered in {wait:?}",
+                    ),
+                    // The worker has panicked, which was told on standard error.
+                    Some(Err(RecvTimeoutError::Disconnected)) | None => {}
+                }
+                Ok(())
             }),
         });
         match started {
@@ -356,8 +366,8 @@ impl<H: Handler> Server<H> {
         match &report.outcome {
             Ok(_) => log::info!("{report}."),
             Err(_) => {
-                if let Some(pid_file) = &self.pid_file {
-                    pid_file.discard_spare();
+                if let Some(pid_file) = &mut self.pid_file {
+                    pid_file.discard_spare(&mut self.worker);
                 }
                 log::error!("{report}.");
             }
@@ -365,56 +375,40 @@ impl<H: Handler> Server<H> {
         self.handler.upgraded(&mut Context { shared: &mut self.shared }, &report);
     }
 
-    /// On a thread of its own, because nobody would be served meanwhile. Where there is none to be
-    /// had, that is better than no pid file.
+    /// The worker writes it, because nobody would be served meanwhile.
     fn take_pid_file(&mut self) {
         fault::at(Point::Accepting);
-        let Some(pid_file) = self.pid_file.clone() else { return self.note_pid_file() };
-        let (waker, (written, writing)) = (Arc::clone(self.remote.waker()), channel());
-        let write = move || {
-            publish(Some(&pid_file));
-            let _ = written.send(());
-            // A loop that has ended hears nothing, and needs to hear nothing.
-            let _ = waker.wake();
-        };
-        let thread = std::thread::Builder::new().name("tablecloth-pid-file".into());
-        match thread.stack_size(limits::THREAD_STACK_BYTES).spawn(write) {
-            Ok(_) => self.writing = Some(writing),
-            Err(error) => {
-                log::debug!("start the thread that writes the pid file: {error}");
-                publish(self.pid_file.as_deref());
-                self.note_pid_file();
-            }
+        let wait = disk_wait(self.config.takeover_timeout);
+        let worker = &mut self.worker;
+        if !self.pid_file.as_mut().is_some_and(|pid_file| pid_file.take_over(worker, wait)) {
+            // There is none, or nobody who could write it. Stepped when this step's actions are done.
+            self.pending.push_back(Pending { event: Event::PidFileWritten, attempt: None });
         }
     }
 
-    /// Hears whether the pid file is written.
+    /// Hears what became of the worker's jobs. A takeover goes on when the pid file is written, and
+    /// no later than at its deadline.
     pub(super) fn hear_pid_file(&mut self) {
-        if self.writing.as_ref().is_some_and(|writing| writing.try_recv().is_ok()) {
-            self.writing = None;
+        let now = self.shared.now;
+        if self.pid_file.as_mut().is_some_and(|pid_file| pid_file.hear(now)) {
             self.feed(Event::PidFileWritten);
         }
     }
 
-    /// Stepped when this step's actions are done.
-    fn note_pid_file(&mut self) {
-        self.pending.push_back(Pending { event: Event::PidFileWritten, attempt: None });
-    }
-
-    /// What it writes comes before what is written next.
-    fn wait_for_pid_file(&mut self) {
-        if let Some(writing) = self.writing.take() {
-            // An error says that the thread has ended, which is as good.
-            let _ = writing.recv();
-        }
+    /// At the end of the process, when nobody is served: waits until what was ordered is done, or its
+    /// time is over.
+    pub(super) fn part_from_pid_file(&mut self) {
+        let Some(pid_file) = &mut self.pid_file else { return };
+        pid_file.discard_spare(&mut self.worker);
+        pid_file.finish(&mut self.worker);
     }
 
     fn part_from_predecessor(&mut self) {
         if let Some(predecessor) = self.predecessor.take() {
             predecessor.deregister(&self.registry);
-            if let Some(pid_file) = &self.pid_file {
+            if let Some(pid_file) = &mut self.pid_file {
                 // One that was killed could not take away what it kept for a rollback.
-                pid_file.forget(predecessor.pid, false);
+                pid_file.forget_predecessor(&mut self.worker, predecessor.pid);
             }
             self.tell_of_adopted();
             fault::at(Point::Alone);
@@ -444,18 +438,20 @@ impl<H: Handler> Server<H> {
             self.failure = Some(Error::NotCommitted { deadline });
         }
         self.tell_of_moves();
-        match before {
+        let last = match before {
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven) => {
                 fault::at(Point::Leaving);
                 self.listeners.close(&self.registry);
                 log::info!("stop listening.");
-                log::info!("finish the old process.");
+                "finish the old process."
             }
             State::Draining(Drain::Shutdown)
             | State::Running
             | State::Upgrading
-            | State::Exited => log::info!("finish the process."),
-        }
+            | State::Exited => "finish the process.",
+        };
+        self.part_from_pid_file();
+        log::info!("{last}");
     }
 
     /// Waits for killed successors, so that no zombie is left to somebody else.
@@ -463,8 +459,8 @@ impl<H: Handler> Server<H> {
         let deadline = Instant::now() + limits::REAP_WAIT;
         for mut dying in std::mem::take(&mut self.dying) {
             dying.settle_until(&self.registry, deadline);
-            if let (Some(pid_file), Some(pid)) = (&self.pid_file, dying.pid()) {
-                pid_file.forget(pid, false);
+            if let (Some(pid_file), Some(pid)) = (&mut self.pid_file, dying.pid()) {
+                pid_file.forget_successor(&mut self.worker, pid);
             }
         }
     }
@@ -481,9 +477,7 @@ fn check_room() -> Result<(), Cause> {
     }
 }
 
-fn publish(pid_file: Option<&PidFile>) {
-    if let Some(Err(error)) = pid_file.map(PidFile::publish) {
-        // Nothing to fall back to: serving comes first.
-        log::error!("{error}");
-    }
+/// How long a disk is waited for where the whole may take no longer than `timeout`.
+fn disk_wait(timeout: Duration) -> Duration {
+    limits::DISK_WAIT.min(timeout / limits::DISK_SHARE)
 }

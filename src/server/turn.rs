@@ -14,6 +14,7 @@ use crate::handler::{Accepted, Context, Handler, Requests, Verdict};
 use crate::io_event::IoEvent;
 use crate::limits;
 use crate::machine::{Event, State, Timer};
+use crate::pid_file::PidFile;
 use crate::signals::Request;
 use crate::sys;
 use crate::token::{Kind, Token};
@@ -49,6 +50,9 @@ impl<H: Handler> Server<H> {
             // The set-up may have taken long; deadlines run from here.
             self.shared.now = Instant::now();
             self.feed(Event::SetUpDone);
+            if let Some(error) = self.failure.take() {
+                return Err(self.stay_unstarted(error));
+            }
         }
         if self.state() != State::Exited {
             let harvest = self.harvest(timeout)?;
@@ -91,8 +95,17 @@ impl<H: Handler> Server<H> {
             self.listeners.deadline(),
             self.next_sweep,
             self.sessions.next_alarm(),
+            self.pid_file.as_ref().and_then(PidFile::next_deadline),
         ];
         deadlines.into_iter().flatten().min()
+    }
+
+    /// A first process that cannot do what it needs at its start serves nobody.
+    fn stay_unstarted(&mut self, error: Error) -> Error {
+        self.listeners.pause(&self.registry);
+        self.started = false;
+        self.last_error = Some(error.to_string());
+        error
     }
 
     fn harvest(&mut self, timeout: Option<Duration>) -> Result<Harvest, Error> {
@@ -275,9 +288,9 @@ impl<H: Handler> Server<H> {
             self.hear_acks(attempt, acks);
             self.take_back_sessions(attempt);
         }
-        let Some(pid_file) = &self.pid_file else { return };
+        let Some(pid_file) = &mut self.pid_file else { return };
         for pid in over {
-            pid_file.forget(pid, self.shared.machine.accepts());
+            pid_file.forget_successor(&mut self.worker, pid);
         }
     }
 
@@ -416,6 +429,7 @@ impl<H: Handler> Server<H> {
 
     fn expire_timers(&mut self) {
         // Mostly there is none, and then nothing else reads the clock.
+        self.hear_pid_file();
         while let Some(timer) = self.timers.expire(self.shared.now) {
             if timer == Timer::Drain {
                 self.hear_out();
