@@ -149,9 +149,16 @@ impl PidFile {
         self.tidy_up(worker, Job::Forget, move |holding| holding.forget_successor(pid));
     }
 
-    /// The same for the predecessor, which is dead now, whether it was killed or has left.
+    /// The same for the predecessor, which is dead now, whether it was killed or has left. Where the
+    /// disk is late, those before it may not have cleared up after themselves either.
     pub(crate) fn forget_predecessor(&mut self, worker: &mut Worker, pid: u32) {
-        self.tidy_up(worker, Job::Forget, move |holding| holding.forget_predecessor(pid));
+        let all = self.is_late();
+        self.tidy_up(worker, Job::Forget, move |holding| {
+            if all {
+                holding.clear_up();
+            }
+            holding.forget_predecessor(pid)
+        });
     }
 
     /// Has the file removed, if it names this process, and whatever is beside it. The last job but for

@@ -228,7 +228,7 @@ impl Holding {
 
     /// Removes what dead processes have left beside the file: those that were killed in the middle of
     /// an upgrade, with nobody to clear up after them.
-    fn clear_up(&self) {
+    pub(super) fn clear_up(&self) {
         let prefix = self.spare_of(0);
         let Some(prefix) = prefix.file_name().and_then(|name| name.to_str()) else { return };
         let prefix = prefix.trim_end_matches('0');
@@ -236,7 +236,7 @@ impl Holding {
         for entry in directory.into_iter().flatten().flatten().flatten() {
             let name = entry.file_name();
             let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
-            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            if pid.is_some_and(is_dead) {
                 // Somebody else may have been faster.
                 let _ = fs::remove_file(entry.path());
             }
@@ -319,6 +319,11 @@ fn remove(place: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Whether there is no such process, or only a zombie that nobody has waited for.
+fn is_dead(pid: u32) -> bool {
+    !Path::new(&format!("/proc/{pid}")).exists() || sys::is_exiting(pid)
 }
 
 /// The directory's mode or a read-only mount forbids to make files there.
