@@ -212,15 +212,6 @@ impl PidFile {
         taken
     }
 
-    /// Waits until the jobs are done, for a bounded time, and logs what became of them. For the end of
-    /// the process. A worker that is known to stand still is not waited for.
-    pub(crate) fn finish(&mut self, worker: &mut Worker) {
-        if !self.is_late() {
-            worker.finish(limits::DISK_WAIT);
-        }
-        self.hear(Instant::now());
-    }
-
     /// When [`PidFile::hear`] has to be called at the latest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.under_way.iter().filter_map(|job| job.deadline).min()

@@ -167,6 +167,9 @@ impl<H: Handler> Server<H> {
     /// tries out the pid file's place. Call it before the program starts threads: the environment
     /// can be changed only then. A variable that had to stay is inherited by children, who
     /// recognise it as not theirs.
+    ///
+    /// The first process is refused the pid file of another service that lives; see
+    /// [`Config::pid_file`].
     pub fn new(config: Config, handler: H) -> Result<Self, Error> {
         let schemas = handler.schemas().map_or(NO_SCHEMAS, |schemas| SchemaRange {
             oldest: *schemas.start(),
@@ -472,7 +475,7 @@ impl<H: Handler> Drop for Server<H> {
             self.listeners.unlink_made();
         }
         self.bury();
-        self.part_from_pid_file();
+        self.part_from_worker();
     }
 }
 

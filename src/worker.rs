@@ -21,12 +21,14 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) struct Worker {
     waker: Arc<Waker>,
     jobs: Option<Sender<Job>>,
+    /// It was waited for in vain.
+    late: bool,
 }
 
 impl Worker {
     /// A worker without a thread.
     pub(crate) fn new(waker: Arc<Waker>) -> Self {
-        Self { waker, jobs: None }
+        Self { waker, jobs: None, late: false }
     }
 
     /// Has `job` done after those that were given before. The answer comes through the receiver,
@@ -57,12 +59,16 @@ impl Worker {
     }
 
     /// Waits until every job is done, and no longer than `wait`; answers whether they are. For the
-    /// end of the process, when nobody is served any more.
+    /// end of the process, when nobody is served any more. After it has waited in vain, it does not
+    /// wait again.
     pub(crate) fn finish(&mut self, wait: Duration) -> bool {
-        match self.jobs {
+        let wait = if self.late { Duration::ZERO } else { wait };
+        let done = match self.jobs {
             Some(_) => self.order(|| ()).is_ok_and(|last| last.recv_timeout(wait).is_ok()),
             None => true,
-        }
+        };
+        self.late = !done;
+        done
     }
 }
 

@@ -471,6 +471,8 @@ fn a_hundred_hups_in_a_slow_set_up_do_not_drown_the_commit() {
 fn an_upgrade_that_runs_out_of_descriptors_at_any_step_leaves_no_trace() {
     let mut actor = Start::actor().pid_file().serve();
     let pid = actor.pid();
+    // It is held open, and has its name by then.
+    until("the pid file is there", || actor.place.path().join("pid").exists());
     let bare = descriptors_of(pid);
     let mut failed = 0;
     for free in 0.. {

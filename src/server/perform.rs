@@ -395,12 +395,16 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// At the end of the process, when nobody is served: waits until what was ordered is done, or its
-    /// time is over.
-    pub(super) fn part_from_pid_file(&mut self) {
-        let Some(pid_file) = &mut self.pid_file else { return };
-        pid_file.discard_spare(&mut self.worker);
-        pid_file.finish(&mut self.worker);
+    /// At the end of the process, when nobody is served: waits until the worker has done what it was
+    /// given, or its time is over.
+    pub(super) fn part_from_worker(&mut self) {
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.discard_spare(&mut self.worker);
+        }
+        self.worker.finish(disk_wait(self.config.takeover_timeout));
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.hear(Instant::now());
+        }
     }
 
     fn part_from_predecessor(&mut self) {
@@ -450,7 +454,7 @@ impl<H: Handler> Server<H> {
             | State::Upgrading
             | State::Exited => "finish the process.",
         };
-        self.part_from_pid_file();
+        self.part_from_worker();
         log::info!("{last}");
     }
 

@@ -38,8 +38,9 @@ impl<H: Handler> Server<H> {
     /// longer than to the next deadline, and dispatches them. Answers where the process stands;
     /// after [`State::Exited`] there is nothing more to do.
     ///
-    /// The first turn ends the set-up: the first process starts to accept, a successor closes what
-    /// it has not claimed and says ready.
+    /// The first turn ends the set-up: the first process writes its pid file and starts to accept, a
+    /// successor closes what it has not claimed and says ready. If the pid file cannot be written, that
+    /// is the error, and nobody is served.
     ///
     /// For a loop of one's own: poll the server's descriptor ([`std::os::fd::AsRawFd`]) and call this
     /// with a zero timeout when it is readable, and at the latest at
