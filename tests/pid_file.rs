@@ -273,6 +273,40 @@ fn a_mounted_file_is_written_in_place() {
 }
 
 #[test]
+fn a_file_in_a_directory_of_somebody_elses_is_written_in_place() {
+    let user = |option: &str| format!("--{option}={SOMEBODY}");
+    let options = [user("reuid"), user("regid"), "--clear-groups".into()];
+    let lowers = || Command::new("setpriv").args(&options).arg("true").output();
+    if !is_root() || !lowers().is_ok_and(|output| output.status.success()) {
+        return eprintln!("skipped: this process cannot become another user");
+    }
+    let place = place();
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(place.path(), open).expect("it is ours");
+    let (program, path) = (place.path().join("actor"), place.path().join("pid"));
+    copy_program(&example("actor"), &program);
+    fs::write(&path, "").expect("written");
+    chown(&path, Some(SOMEBODY), Some(SOMEBODY)).expect("given");
+    let words = [program.to_str().expect("text"), "--listen", "main=127.0.0.1:0"];
+    let start = Start::path("setpriv".into()).args(&options.each_ref().map(String::as_str));
+    let mut actor = pid_file_at(start.args(&words), &path).serve();
+    let first = actor.who().0;
+    assert_eq!(names(&path), Some(first));
+    let second = actor.upgrade();
+    assert_eq!(names(&path), Some(second));
+    assert_eq!(fs::metadata(&path).expect("it is there").uid(), SOMEBODY);
+    actor.signal(second, Signal::SIGQUIT);
+    until("it is gone", || !is_alive(second));
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), "");
+    // Where it may not write either, it says so.
+    chown(&path, Some(0), Some(0)).expect("taken back");
+    let start = Start::path("setpriv".into()).args(&options.each_ref().map(String::as_str));
+    let (status, said) = pid_file_at(start.args(&words), &path).run();
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("write: Permission denied"), "{said}");
+}
+
+#[test]
 fn a_pid_file_that_cannot_be_published_is_an_error_of_the_start() {
     let start = Start::actor();
     let socket = start.path_of("echo.sock");
@@ -290,7 +324,8 @@ fn a_pid_file_that_cannot_be_published_is_an_error_of_the_start() {
     assert_eq!(names_in(&directory), ["gate", "pid"], "no spare, no socket");
 }
 
-/// A disk whose rename(2) and unlink(2) hang for as long as a file is there.
+/// A disk whose rename(2) and unlink(2) hang for as long as a file is there, and which makes no file
+/// for as long as another one is there.
 struct Disk {
     library: PathBuf,
     hangs: PathBuf,
@@ -306,20 +341,30 @@ impl Disk {
             &source,
             r#"
             #include <fcntl.h>
+            #include <stdarg.h>
             #include <stdio.h>
             #include <stdlib.h>
             #include <unistd.h>
-            static void hang(void) {
-                const char *hangs = getenv("DISK_HANGS");
-                while (hangs && access(hangs, F_OK) == 0) usleep(1000);
+            static void hang(const char *how) {
+                char path[4096];
+                snprintf(path, sizeof path, "%s%s", getenv("DISK_HANGS"), how);
+                while (access(path, F_OK) == 0) usleep(1000);
             }
             int rename(const char *from, const char *to) {
-                hang();
+                hang("");
                 return renameat(AT_FDCWD, from, AT_FDCWD, to);
             }
             int unlink(const char *path) {
-                hang();
+                hang("");
                 return unlinkat(AT_FDCWD, path, 0);
+            }
+            int open64(const char *path, int flags, ...) {
+                va_list rest;
+                va_start(rest, flags);
+                mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0;
+                va_end(rest);
+                if (flags & O_CREAT) hang(".making");
+                return openat(AT_FDCWD, path, flags, mode);
             }
             "#,
         )
@@ -348,6 +393,28 @@ impl Disk {
     fn answer(&self) {
         fs::remove_file(&self.hangs).expect("it hangs");
     }
+}
+
+#[test]
+fn a_spawn_does_not_wait_for_a_disk_that_makes_no_spare() {
+    let Some(disk) = Disk::make() else { return };
+    // A quarter of the upgrade timeout is the disk's.
+    let start = Start::actor().pid_file().args(&["--upgrade-ms", "10000"]);
+    let mut actor = disk.under(start).serve();
+    let first = actor.who().0;
+    let making = disk.hangs.with_extension("making");
+    fs::write(&making, "").expect("a file");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("the spawn goes on without a spare of the pid file");
+    assert_eq!(actor.who(), (first, 0));
+    // The successor cannot set itself up either, as long as that lasts.
+    fs::remove_file(&making).expect("it hangs");
+    actor.wait_for("done; spawn");
+    actor.wait_for("alone");
+    let (second, generation) = actor.who();
+    assert_eq!(generation, 1);
+    actor.is_named(second);
+    until("nothing is left beside it", || names_in(actor.place.path()) == ["pid"]);
 }
 
 /// New clients, one after another, while something else is done: the longest time that one of them
@@ -455,6 +522,27 @@ fn a_successor_that_is_told_to_end_in_the_middle_of_its_rename_leaves_no_file_th
             until("the file names who serves", || names(&path) == Some(first));
         }
         until("no dead process is named", || names(&path) != Some(second));
+    }
+}
+
+#[test]
+fn an_owner_that_is_told_to_end_in_the_middle_of_its_rename_leaves_no_file() {
+    let Some(disk) = Disk::make() else { return };
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        let (mut actor, first, second) = in_the_middle_of_a_takeover(&disk);
+        // Nobody is left who could put it right.
+        actor.signal(first, Signal::SIGKILL);
+        actor.wait_for("alone");
+        actor.signal(second, signal);
+        actor.wait_for(&format!("got message {signal}"));
+        disk.answer();
+        until("it is gone", || !is_alive(second));
+        if actor.has("the process ends all the same") {
+            return eprintln!(
+                "skipped: this machine stood still for longer than the process waits"
+            );
+        }
+        assert_eq!(names_in(actor.place.path()), [""; 0]);
     }
 }
 
