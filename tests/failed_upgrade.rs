@@ -374,6 +374,8 @@ fn a_spawn_that_is_slower_than_the_upgrade_timeout_leaves_nothing_in_the_end() {
     let answer = start.path_of("answer");
     let mut actor = start.at(1, "hang").serve();
     let first = actor.pid();
+    // It is held open, and has its name by then.
+    actor.is_named(first);
     let before = descriptors_of(first);
     actor.fault(Point::Spawned, &format!("wait {answer}"));
     let successor = actor.give_birth(first);
@@ -473,7 +475,7 @@ fn an_upgrade_that_runs_out_of_descriptors_at_any_step_leaves_no_trace() {
     let mut actor = Start::actor().pid_file().serve();
     let pid = actor.pid();
     // It is held open, and has its name by then.
-    until("the pid file is there", || actor.place.path().join("pid").exists());
+    actor.is_named(pid);
     let bare = descriptors_of(pid);
     let mut failed = 0;
     for free in 0.. {
