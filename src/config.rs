@@ -41,8 +41,15 @@ pub struct Config {
     /// shutdown. They are closed then.
     /// 30 seconds.
     pub drain_timeout: Duration,
-    /// A file that names the serving process. A relative path is made absolute when the server is
-    /// made. None.
+    /// A file that names the serving process. None.
+    ///
+    /// A relative path is made absolute when the server is made, and a link is followed then. A
+    /// regular file there is replaced, or written in place if something is mounted on it; of anything
+    /// else `/dev/null` means that there is no pid file, and the rest is an error. So is a file that
+    /// another living service holds, and another user's file in a directory with the sticky bit.
+    ///
+    /// No disk stops the loop: where the file cannot be written in time, at most a second and at most
+    /// a quarter of [`Config::takeover_timeout`], the upgrade goes on, which is logged.
     pub pid_file: Option<PathBuf>,
     /// The signals that ask for an upgrade. HUP.
     pub upgrade_signals: Vec<i32>,

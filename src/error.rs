@@ -73,6 +73,14 @@ pub enum Error {
         /// The system's answer.
         source: io::Error,
     },
+    /// The pid file must not be written: another service holds it, it is no regular file, or it
+    /// belongs to another user in a directory with the sticky bit.
+    PidFileRefused {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way, and what can be done about it.
+        reason: String,
+    },
     /// The predecessor did not commit to this process in time, and is not dead: the listeners are
     /// its own, this process must not accept.
     NotCommitted {
@@ -133,6 +141,9 @@ impl fmt::Display for Error {
             Self::PidFile { path, step, source } => {
                 write!(f, "pid file {}: {step}: {source}", path.display())
             }
+            Self::PidFileRefused { path, reason } => {
+                write!(f, "pid file {}: {reason}", path.display())
+            }
             Self::NotCommitted { deadline } => write!(
                 f,
                 "the predecessor did not commit to this process within {deadline:?}, and keeps its \
@@ -166,6 +177,7 @@ impl std::error::Error for Error {
             | Self::Environment { .. }
             | Self::Handoff { .. }
             | Self::Signal { .. }
+            | Self::PidFileRefused { .. }
             | Self::AnotherServer
             | Self::NotCommitted { .. }
             | Self::GivenUp

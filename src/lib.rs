@@ -26,7 +26,7 @@
 //!  service     relay                                           bytes between two sockets
 //!  loop        server (turn, perform, handoff, moves)  handler  config  remote
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
-//!  kernel      sys  program  socket  stream  outbox  room  pace  report  io_event  token
+//!  kernel      sys  program  socket  stream  worker  outbox  room  pace  report  io_event  token
 //!                                                                  the only unsafe is in sys
 //!  pure        limits  timers  failures  machine  wire  address  error  fault
 //!                                                                  no descriptor, no clock
@@ -78,6 +78,7 @@ mod sys;
 pub mod timers;
 mod token;
 pub mod wire;
+mod worker;
 
 pub use address::Address;
 pub use config::{Config, OnPanic};

@@ -163,6 +163,19 @@ pub const MOVING_TIME: Duration = Duration::from_millis(2);
 /// zombie is left to somebody else. Longer than the kernel takes to free the memory of a large one.
 pub const REAP_WAIT: Duration = Duration::from_secs(2);
 
+/// How long a disk may take over a call for the pid file before that is logged, and whoever waits for
+/// it goes on without: the takeover, the spawn, the end of the process. Longer than a busy disk takes
+/// over a rename, and much shorter than the takeover timeout (5 s by default), so that a disk that
+/// hangs costs no upgrade. Where a timeout is configured to be shorter, it is [`DISK_SHARE`] of that.
+pub const DISK_WAIT: Duration = Duration::from_secs(1);
+
+/// How much of a configured timeout is given to the disk at the most: one in so many parts.
+pub const DISK_SHARE: u32 = 4;
+
+/// Jobs that wait for a disk that does not answer. More are not given, if they can be left undone: an
+/// upgrade that fails has a few of them, and there may be any number of such upgrades.
+pub const DISK_JOBS: usize = 16;
+
 /// The stack of a thread beside the loop; the spawn brings its own for the child.
 pub const THREAD_STACK_BYTES: usize = 128 * 1024;
 

@@ -17,7 +17,6 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Registry, Waker};
@@ -46,6 +45,7 @@ use crate::sys::Command;
 use crate::timers::Timers;
 use crate::token::{Kind as Source, Token};
 use crate::wire::{Kind, NO_SCHEMAS, SchemaRange};
+use crate::worker::Worker;
 use handoff::{Adoption, InFlight};
 use moves::Moves;
 
@@ -90,9 +90,9 @@ pub struct Server<H: Handler> {
     signals: Signals,
     remote: Remote,
     timers: Timers,
-    pid_file: Option<Arc<PidFile>>,
-    /// Tells when the thread that writes it has done so.
-    writing: Option<Receiver<()>>,
+    pid_file: Option<PidFile>,
+    /// For what a disk could hold up.
+    worker: Worker,
     /// What a successor is spawned from.
     command: Arc<Command>,
     predecessor: Option<Predecessor>,
@@ -201,6 +201,9 @@ impl<H: Handler> Server<H> {
     /// end the process, unless [`Config::hold_signals`] holds them.
     ///
     /// There can be one server in a process at a time; see [`Error::AnotherServer`].
+    ///
+    /// The first process is refused the pid file of another service that lives; see
+    /// [`Config::pid_file`].
     pub fn new(config: Config, handler: H) -> Result<Self, Error> {
         let claim = signals::Claim::new()?;
         let schemas = handler.schemas().map_or(NO_SCHEMAS, |schemas| SchemaRange {
@@ -237,16 +240,15 @@ impl<H: Handler> Server<H> {
     ) -> Result<Self, Error> {
         let command = Arc::new(program::of_this_process()?);
         let listeners = Listeners::new(inheritance)?;
-        let prepare = |path: &Path| PidFile::prepare(path, std::process::id());
-        let pid_file = config.pid_file.as_deref().map(prepare).transpose()?.map(Arc::new);
-        if let (Some(pid_file), None) = (&pid_file, predecessor) {
-            pid_file.clear_up();
-        }
+        let before = predecessor.map(|predecessor| predecessor.pid);
+        let prepare = |path: &Path| PidFile::prepare(path, std::process::id(), before);
+        let pid_file = config.pid_file.as_deref().map(prepare).transpose()?.flatten();
         let poll = Poll::new().map_err(Error::system("make an epoll instance"))?;
         let registry = poll.registry().try_clone().map_err(Error::system("duplicate epoll"))?;
         let registry = Rc::new(registry);
         let polled = Error::system("poll");
         let waker = Waker::new(&registry, Token::single(Source::Waker).pack()).map_err(polled)?;
+        let waker = Arc::new(waker);
         let inherited = predecessor.map_or(0, |predecessor| predecessor.blocked);
         let mut signals = Signals::install(claim, config.signals(), inherited)?;
         signals.register(&registry, Token::single(Source::Signals).pack()).map_err(polled)?;
@@ -278,10 +280,10 @@ impl<H: Handler> Server<H> {
             listeners,
             sessions: Sessions::new(config.max_sessions),
             signals,
-            remote: Remote::new(Arc::new(waker)),
+            worker: Worker::new(Arc::clone(&waker)),
+            remote: Remote::new(waker),
             timers: Timers::default(),
             pid_file,
-            writing: None,
             command,
             predecessor: None,
             predecessor_watch: PredecessorWatch::new(predecessor.is_none()),
@@ -540,6 +542,7 @@ impl<H: Handler> Drop for Server<H> {
             self.feed(Event::Failed);
         }
         self.bury();
+        self.part_from_worker();
     }
 }
 

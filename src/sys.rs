@@ -80,6 +80,27 @@ pub(crate) fn is_exiting(pid: u32) -> bool {
     flags.and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|flags| flags & PF_EXITING != 0)
 }
 
+/// Locks a file for this process, or says that it is locked ([`io::ErrorKind::WouldBlock`]). The lock
+/// belongs to the open file description and goes with its last descriptor (flock(2)).
+pub(crate) fn lock(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed and stays open; no pointer is passed.
+    Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
+    Ok(())
+}
+
+/// The same, shared with others that do so: enough to see whether somebody has locked it.
+pub(crate) fn lock_shared(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed and stays open; no pointer is passed.
+    Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) })?;
+    Ok(())
+}
+
+/// Who owns the files that this process makes (geteuid(2)).
+pub(crate) fn effective_user() -> u32 {
+    // SAFETY: no pointer is passed, and it always succeeds.
+    unsafe { libc::geteuid() }
+}
+
 /// A signal's name, or its number where it has none.
 pub(crate) fn signal_name(signal: i32) -> String {
     match Signal::try_from(signal) {

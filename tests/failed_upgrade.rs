@@ -36,9 +36,12 @@ fn fails(mut actor: Actor, expected: &str) -> Actor {
     assert_eq!(actor.who(), (pid, generation), "and new ones are served");
     until("the successor is reaped", || children_of(pid).is_empty());
     until("no descriptor is left", || descriptors_of(pid) == before);
-    assert_eq!(fs::read_to_string(&pid_file).ok(), said, "the pid file is as it was");
-    let litter = fs::read_dir(actor.place.path()).expect("a directory").flatten();
-    assert_eq!(litter.filter(|entry| entry.file_name() != "pid").count(), 0, "no litter");
+    until("the pid file is as it was", || fs::read_to_string(&pid_file).ok() == said);
+    let litter = || {
+        let entries = fs::read_dir(actor.place.path()).expect("a directory").flatten();
+        entries.filter(|entry| entry.file_name() != "pid").count()
+    };
+    until("no litter is left", || litter() == 0);
     actor
 }
 
@@ -181,8 +184,7 @@ fn a_successor_that_dies_while_its_predecessor_drains_is_rolled_back() {
     assert!(line.contains("failed in draining: the successor was killed by SIGKILL"), "{line}");
     assert_eq!(actor.who(), (first, 0));
     assert_eq!(session.who(), (first, 0));
-    let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
-    assert_eq!(pid_file, format!("{first}\n"));
+    actor.is_named(first);
     // And the next one is as good as any.
     drop(session);
     assert_ne!(actor.upgrade(), second);
@@ -236,8 +238,7 @@ fn a_successor_that_stands_still_on_probation_is_rolled_back() {
     let stands_still = "failed in draining: the successor stands still: it did not answer";
     assert!(line.contains(stands_still), "{line}");
     assert_eq!(actor.who(), (first, 0));
-    let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
-    assert_eq!(pid_file, format!("{first}\n"));
+    actor.is_named(first);
     until("it is reaped", || children_of(first).is_empty());
     actor.upgrade();
 }
@@ -427,6 +428,8 @@ fn a_spawn_that_is_slower_than_the_upgrade_timeout_leaves_nothing_in_the_end() {
     let answer = start.path_of("answer");
     let mut actor = start.at(1, "raw-hang").serve();
     let first = actor.pid();
+    // It is held open, and has its name by then.
+    actor.is_named(first);
     let before = descriptors_of(first);
     actor.fault(Point::Spawned, &format!("wait {answer}"));
     let successor = actor.give_birth(first);
@@ -544,6 +547,8 @@ fn a_hundred_hups_in_a_slow_set_up_do_not_drown_the_commit() {
 fn an_upgrade_that_runs_out_of_descriptors_at_any_step_leaves_no_trace() {
     let mut actor = Start::actor().pid_file().serve();
     let pid = actor.pid();
+    // It is held open, and has its name by then.
+    actor.is_named(pid);
     let bare = descriptors_of(pid);
     let mut failed = 0;
     for free in 0.. {
@@ -601,11 +606,9 @@ fn a_predecessor_that_dies_before_the_commit_leaves_the_listeners_to_the_success
     actor.wait_for("alone");
     let (second, generation) = actor.who();
     assert_eq!((second, generation), (successor, 1));
-    let pid_file = actor.place.path().join("pid");
-    let named = || fs::read_to_string(&pid_file).expect("a pid file");
-    until("the pid file names it", || named() == format!("{second}\n"));
+    actor.is_named(second);
     let spare = actor.place.path().join(format!(".pid.{first}"));
-    assert!(!spare.exists(), "what it kept for a rollback went with it");
+    until("what it kept for a rollback went with it", || !spare.exists());
     actor.upgrade();
 }
 
@@ -625,8 +628,7 @@ fn a_successor_that_is_never_committed_to_gives_way() {
     let line = actor.wait_for("failed in");
     assert!(line.contains("did not commit to this process within"), "{line}");
     assert_eq!(actor.who(), (first, 0));
-    let pid_file = fs::read_to_string(actor.place.path().join("pid")).expect("a pid file");
-    assert_eq!(pid_file, format!("{first}\n"));
+    actor.is_named(first);
 }
 
 #[test]

@@ -317,8 +317,7 @@ impl Soak {
         assert!(generation >= self.generation);
         self.generation = generation;
         let place = self.actor.place.path();
-        let pid_file = fs::read_to_string(place.join("pid")).expect("a pid file");
-        assert_eq!(pid_file, format!("{pid}\n"), "what the pid file says");
+        self.actor.is_named(pid);
         let litter = || fs::read_dir(place).expect("a directory").count() - 1;
         until("no litter is beside the pid file", || litter() == 0);
         until("it has no child, dead or alive", || children_of(pid).is_empty());

@@ -3,8 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::{Pending, Server, Sweep, Walk};
@@ -172,16 +171,23 @@ impl<H: Handler> Server<H> {
                 }
             }
             Action::UnlinkUnclaimed => self.listeners.unlink_abandoned(),
-            Action::WritePidFile => publish(self.pid_file.as_deref()),
+            // Nobody is served yet, and nobody will be if it cannot be written.
+            Action::WritePidFile => {
+                let written = self.pid_file.as_mut().map_or(Ok(()), PidFile::publish_first);
+                if let Err(error) = written {
+                    self.failure = Some(error);
+                    self.pending.push_back(Pending { event: Event::Failed, attempt: None });
+                }
+            }
             Action::TakePidFile => self.take_pid_file(),
             Action::RestorePidFile => {
-                self.wait_for_pid_file();
-                publish(self.pid_file.as_deref());
+                if let Some(pid_file) = &mut self.pid_file {
+                    pid_file.restore(&mut self.worker);
+                }
             }
             Action::RemovePidFile => {
-                self.wait_for_pid_file();
-                if let Some(pid_file) = &self.pid_file {
-                    pid_file.remove_own();
+                if let Some(pid_file) = &mut self.pid_file {
+                    pid_file.remove_own(&mut self.worker);
                 }
             }
             Action::ResumeAccepting => {
@@ -253,8 +259,13 @@ impl<H: Handler> Server<H> {
         self.longest_turn = Duration::ZERO;
         let blocked = self.signals.to_block();
         let generation = self.shared.generation + 1;
-        // Its own writing has to be over before another process can write.
-        let (pid_file, writing) = (self.pid_file.clone(), self.writing.take());
+        // A rollback must not need space on a disk that may be full by then. The answer also says that
+        // this process's own writing is over, before another process can write.
+        let spare = self.pid_file.as_mut().and_then(|file| file.keep_spare(&mut self.worker));
+        let wait = disk_wait(self.config.upgrade_timeout);
+        // What stays here, the successor does not need.
+        let moves = self.handler.schemas().is_some();
+        let staying = if moves { 0 } else { self.sessions.sockets() as u64 };
         let started = Successor::start(Plan {
             attempt: self.attempts,
             generation,
@@ -266,13 +277,18 @@ impl<H: Handler> Server<H> {
             waker: self.remote.waker(),
             stay: self.config.longest_stay(),
             started: self.shared.now,
-            // A rollback must not need space on a disk that may be full by then.
             before: Box::new(move || {
-                // An error says that the thread has ended, which is as good.
-                let _ = writing.map(|writing| writing.recv());
-                check_room()?;
-                let spare = pid_file.map_or(Ok(()), |pid_file| pid_file.keep_spare());
-                spare.map_err(Cause::PidFile)
+                check_room(staying)?;
+                match spare.map(|answer| answer.recv_timeout(wait)) {
+                    Some(Ok(result)) => result.map_err(Cause::PidFile)?,
+                    Some(Err(RecvTimeoutError::Timeout)) => log::warn!(
+                        "the spawn goes on without a spare of the pid file: the disk has not \
+                         answered in {wait:?}",
+                    ),
+                    // The worker has panicked, which was told on standard error.
+                    Some(Err(RecvTimeoutError::Disconnected)) | None => {}
+                }
+                Ok(())
             }),
         });
         match started {
@@ -387,8 +403,8 @@ impl<H: Handler> Server<H> {
         match &report.outcome {
             Ok(_) => log::info!("{report}."),
             Err(_) => {
-                if let Some(pid_file) = &self.pid_file {
-                    pid_file.discard_spare();
+                if let Some(pid_file) = &mut self.pid_file {
+                    pid_file.discard_spare(&mut self.worker);
                 }
                 log::error!("{report}.");
             }
@@ -398,47 +414,35 @@ impl<H: Handler> Server<H> {
         });
     }
 
-    /// On a thread of its own, because nobody would be served meanwhile. Where there is none to be
-    /// had, that is better than no pid file.
+    /// The worker writes it, because nobody would be served meanwhile.
     fn take_pid_file(&mut self) {
         fault::at(Point::Accepting);
-        let Some(pid_file) = self.pid_file.clone() else { return self.note_pid_file() };
-        let (waker, (written, writing)) = (Arc::clone(self.remote.waker()), channel());
-        let write = move || {
-            publish(Some(&pid_file));
-            let _ = written.send(());
-            // A loop that has ended hears nothing, and needs to hear nothing.
-            let _ = waker.wake();
-        };
-        let thread = std::thread::Builder::new().name("tablecloth-pid-file".into());
-        match thread.stack_size(limits::THREAD_STACK_BYTES).spawn(write) {
-            Ok(_) => self.writing = Some(writing),
-            Err(error) => {
-                log::debug!("start the thread that writes the pid file: {error}");
-                publish(self.pid_file.as_deref());
-                self.note_pid_file();
-            }
+        let wait = disk_wait(self.config.takeover_timeout);
+        let worker = &mut self.worker;
+        if !self.pid_file.as_mut().is_some_and(|pid_file| pid_file.take_over(worker, wait)) {
+            // There is none, or nobody who could write it. Stepped when this step's actions are done.
+            self.pending.push_back(Pending { event: Event::PidFileWritten, attempt: None });
         }
     }
 
-    /// Hears whether the pid file is written.
+    /// Hears what became of the worker's jobs. A takeover goes on when the pid file is written, and
+    /// no later than at its deadline.
     pub(super) fn hear_pid_file(&mut self) {
-        if self.writing.as_ref().is_some_and(|writing| writing.try_recv().is_ok()) {
-            self.writing = None;
+        let now = self.shared.now;
+        if self.pid_file.as_mut().is_some_and(|pid_file| pid_file.hear(now)) {
             self.feed(Event::PidFileWritten);
         }
     }
 
-    /// Stepped when this step's actions are done.
-    fn note_pid_file(&mut self) {
-        self.pending.push_back(Pending { event: Event::PidFileWritten, attempt: None });
-    }
-
-    /// What it writes comes before what is written next.
-    fn wait_for_pid_file(&mut self) {
-        if let Some(writing) = self.writing.take() {
-            // An error says that the thread has ended, which is as good.
-            let _ = writing.recv();
+    /// At the end of the process, when nobody is served: waits until the worker has done what it was
+    /// given, or its time is over.
+    pub(super) fn part_from_worker(&mut self) {
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.discard_spare(&mut self.worker);
+        }
+        self.worker.finish(disk_wait(self.config.takeover_timeout));
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.hear(Instant::now());
         }
     }
 
@@ -447,9 +451,9 @@ impl<H: Handler> Server<H> {
             predecessor.deregister(&self.registry);
             // No more sessions come.
             self.listeners.room_made(self.shared.now);
-            if let Some(pid_file) = &self.pid_file {
+            if let Some(pid_file) = &mut self.pid_file {
                 // One that was killed could not take away what it kept for a rollback.
-                pid_file.forget(predecessor.pid, false);
+                pid_file.forget_predecessor(&mut self.worker, predecessor.pid);
             }
             self.tell_of_adopted();
             fault::at(Point::Alone);
@@ -517,18 +521,20 @@ impl<H: Handler> Server<H> {
         }
         self.listeners.end_draining(&self.registry);
         self.tell_of_moves();
-        match before {
+        let last = match before {
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven) => {
                 fault::at(Point::Leaving);
                 self.listeners.close(&self.registry);
                 log::info!("stop listening.");
-                log::info!("finish the old process.");
+                "finish the old process."
             }
             State::Draining(Drain::Shutdown)
             | State::Running
             | State::Upgrading
-            | State::Exited => log::info!("finish the process."),
-        }
+            | State::Exited => "finish the process.",
+        };
+        self.part_from_worker();
+        log::info!("{last}");
     }
 
     /// Waits for killed successors, so that no zombie is left to somebody else.
@@ -536,8 +542,8 @@ impl<H: Handler> Server<H> {
         let deadline = Instant::now() + limits::REAP_WAIT;
         for mut dying in std::mem::take(&mut self.dying) {
             dying.settle_until(&self.registry, deadline);
-            if let (Some(pid_file), Some(pid)) = (&self.pid_file, dying.pid()) {
-                pid_file.forget(pid, false);
+            if let (Some(pid_file), Some(pid)) = (&mut self.pid_file, dying.pid()) {
+                pid_file.forget_successor(&mut self.worker, pid);
             }
         }
     }
@@ -545,18 +551,18 @@ impl<H: Handler> Server<H> {
 
 /// Whether a successor could have what this process has. Where that cannot be found out, the spawn
 /// will tell.
-fn check_room() -> Result<(), Cause> {
+///
+/// `staying` are descriptors of sessions that do not move, and that it does not need.
+fn check_room(staying: u64) -> Result<(), Cause> {
     match program::descriptors() {
-        Ok((used, limit)) if used + limits::SPARE_DESCRIPTORS > limit => {
+        Ok((used, limit)) if used + limits::SPARE_DESCRIPTORS > limit.saturating_add(staying) => {
             Err(Cause::NoRoom { used, limit })
         }
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-fn publish(pid_file: Option<&PidFile>) {
-    if let Some(Err(error)) = pid_file.map(PidFile::publish) {
-        // Nothing to fall back to: serving comes first.
-        log::error!("{error}");
-    }
+/// How long a disk is waited for where the whole may take no longer than `timeout`.
+fn disk_wait(timeout: Duration) -> Duration {
+    limits::DISK_WAIT.min(timeout / limits::DISK_SHARE)
 }

@@ -16,6 +16,7 @@ use crate::io_event::IoEvent;
 use crate::limits;
 use crate::machine::{Event, State, Timer};
 use crate::pace::Pace;
+use crate::pid_file::PidFile;
 use crate::predecessor::Predecessor;
 use crate::signals::Request;
 use crate::sys;
@@ -41,8 +42,9 @@ impl<H: Handler> Server<H> {
     /// longer than to the next deadline, and dispatches them. Answers where the process stands;
     /// after [`State::Exited`] there is nothing more to do.
     ///
-    /// The first turn ends the set-up: the first process starts to accept, a successor closes what
-    /// it has not claimed and says ready.
+    /// The first turn ends the set-up: the first process writes its pid file and starts to accept, a
+    /// successor closes what it has not claimed and says ready. If the pid file cannot be written, that
+    /// is the error, and nobody is served.
     ///
     /// For a loop of one's own: poll the server's descriptor ([`std::os::fd::AsRawFd`]) and call this
     /// with a zero timeout when it is readable, and at the latest at
@@ -102,6 +104,7 @@ impl<H: Handler> Server<H> {
             accepting,
             self.next_sweep,
             self.sessions.next_alarm(),
+            self.pid_file.as_ref().and_then(PidFile::next_deadline),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -327,9 +330,9 @@ impl<H: Handler> Server<H> {
             self.hear_acks(attempt, acks);
             self.take_back_sessions(attempt);
         }
-        let Some(pid_file) = &self.pid_file else { return };
+        let Some(pid_file) = &mut self.pid_file else { return };
         for pid in over {
-            pid_file.forget(pid, self.shared.machine.accepts());
+            pid_file.forget_successor(&mut self.worker, pid);
         }
     }
 
@@ -548,6 +551,7 @@ impl<H: Handler> Server<H> {
 
     fn expire_timers(&mut self) {
         // Mostly there is none, and then nothing else reads the clock.
+        self.hear_pid_file();
         while let Some(timer) = self.timers.expire(self.shared.now) {
             if timer == Timer::Drain {
                 self.hear_out();

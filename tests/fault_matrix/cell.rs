@@ -116,10 +116,10 @@ fn expect_clean(actor: &mut Actor, pid: u32, bare: &[String], disk: &Disk) {
         thread::sleep(Duration::from_millis(1));
         found = kinds_of_descriptors(pid);
     }
-    let said = fs::read_to_string(disk.path_of("pid")).expect("a pid file");
-    assert_eq!(said, format!("{pid}\n"), "the pid file");
-    let litter: Vec<_> = fs::read_dir(disk.path()).expect("a directory").flatten().collect();
-    assert_eq!(litter.len(), 1, "beside the pid file: {litter:?}");
+    let said = || fs::read_to_string(disk.path_of("pid")).expect("a pid file");
+    until("the pid file names it", || said() == format!("{pid}\n"));
+    let found = || fs::read_dir(disk.path()).expect("a directory").count();
+    until("nothing is beside the pid file", || found() == 1);
 }
 
 /// What a supervisor would do: the same program with the same arguments.

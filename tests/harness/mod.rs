@@ -305,6 +305,13 @@ impl Actor {
         fs::write(self.place.path().join("gate"), "").expect("a file");
     }
 
+    /// Waits until the pid file names a process. It is restored beside the loop.
+    pub(crate) fn is_named(&self, pid: u32) {
+        let path = self.place.path().join("pid");
+        let named = || fs::read_to_string(&path).is_ok_and(|said| said == format!("{pid}\n"));
+        until("the pid file names it", named);
+    }
+
     /// Waits for the first process's end.
     pub(crate) fn first_exits(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;

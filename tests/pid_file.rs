@@ -1,0 +1,562 @@
+//! Ring three: the pid file names who serves, does no harm, and no disk stops the loop for it.
+
+#![allow(clippy::expect_used, reason = "a test says what it expects")]
+
+mod harness;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use harness::{Actor, Client, Start, copy_program, example, is_alive, place, until};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::unistd::mkfifo;
+
+/// Some user of no other use, who need not have a name.
+const SOMEBODY: u32 = 54321;
+
+fn names(path: &Path) -> Option<u32> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// The names in a directory, in order.
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("a directory").flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+    names.sort();
+    names.iter().map(|name| name.to_string_lossy().into()).collect()
+}
+
+fn pid_file_at(start: Start, path: &Path) -> Start {
+    start.args(&["--pid-file", path.to_str().expect("text")])
+}
+
+/// Starts a server that is to be refused, and answers with what it says.
+fn refused(path: &Path) -> String {
+    let (status, said) = pid_file_at(Start::actor(), path).run();
+    assert_eq!(status.code(), Some(1), "{said}");
+    let line = said.lines().find(|line| line.contains("pid file ")).unwrap_or_default();
+    assert!(line.contains(path.to_str().expect("text")), "it names the file: {said}");
+    assert!(!said.contains("generation 0"), "it serves nobody: {said}");
+    line.to_owned()
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+#[test]
+fn the_null_device_means_none_and_stays_a_device() {
+    let place = place();
+    let null = place.path().join("null");
+    let mode = Mode::from_bits_truncate(0o666);
+    if mknod(&null, SFlag::S_IFCHR, mode, makedev(1, 3)).is_err() {
+        return eprintln!("skipped: a device can be made by root only");
+    }
+    let mut actor = pid_file_at(Start::actor(), &null).serve();
+    let second = actor.upgrade();
+    actor.signal(second, Signal::SIGQUIT);
+    until("it is gone", || !is_alive(second));
+    let found = fs::symlink_metadata(&null).expect("it is there");
+    assert!(found.file_type().is_char_device());
+    assert_eq!(names_in(place.path()), ["null"]);
+    // Another device is nothing that a number could be written to.
+    let zero = place.path().join("zero");
+    mknod(&zero, SFlag::S_IFCHR, mode, makedev(1, 5)).expect("made");
+    assert!(refused(&zero).contains("a character device"));
+    assert!(fs::symlink_metadata(&zero).expect("it is there").file_type().is_char_device());
+}
+
+#[test]
+fn what_is_no_regular_file_is_left_alone_and_refused_in_words() {
+    let place = place();
+    let fifo = place.path().join("fifo");
+    mkfifo(&fifo, Mode::from_bits_truncate(0o600)).expect("made");
+    let said = refused(&fifo);
+    assert!(said.contains("it is a FIFO, and only a regular file is replaced"), "{said}");
+    assert!(fs::symlink_metadata(&fifo).expect("it is there").file_type().is_fifo());
+    assert_eq!(names_in(place.path()), ["fifo"]);
+}
+
+#[test]
+fn a_link_is_followed_and_both_names_name_the_process() {
+    let place = place();
+    let (data, link) = (place.path().join("data"), place.path().join("link"));
+    fs::create_dir(&data).expect("made");
+    // It leads to where nothing is yet.
+    symlink("data/real", &link).expect("linked");
+    let real = data.join("real");
+    let mut actor = pid_file_at(Start::actor(), &link).serve();
+    let first = actor.who().0;
+    assert_eq!((names(&link), names(&real)), (Some(first), Some(first)));
+    let second = actor.upgrade();
+    assert_eq!((names(&link), names(&real)), (Some(second), Some(second)));
+    assert!(fs::symlink_metadata(&link).expect("it is there").is_symlink());
+    assert_eq!(names_in(&data), ["real"], "nothing is left beside it");
+    actor.signal(second, Signal::SIGQUIT);
+    until("it is gone", || !is_alive(second));
+    assert_eq!(names_in(&data), [""; 0]);
+    assert!(fs::symlink_metadata(&link).expect("it is there").is_symlink(), "the link stays");
+}
+
+#[test]
+fn below_a_link_that_moves_every_process_removes_what_it_has_written() {
+    let place = place();
+    let release = |name: &str| place.path().join(name);
+    for name in ["a", "b"] {
+        fs::create_dir(release(name)).expect("made");
+    }
+    let current = release("current");
+    symlink("a", &current).expect("linked");
+    let mut actor = pid_file_at(Start::actor(), &current.join("pid")).serve();
+    let first = actor.who().0;
+    assert_eq!(names(&release("a").join("pid")), Some(first));
+
+    fs::remove_file(&current).expect("removed");
+    symlink("b", &current).expect("linked");
+    // Lost while the predecessor is there: what it has written goes with it.
+    let (session, _) = actor.upgrade_around_a_session();
+    let (lost, _) = actor.who();
+    assert_eq!(names(&current.join("pid")), Some(lost));
+    actor.signal(lost, Signal::SIGKILL);
+    actor.wait_for("failed in");
+    until("nothing of it is left", || names_in(&release("b")).is_empty());
+    until("it is restored", || names_in(&release("a")) == ["pid"]);
+    assert_eq!(names(&release("a").join("pid")), Some(first));
+    drop(session);
+
+    let second = actor.upgrade();
+    assert_eq!(names(&current.join("pid")), Some(second));
+    assert_eq!(names_in(&release("a")), [""; 0], "the predecessor has removed its own");
+    actor.signal(second, Signal::SIGQUIT);
+    until("it is gone", || !is_alive(second));
+    assert_eq!(names_in(&release("b")), [""; 0]);
+}
+
+#[test]
+fn a_second_service_with_the_same_pid_file_is_refused_by_the_name_of_the_first() {
+    let mut actor = Start::actor().pid_file().serve();
+    let path = actor.place.path().join("pid");
+    for _ in 0..2 {
+        let serving = actor.who().0;
+        let said = refused(&path);
+        assert!(said.contains(&format!("process {serving} serves and holds it")), "{said}");
+        assert_eq!(names(&path), Some(serving));
+        // The next one holds it, too.
+        actor.upgrade();
+    }
+    // After a rollback it is held again.
+    let (session, second) = actor.upgrade_around_a_session();
+    let lost = actor.who().0;
+    actor.signal(lost, Signal::SIGKILL);
+    actor.wait_for("failed in");
+    until("it is restored", || names(&path) == Some(second));
+    assert!(refused(&path).contains(&format!("process {second} serves and holds it")));
+    drop(session);
+    // What a dead process has left is taken.
+    actor.signal(second, Signal::SIGKILL);
+    until("it is dead", || !is_alive(second));
+    let mut next = pid_file_at(Start::actor(), &path).serve();
+    let serving = next.who().0;
+    assert_eq!(names(&path), Some(serving));
+}
+
+#[test]
+fn in_a_sticky_directory_nobody_elses_file_is_replaced_by_anybody() {
+    if !is_root() {
+        return eprintln!("skipped: only root can give a file to somebody else");
+    }
+    let place = place();
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
+    };
+    mode(place.path(), 0o755);
+    let tmp = place.path().join("tmp");
+    fs::create_dir(&tmp).expect("made");
+    mode(&tmp, 0o1777);
+    let path = tmp.join("pid");
+
+    // Somebody's file, and root, whom the kernel lets do it.
+    fs::write(&path, "1\n").expect("written");
+    chown(&path, Some(SOMEBODY), Some(SOMEBODY)).expect("given");
+    let said = refused(&path);
+    assert!(said.contains(&format!("it belongs to user {SOMEBODY}")), "{said}");
+
+    // Somebody's link, which leads root where it should not go.
+    let (link, secret) = (tmp.join("link"), place.path().join("secret"));
+    fs::write(&secret, "a secret\n").expect("written");
+    symlink(&secret, &link).expect("linked");
+    std::os::unix::fs::lchown(&link, Some(SOMEBODY), Some(SOMEBODY)).expect("given");
+    let said = refused(&link);
+    assert!(said.contains(&format!("a link that belongs to user {SOMEBODY}")), "{said}");
+    assert_eq!(fs::read_to_string(&secret).expect("it is there"), "a secret\n");
+
+    // Root's file, and somebody.
+    chown(&path, Some(0), Some(0)).expect("taken back");
+    let program = place.path().join("actor");
+    copy_program(&example("actor"), &program);
+    let start = Start::path(program).args(&["--listen", "main=127.0.0.1:0"]);
+    let mut command = pid_file_at(start, &path).command();
+    let output = command.uid(SOMEBODY).gid(SOMEBODY).current_dir("/").output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("it belongs to user 0"), "{said}");
+
+    assert_eq!(names(&path), Some(1));
+    assert_eq!(names_in(&tmp), ["link", "pid"]);
+}
+
+/// A shell that does something, and becomes the actor then.
+fn behind_a_shell(script: &str, path: &Path, words: &[&OsStr]) -> Start {
+    let mut args = vec!["-c".to_owned(), format!("{script}; exec \"$@\""), "sh".into()];
+    args.extend(words.iter().map(|word| word.to_str().expect("text").to_owned()));
+    args.push(example("actor").to_str().expect("text").into());
+    args.extend(["--listen", "main=127.0.0.1:0"].map(str::to_owned));
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    pid_file_at(Start::path("/bin/sh".into()).args(&args), path)
+}
+
+#[test]
+fn everybody_may_read_it_whatever_the_umask() {
+    let place = place();
+    let path = place.path().join("pid");
+    let mut actor = behind_a_shell("umask 077", &path, &[]).serve();
+    actor.who();
+    let mode = || fs::metadata(&path).expect("it is there").permissions().mode() & 0o7777;
+    assert_eq!(mode(), 0o644);
+    actor.upgrade();
+    assert_eq!(mode(), 0o644);
+}
+
+#[test]
+fn a_mounted_file_is_written_in_place() {
+    let mounts = || {
+        let test = ["-m", "mount", "--bind", "/dev/null", "/dev/null"];
+        Command::new("unshare").args(test).output().is_ok_and(|output| output.status.success())
+    };
+    if !is_root() || !mounts() {
+        return eprintln!("skipped: nothing can be mounted here");
+    }
+    let place = place();
+    // The file of the host, and where the container has it.
+    let (host, path) = (place.path().join("host"), place.path().join("pid"));
+    fs::write(&host, "123456789\n").expect("written");
+    fs::write(&path, "").expect("written");
+    let script = "mount --bind \"$1\" \"$2\" && shift 2";
+    let inner = behind_a_shell(script, &path, &[host.as_os_str(), path.as_os_str()]).command();
+    let start = Start::path("unshare".into()).args(&["-m", "/bin/sh"]);
+    let args: Vec<_> = inner.get_args().map(|arg| arg.to_str().expect("text")).collect();
+    let mut actor = start.args(&args).serve();
+    let first = actor.who().0;
+    assert_eq!(names(&host), Some(first));
+    let second = actor.upgrade();
+    until("the host's file names the new process", || names(&host) == Some(second));
+    // Restored in place, too.
+    let (session, _) = actor.upgrade_around_a_session();
+    let lost = actor.who().0;
+    assert_eq!(names(&host), Some(lost));
+    actor.signal(lost, Signal::SIGKILL);
+    actor.wait_for("failed in");
+    until("it is restored", || names(&host) == Some(second));
+    drop(session);
+    actor.signal(second, Signal::SIGQUIT);
+    until("it is gone", || !is_alive(second));
+    assert_eq!(fs::read_to_string(&host).expect("it is there"), "", "it names nobody");
+    assert_eq!(names_in(place.path()), ["host", "pid"]);
+}
+
+#[test]
+fn a_file_in_a_directory_of_somebody_elses_is_written_in_place() {
+    let user = |option: &str| format!("--{option}={SOMEBODY}");
+    let options = [user("reuid"), user("regid"), "--clear-groups".into()];
+    let lowers = || Command::new("setpriv").args(&options).arg("true").output();
+    if !is_root() || !lowers().is_ok_and(|output| output.status.success()) {
+        return eprintln!("skipped: this process cannot become another user");
+    }
+    let place = place();
+    let open = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(place.path(), open).expect("it is ours");
+    let (program, path) = (place.path().join("actor"), place.path().join("pid"));
+    copy_program(&example("actor"), &program);
+    fs::write(&path, "").expect("written");
+    chown(&path, Some(SOMEBODY), Some(SOMEBODY)).expect("given");
+    let words = [program.to_str().expect("text"), "--listen", "main=127.0.0.1:0"];
+    let start = Start::path("setpriv".into()).args(&options.each_ref().map(String::as_str));
+    let mut actor = pid_file_at(start.args(&words), &path).serve();
+    let first = actor.who().0;
+    assert_eq!(names(&path), Some(first));
+    let second = actor.upgrade();
+    assert_eq!(names(&path), Some(second));
+    assert_eq!(fs::metadata(&path).expect("it is there").uid(), SOMEBODY);
+    actor.signal(second, Signal::SIGQUIT);
+    until("it is gone", || !is_alive(second));
+    assert_eq!(fs::read_to_string(&path).expect("it is there"), "");
+    // Where it may not write either, it says so.
+    chown(&path, Some(0), Some(0)).expect("taken back");
+    let start = Start::path("setpriv".into()).args(&options.each_ref().map(String::as_str));
+    let (status, said) = pid_file_at(start.args(&words), &path).run();
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("write: Permission denied"), "{said}");
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_published_is_an_error_of_the_start() {
+    let start = Start::actor();
+    let socket = start.path_of("echo.sock");
+    let listen = format!("path=unix:{socket}");
+    let mut actor = start.pid_file().args(&["--listen", &listen]).gate(0).spawn();
+    let directory = actor.place.path().to_owned();
+    let (path, spare) = (directory.join("pid"), directory.join(format!(".pid.{}", actor.pid())));
+    until("its place was tried out", || spare.exists());
+    // Something comes in its way that cannot be renamed over.
+    fs::create_dir_all(path.join("full")).expect("made");
+    actor.open_gate();
+    let line = actor.wait_for("pid file ");
+    assert!(line.contains(&format!("pid file {}: rename: ", path.display())), "{line}");
+    assert_eq!(actor.first_exits().code(), Some(1));
+    assert_eq!(names_in(&directory), ["gate", "pid"], "no spare, no socket");
+}
+
+/// A disk whose rename(2) and unlink(2) hang for as long as a file is there, and which makes no file
+/// for as long as another one is there.
+struct Disk {
+    library: PathBuf,
+    hangs: PathBuf,
+    _place: tempfile::TempDir,
+}
+
+impl Disk {
+    /// `None` where there is no compiler.
+    fn make() -> Option<Self> {
+        let place = place();
+        let (source, library) = (place.path().join("disk.c"), place.path().join("disk.so"));
+        fs::write(
+            &source,
+            r#"
+            #include <fcntl.h>
+            #include <stdarg.h>
+            #include <stdio.h>
+            #include <stdlib.h>
+            #include <unistd.h>
+            static void hang(const char *how) {
+                char path[4096];
+                snprintf(path, sizeof path, "%s%s", getenv("DISK_HANGS"), how);
+                while (access(path, F_OK) == 0) usleep(1000);
+            }
+            int rename(const char *from, const char *to) {
+                hang("");
+                return renameat(AT_FDCWD, from, AT_FDCWD, to);
+            }
+            int unlink(const char *path) {
+                hang("");
+                return unlinkat(AT_FDCWD, path, 0);
+            }
+            int open64(const char *path, int flags, ...) {
+                va_list rest;
+                va_start(rest, flags);
+                mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0;
+                va_end(rest);
+                if (flags & O_CREAT) hang(".making");
+                return openat(AT_FDCWD, path, flags, mode);
+            }
+            "#,
+        )
+        .expect("written");
+        let compiled = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .args([&library, &source])
+            .output()
+            .is_ok_and(|output| output.status.success());
+        if !compiled {
+            eprintln!("skipped: there is no compiler");
+        }
+        let hangs = place.path().join("hangs");
+        compiled.then_some(Self { library, hangs, _place: place })
+    }
+
+    fn under(&self, start: Start) -> Start {
+        let text = |path: &Path| path.to_str().expect("text").to_owned();
+        start.env("LD_PRELOAD", &text(&self.library)).env("DISK_HANGS", &text(&self.hangs))
+    }
+
+    fn hang(&self) {
+        fs::write(&self.hangs, "").expect("a file");
+    }
+
+    fn answer(&self) {
+        fs::remove_file(&self.hangs).expect("it hangs");
+    }
+}
+
+#[test]
+fn a_spawn_does_not_wait_for_a_disk_that_makes_no_spare() {
+    let Some(disk) = Disk::make() else { return };
+    // A quarter of the upgrade timeout is the disk's.
+    let start = Start::actor().pid_file().args(&["--upgrade-ms", "10000"]);
+    let mut actor = disk.under(start).serve();
+    let first = actor.who().0;
+    let making = disk.hangs.with_extension("making");
+    fs::write(&making, "").expect("a file");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("the spawn goes on without a spare of the pid file");
+    assert_eq!(actor.who(), (first, 0));
+    // The successor cannot set itself up either, as long as that lasts.
+    fs::remove_file(&making).expect("it hangs");
+    actor.wait_for("done; spawn");
+    actor.wait_for("alone");
+    let (second, generation) = actor.who();
+    assert_eq!(generation, 1);
+    actor.is_named(second);
+    until("nothing is left beside it", || names_in(actor.place.path()) == ["pid"]);
+}
+
+/// New clients, one after another, while something else is done: the longest time that one of them
+/// waited for its answer.
+fn longest_gap_during(address: &str, deed: impl FnOnce()) -> Duration {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let clients = scope.spawn(|| {
+            let mut longest = Duration::ZERO;
+            while !over.load(Ordering::Relaxed) {
+                let asked = Instant::now();
+                Client::connect(address).who();
+                longest = longest.max(asked.elapsed());
+                thread::yield_now();
+            }
+            longest
+        });
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(deed));
+        over.store(true, Ordering::Relaxed);
+        let longest = clients.join().expect("every client is answered");
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        longest
+    })
+}
+
+#[test]
+fn ten_upgrades_on_a_disk_that_hangs_kill_nobody_and_keep_no_client_waiting() {
+    let Some(disk) = Disk::make() else { return };
+    // A quarter of the takeover timeout is the disk's.
+    let start = Start::actor().pid_file().args(&["--takeover-ms", "2000"]);
+    let mut actor = disk.under(start).serve();
+    let (address, path) = (actor.address(), actor.place.path().join("pid"));
+    let first = actor.who().0;
+    let mut last = first;
+    disk.hang();
+    let begun = Instant::now();
+    let longest = longest_gap_during(&address, || {
+        for _ in 0..10 {
+            last = actor.upgrade();
+        }
+    });
+    let hung = begun.elapsed();
+    eprintln!("the disk hung for {hung:.1?}, the longest that a client waited is {longest:.1?}");
+    assert!(longest * 10 < hung, "a client waited {longest:?} of {hung:?}");
+    for trouble in ["failed in", "killing", "did not"] {
+        assert!(!actor.has(trouble), "{trouble}");
+    }
+    assert!(actor.has("to name this process in it in"), "that it is late is said");
+    // Nobody could write it, and nobody could remove it.
+    assert_eq!(names(&path), Some(first));
+    disk.answer();
+    until("it names who serves", || names(&path) == Some(last));
+    let left = || names_in(actor.place.path());
+    until("what the others left is gone", || left() == ["pid"]);
+    actor.signal(last, Signal::SIGQUIT);
+    until("it is gone", || !is_alive(last));
+    assert_eq!(names_in(actor.place.path()), [""; 0]);
+}
+
+#[test]
+fn an_upgrade_that_fails_on_a_disk_that_hangs_stops_nobody() {
+    let Some(disk) = Disk::make() else { return };
+    let start = Start::actor().pid_file().at(1, "hang").args(&["--upgrade-ms", "300"]);
+    let mut actor = disk.under(start).serve();
+    let first = actor.who().0;
+    disk.hang();
+    // The spare of the first attempt cannot be removed while the disk hangs.
+    for _ in 0..3 {
+        actor.signal(first, Signal::SIGHUP);
+        actor.wait_for("the successor was not ready within 300ms");
+        assert_eq!(actor.who(), (first, 0));
+    }
+    let path = actor.place.path().join("pid");
+    assert_eq!(names(&path), Some(first));
+    disk.answer();
+    until("nothing is left beside it", || names_in(actor.place.path()) == ["pid"]);
+    assert_eq!(names(&path), Some(first));
+}
+
+/// The predecessor is committed and the successor accepts; its rename hangs. Answers with both.
+fn in_the_middle_of_a_takeover(disk: &Disk) -> (Actor, u32, u32) {
+    let mut actor = disk.under(Start::actor().pid_file()).serve();
+    let first = actor.who().0;
+    disk.hang();
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("quit the listening");
+    let (second, generation) = actor.who();
+    assert_eq!(generation, 1);
+    (actor, first, second)
+}
+
+#[test]
+fn a_successor_that_is_told_to_end_in_the_middle_of_its_rename_leaves_no_file_that_names_it() {
+    let Some(disk) = Disk::make() else { return };
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        let (mut actor, first, second) = in_the_middle_of_a_takeover(&disk);
+        actor.signal(second, signal);
+        actor.wait_for(&format!("got message {signal}"));
+        disk.answer();
+        until("it is gone", || !is_alive(second));
+        actor.wait_for_any(&["Draining -> Running", "Draining -> Exited"]);
+        let path = actor.place.path().join("pid");
+        if is_alive(first) {
+            // It never said that it serves, so that its predecessor goes on.
+            until("the file names who serves", || names(&path) == Some(first));
+        }
+        until("no dead process is named", || names(&path) != Some(second));
+    }
+}
+
+#[test]
+fn an_owner_that_is_told_to_end_in_the_middle_of_its_rename_leaves_no_file() {
+    let Some(disk) = Disk::make() else { return };
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        let (mut actor, first, second) = in_the_middle_of_a_takeover(&disk);
+        // Nobody is left who could put it right.
+        actor.signal(first, Signal::SIGKILL);
+        actor.wait_for("alone");
+        actor.signal(second, signal);
+        actor.wait_for(&format!("got message {signal}"));
+        disk.answer();
+        until("it is gone", || !is_alive(second));
+        if actor.has("the process ends all the same") {
+            return eprintln!(
+                "skipped: this machine stood still for longer than the process waits"
+            );
+        }
+        assert_eq!(names_in(actor.place.path()), [""; 0]);
+    }
+}
+
+#[test]
+fn a_predecessor_that_is_told_to_end_while_its_successor_renames_leaves_no_file() {
+    let Some(disk) = Disk::make() else { return };
+    for signal in [Signal::SIGINT, Signal::SIGQUIT] {
+        let (mut actor, first, second) = in_the_middle_of_a_takeover(&disk);
+        actor.signal(first, signal);
+        actor.wait_for("failed in takeover: this process was told to stop");
+        disk.answer();
+        until("the successor is dead", || !is_alive(second));
+        assert!(actor.first_exits().success());
+        assert_eq!(names_in(actor.place.path()), [""; 0]);
+        assert!(!is_alive(first));
+    }
+}
