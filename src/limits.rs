@@ -90,6 +90,10 @@ pub const RELAY_PIPE_BYTES: i32 = 256 * 1024;
 /// millisecond.
 pub const RELAY_BYTES_PER_TURN: usize = 4 * RELAY_READ_BYTES;
 
+/// How often a relay reads in each direction before the others have their turn, however little each
+/// read brings: a sender can see to it that it is a byte.
+pub const RELAY_READS_PER_TURN: u32 = 32;
+
 /// What all relays of a process may keep together of what was read and could not be written,
 /// unless it is said otherwise.
 pub const RELAY_KEPT_BYTES: usize = 64 * 1024 * 1024;

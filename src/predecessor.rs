@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use nix::libc::ESRCH;
-use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, SockType, getsockopt, recv, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::getppid;
 
@@ -76,7 +76,7 @@ impl Predecessor {
         // successor inherited it: its parent is somebody else, and the descriptors are not there.
         let (pipe, socket) = match adopt(handoff) {
             Ok(adopted) => adopted,
-            Err(_) if getppid().as_raw() as u32 != handoff.pid => return Ok(None),
+            Err(_) if !is_child_of(handoff.pid) => return Ok(None),
             Err(error) => return Err(error),
         };
         match receive_manifest(&socket) {
@@ -104,7 +104,7 @@ impl Predecessor {
         let hello = Message::Hello(Hello { schemas, pid, build });
         // Its id is known to mean the predecessor as long as it is this process's parent; what the
         // id of a dead one means is found out by asking again once the descriptor is open.
-        let is_parent = || getppid().as_raw() as u32 == manifest.predecessor;
+        let is_parent = || is_child_of(manifest.predecessor);
         let process = is_parent()
             .then(|| sys::process_descriptor(manifest.predecessor).ok())
             .flatten()
@@ -337,27 +337,46 @@ fn parse(variable: &OsStr) -> Result<Handoff, Error> {
     })
 }
 
-/// Adopts both descriptors, after a look at what they are.
+/// Adopts both descriptors, after a look at what they are. Neither is touched if one is not: where the
+/// variable is an ancestor's, the numbers may be the program's own.
 fn adopt(handoff: Handoff) -> Result<(OwnedFd, OwnedFd), Error> {
-    let adopt = |number, what: &str, is: fn(BorrowedFd<'_>) -> bool| {
-        let reason = |problem: &str| Error::Environment {
-            reason: format!("descriptor {number} should be {what}, but {problem}"),
-        };
-        match sys::adopt(number, is) {
-            Ok(Some(fd)) => Ok(fd),
-            Ok(None) => Err(reason("is something else")),
-            Err(_) => Err(reason("was not passed to this process")),
-        }
+    let error = |number, what: &str, problem: &str| Error::Environment {
+        reason: format!("descriptor {number} should be {what}, but {problem}"),
     };
-    let pipe = adopt(handoff.pipe, "the readiness pipe", |fd| {
+    let look = |number, what: &str, is: &dyn Fn(BorrowedFd<'_>) -> bool| match sys::is_inherited(
+        number, is,
+    ) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(error(number, what, "is something else")),
+        Err(_) => Err(error(number, what, "was not passed to this process")),
+    };
+    let (pipe, socket) = ("the readiness pipe", "the handoff socket");
+    look(handoff.pipe, pipe, &|fd| {
         fstat(fd).is_ok_and(|stat| {
             SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO
         })
     })?;
-    let socket = adopt(handoff.socket, "the handoff socket", |fd| {
+    look(handoff.socket, socket, &|fd| {
         getsockopt(&fd, sockopt::SockType) == Ok(SockType::SeqPacket)
+            && (is_child_of(handoff.pid) || has_manifest(fd))
     })?;
-    Ok((pipe, socket))
+    let adopt = |number, what| {
+        sys::adopt(number).map_err(|_| error(number, what, "was not passed to this process"))
+    };
+    Ok((adopt(handoff.pipe, pipe)?, adopt(handoff.socket, socket)?))
+}
+
+fn is_child_of(pid: u32) -> bool {
+    getppid().as_raw() as u32 == pid
+}
+
+/// Whether a MANIFEST lies in the socket, for a process that is no child of who wrote the variable: a
+/// program that stands in between has passed both on, or both are something else by now.
+fn has_manifest(socket: BorrowedFd<'_>) -> bool {
+    let mut head = [0; 7];
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    let read = recv(socket.as_raw_fd(), &mut head, flags);
+    read == Ok(head.len()) && Message::is_manifest(&head)
 }
 
 /// The whole manifest; it was put into the socket before this process existed.

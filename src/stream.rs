@@ -1,5 +1,6 @@
 //! One connection, accepted or made: a TCP or Unix stream whose place in the loop ends with it.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{self, Shutdown};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -33,6 +34,9 @@ pub struct Stream {
     registry: Option<Rc<Registry>>,
     /// Another process has the open file description, too, or had it.
     shared: bool,
+    /// It has come from the predecessor, which keeps a copy until it has read the ACK; and whether that
+    /// is sent, so that this process alone may end the connection.
+    acknowledged: Option<Rc<Cell<bool>>>,
     /// This process has connected it to a loopback address, or it is a Unix stream.
     local: bool,
     nagle: Nagle,
@@ -59,7 +63,14 @@ pub(crate) enum Inner {
 impl Stream {
     /// A connection that this process has made.
     pub(crate) fn new(inner: Inner) -> Self {
-        Self { inner, registry: None, shared: false, local: false, nagle: Nagle::Off }
+        Self {
+            inner,
+            registry: None,
+            shared: false,
+            acknowledged: None,
+            local: false,
+            nagle: Nagle::Off,
+        }
     }
 
     /// One of which it is not known who has it.
@@ -131,11 +142,13 @@ impl Stream {
     }
 
     /// A connection of that family, from the descriptor that another process has sent.
-    pub(crate) fn adopt(fd: OwnedFd, family: Family) -> Self {
-        Self::from_elsewhere(match family {
+    pub(crate) fn adopt(fd: OwnedFd, family: Family, acknowledged: &Rc<Cell<bool>>) -> Self {
+        let mut stream = Self::from_elsewhere(match family {
             Family::Tcp => Inner::Tcp(mio::net::TcpStream::from_std(fd.into())),
             Family::Unix => Inner::Unix(mio::net::UnixStream::from_std(fd.into())),
-        })
+        });
+        stream.acknowledged = Some(Rc::clone(acknowledged));
+        stream
     }
 
     pub(crate) fn family(&self) -> Family {
@@ -148,6 +161,8 @@ impl Stream {
     /// Takes it out of the loop and leaves it open, for another process that gets it.
     pub(crate) fn deregister(&mut self) {
         self.shared = true;
+        // It may be another process's to end from here on.
+        self.acknowledged = None;
         // Nobody else knows that it is to be.
         if self.nagle != Nagle::Off {
             self.turn_nagle_off();
@@ -256,6 +271,11 @@ impl From<mio::net::UnixStream> for Stream {
 /// another stream under the same token deregisters the first one himself.)
 impl Drop for Stream {
     fn drop(&mut self) {
+        if self.acknowledged.as_ref().is_some_and(|sent| sent.get()) {
+            // The peer is to hear of the end now, and not when the predecessor has closed its copy. Fails
+            // for a connection that is over.
+            let _ = self.shutdown(Shutdown::Both);
+        }
         if self.shared {
             self.deregister();
         }

@@ -156,15 +156,17 @@ fn single_threaded() -> bool {
     std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() == 3)
 }
 
-/// Adopts a descriptor that the program was started with, if it is what it should be. Each number
-/// can be adopted once.
-pub(crate) fn adopt(
+/// The numbers that were adopted.
+static ADOPTED: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// Whether a descriptor that the program was started with is what it should be. It is only looked at.
+/// An error says that there is none of that number, or that it belongs to somebody in this program.
+pub(crate) fn is_inherited(
     number: RawFd,
     is: impl FnOnce(BorrowedFd<'_>) -> bool,
-) -> io::Result<Option<OwnedFd>> {
-    static ADOPTED: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+) -> io::Result<bool> {
     // A poisoned lock is as good as a whole one here: a push happens or it does not.
-    let mut adopted = ADOPTED.lock().unwrap_or_else(|poison| poison.into_inner());
+    let adopted = ADOPTED.lock().unwrap_or_else(|poison| poison.into_inner());
     // Standard input, output and error belong to the program; a number is adopted only once.
     if number <= libc::STDERR_FILENO || adopted.contains(&number) {
         return Err(Errno::EBADF.into());
@@ -177,14 +179,20 @@ pub(crate) fn adopt(
         return Err(Errno::EBADF.into());
     }
     // SAFETY: open, and nobody in this program owns it, so that nobody closes it meanwhile.
-    if !is(unsafe { BorrowedFd::borrow_raw(number) }) {
-        return Ok(None);
-    }
-    adopted.push(number);
-    // SAFETY: open, inherited, and adopted by nobody before, so this is its only owner.
+    Ok(is(unsafe { BorrowedFd::borrow_raw(number) }))
+}
+
+/// Adopts a descriptor that the program was started with, and that was [looked at](is_inherited). Each
+/// number can be adopted once.
+pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+    is_inherited(number, |_| true)?;
+    ADOPTED.lock().unwrap_or_else(|poison| poison.into_inner()).push(number);
+    // SAFETY: open, inherited, and adopted by nobody before, so this is its only owner. (Of two threads
+    // that adopt one number, both may come here; there is one server in a process at a time, and only it
+    // adopts.)
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    Ok(Some(fd))
+    Ok(fd)
 }
 
 /// Sends one packet with descriptors on it. Never blocks, never raises SIGPIPE.

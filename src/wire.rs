@@ -579,6 +579,12 @@ impl Message {
         Some((fields.u32("packet").ok()?, fields.u8("sessions").ok()?))
     }
 
+    /// Whether a packet begins as a MANIFEST does, in whatever version.
+    #[must_use]
+    pub fn is_manifest(packet: &[u8]) -> bool {
+        packet.starts_with(&MAGIC) && packet.get(6) == Some(&MANIFEST)
+    }
+
     /// The message's name, as in the table above.
     #[must_use]
     pub fn name(&self) -> &'static str {

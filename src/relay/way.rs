@@ -187,7 +187,7 @@ impl Way {
         defer: bool,
         pool: &mut Pool,
     ) -> Result<Left, Broken> {
-        let mut budget = limits::RELAY_BYTES_PER_TURN;
+        let (mut budget, mut reads) = (limits::RELAY_BYTES_PER_TURN, limits::RELAY_READS_PER_TURN);
         loop {
             if self.kept.is_some() && !self.flush(to, pool).map_err(Broken::Sink)? {
                 return Ok(Left::Nothing);
@@ -202,9 +202,10 @@ impl Way {
             if !from.readable || !to.writable {
                 return Ok(Left::Nothing);
             }
-            if budget == 0 {
+            if budget == 0 || reads == 0 {
                 return Ok(Left::More);
             }
+            reads -= 1;
             let wanted = share.min(budget);
             let step = match pool.has_room(share) {
                 true if self.bulk && !from.read_on => self.splice(from, to, wanted, pool),

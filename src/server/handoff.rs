@@ -6,8 +6,10 @@
 //! successor that has died without a word, comes back here as if it had never left, and is asked again
 //! later (I8).
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::guard::caught;
@@ -84,13 +86,16 @@ pub(super) struct Adopting {
     waiting: std::vec::IntoIter<(u8, (SessionEntry, Vec<OwnedFd>))>,
     adopted: Vec<u32>,
     refused: Vec<u8>,
+    /// Whether the answer is sent, for the streams of its sessions.
+    acknowledged: Rc<Cell<bool>>,
 }
 
 impl Adopting {
     fn new(arrived: Arrived) -> Self {
         let waiting: Vec<_> = (0..).zip(arrived.sessions).collect();
         let (adopted, refused) = (Vec::new(), Vec::new());
-        Self { packet: arrived.packet, waiting: waiting.into_iter(), adopted, refused }
+        let (packet, waiting) = (arrived.packet, waiting.into_iter());
+        Self { packet, waiting, adopted, refused, acknowledged: Rc::default() }
     }
 }
 
@@ -416,7 +421,7 @@ impl<H: Handler> Server<H> {
         while let Some(mut packet) = self.adoption.packets.pop_front() {
             while begun.elapsed() < limits::MOVING_TIME || packet.adopted.is_empty() {
                 let Some((place, (entry, sockets))) = packet.waiting.next() else { break };
-                match self.adopt(entry, sockets) {
+                match self.adopt(entry, sockets, &packet.acknowledged) {
                     Ok(index) => {
                         self.sessions.put_to_sleep(index);
                         packet.adopted.push(index);
@@ -443,6 +448,7 @@ impl<H: Handler> Server<H> {
     fn acknowledge(&mut self, packet: Adopting) {
         let answer = Ack { packet: packet.packet, refused: packet.refused };
         if self.predecessor.as_ref().is_none_or(|p| p.acknowledge(answer)) {
+            packet.acknowledged.set(true);
             self.note_adopted(packet.adopted.len());
             packet.adopted.into_iter().for_each(|index| self.sessions.wake_up(index));
         } else {
@@ -455,7 +461,12 @@ impl<H: Handler> Server<H> {
 
     /// Whoever was let in by the predecessor is taken over, however many there may be here: to let
     /// nobody else in meanwhile is the acceptor's business (I8).
-    fn adopt(&mut self, entry: SessionEntry, sockets: Vec<OwnedFd>) -> std::io::Result<u32> {
+    fn adopt(
+        &mut self,
+        entry: SessionEntry,
+        sockets: Vec<OwnedFd>,
+        acknowledged: &Rc<Cell<bool>>,
+    ) -> std::io::Result<u32> {
         if self.state() != State::Running {
             return Err(std::io::Error::other("this process is shutting down"));
         }
@@ -463,7 +474,7 @@ impl<H: Handler> Server<H> {
             return Err(std::io::Error::other("there are as many sessions as there can be"));
         }
         let streams = sockets.into_iter().zip(entry.sockets);
-        let streams = streams.map(|(fd, family)| Stream::adopt(fd, family)).collect();
+        let streams = streams.map(|(fd, family)| Stream::adopt(fd, family, acknowledged)).collect();
         let wake =
             entry.wake.and_then(|after| Instant::now().checked_add(Duration::from_micros(after)));
         let packed = Packed { schema: entry.schema, state: entry.state, streams };

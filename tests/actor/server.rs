@@ -56,7 +56,10 @@ impl Handler for Actor {
         Ok(accepted.stream)
     }
 
-    fn event(&mut self, cx: &mut Context<'_>, stream: &mut Stream, _: IoEvent) -> Verdict {
+    fn event(&mut self, cx: &mut Context<'_>, stream: &mut Stream, event: IoEvent) -> Verdict {
+        if event.is_timeout() {
+            let _ = stream.write_all(format!("woken by {}\n", std::process::id()).as_bytes());
+        }
         let mut buffer = [0; 4096];
         match stream.read(&mut buffer) {
             Ok(0) => Verdict::Close,
@@ -121,10 +124,12 @@ impl Handler for Actor {
     fn watched(&mut self, cx: &mut Context<'_>, name: &str, _: IoEvent) -> Verdict {
         let Some(udp) = &self.udp else { return Verdict::Close };
         let mut buffer = [0; 512];
-        while let Ok((read, peer)) = udp.recv_from(&mut buffer) {
+        // One at a time, so that nobody else waits for them all.
+        if let Ok((read, peer)) = udp.recv_from(&mut buffer) {
             log::info!("datagram on {name}: {}", logging::printable(&buffer[..read]));
             let answer = format!("{} {}", std::process::id(), cx.generation());
             let _ = udp.send_to(answer.as_bytes(), peer);
+            return Verdict::Again;
         }
         Verdict::Keep
     }
@@ -158,6 +163,14 @@ impl Actor {
                 child.map(|child| child.stdout).unwrap_or_default()
             }
             b"panic\n" => panic!("as it was told"),
+            b"sleep\n" => {
+                std::thread::sleep(Duration::from_millis(300));
+                b"slept\n".into()
+            }
+            b"wake me\n" => {
+                cx.wake_at(cx.now() + Duration::from_millis(1500));
+                b"yes\n".into()
+            }
             b"ballast\n" => format!("{}\n", self.ballast.len()).into_bytes(),
             other => other.into(),
         }
@@ -210,6 +223,7 @@ impl Script {
                 "--takeover-ms" => script.config.takeover_timeout = time()?,
                 "--drain-ms" => script.config.drain_timeout = time()?,
                 "--probation-ms" => script.config.probation = time()?,
+                "--on-panic" => script.config.on_panic = tablecloth::OnPanic::End,
                 "--max-sessions" => script.config.max_sessions = number()? as usize,
                 "--user-signal" => script.config.user_signals.push(number()? as i32),
                 "--ballast-mib" => script.ballast_mib = number()? as usize,
