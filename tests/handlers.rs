@@ -95,18 +95,26 @@ fn a_session_that_the_successor_closes_is_over_although_its_predecessor_stands_s
     actor.wait_for("alone");
 }
 
+/// The successor is not known yet, or has only said who it is: in words it is told to end, because it
+/// would take the end of the socket for its predecessor's death, and serve.
 #[test]
-fn both_are_told_to_stop_before_the_spawn_has_an_answer_and_nobody_is_left() {
+fn who_is_told_to_stop_before_its_spawn_has_an_answer_leaves_nobody_behind() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let start = Start::actor().faults();
-        let answer = start.path_of("answer");
-        let mut actor = start.serve();
-        let first = actor.pid();
-        actor.fault(Point::Spawned, &format!("wait {answer}"));
-        let successor = actor.give_birth(first);
-        actor.signal(first, signal);
-        actor.first_exits();
-        until("nobody is left", || !is_alive(successor));
+        for gate in ["gate", "raw-gate"] {
+            let start = Start::actor().faults();
+            let (answer, path) = (start.path_of("answer"), start.path_of("gate"));
+            let mut actor = start.at(1, &format!("{gate}:{path}")).serve();
+            let first = actor.pid();
+            actor.fault(Point::Spawned, &format!("wait {answer}"));
+            let successor = actor.give_birth(first);
+            if gate == "gate" {
+                actor.wait_for("the successor is tablecloth");
+            }
+            actor.signal(first, signal);
+            actor.first_exits();
+            actor.open_gate();
+            until("nobody is left", || !is_alive(successor));
+        }
     }
 }
 
