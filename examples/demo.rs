@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use common::options::{self, Common};
-use common::{descriptors, logging};
+use common::{descriptors, logging, output};
 use lexopt::Parser;
 use tablecloth::limits::DRAIN_INTERVAL;
 use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Stream, Verdict};
@@ -213,10 +213,11 @@ fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
 }
 
 fn serve(options: Options) -> Result<(), String> {
-    logging::start(options.common.log_level)?;
+    logging::start_buffered(options.common.log_level)?;
     descriptors::raise_limit();
     let echo = Echo { buffer: vec![0; 64 * 1024].into() };
     let mut server = Server::new(options.common.config, echo).map_err(|error| error.to_string())?;
+    logging::go();
     server.listen("echo", &options.listen).map_err(|error| error.to_string())?;
     server.run().map_err(|error| error.to_string())
 }
@@ -225,15 +226,19 @@ fn main() -> ExitCode {
     tablecloth::Config::default().hold_signals();
     let (status, error) = match parse(Parser::from_env()) {
         Ok(None) => {
-            println!("{HELP}\n{}", options::HELP);
+            output::print(&format_args!("{HELP}\n{}", options::HELP));
             return ExitCode::SUCCESS;
         }
-        Ok(Some(options)) => match serve(options) {
-            Ok(()) => return ExitCode::SUCCESS,
-            Err(error) => (1, error),
-        },
+        Ok(Some(options)) => {
+            let served = serve(options);
+            logging::finish();
+            match served {
+                Ok(()) => return ExitCode::SUCCESS,
+                Err(error) => (1, error),
+            }
+        }
         Err(error) => (2, error),
     };
-    eprintln!("demo: {error}");
+    output::complain("demo", &error);
     ExitCode::from(status)
 }

@@ -23,6 +23,9 @@ mod latency;
 mod load;
 #[path = "hups/options.rs"]
 mod options;
+#[allow(dead_code, reason = "it prints its tables itself")]
+#[path = "common/output.rs"]
+mod output;
 #[path = "hups/payload.rs"]
 mod payload;
 #[path = "hups/process.rs"]
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(code) => code,
         Err(message) => {
-            eprintln!("hups: {message}");
+            output::complain("hups", &message);
             ExitCode::from(USAGE)
         }
     }
@@ -78,7 +81,7 @@ fn run() -> Result<ExitCode, String> {
     }
     let failures = report.failures();
     for failure in &failures {
-        eprintln!("hups: {failure}");
+        output::complain("hups", failure);
     }
     Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DROPPED) })
 }

@@ -5,28 +5,46 @@ use tablecloth::{Accepted, Config, Context, Error, Handler, IoEvent, Server, Str
 
 struct Shout;
 
-impl Handler for Shout {
-    type Session = Stream;
+/// A client, and what it has not taken yet.
+struct Session(Stream, Vec<u8>);
 
-    fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Stream> {
-        Ok(accepted.stream)
+impl Session {
+    /// Reads nothing more while the client does not take what it has to hear.
+    fn shout(&mut self) -> io::Result<Verdict> {
+        let Self(stream, unsent) = self;
+        let mut buffer = [0; 1024];
+        if unsent.is_empty() {
+            match stream.read(&mut buffer)? {
+                0 => return Ok(Verdict::Close),
+                read => unsent.extend(buffer[..read].to_ascii_uppercase()),
+            }
+        }
+        let sent = stream.write(unsent)?;
+        unsent.drain(..sent);
+        Ok(Verdict::Again)
+    }
+}
+
+impl Handler for Shout {
+    type Session = Session;
+
+    fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Session> {
+        Ok(Session(accepted.stream, Vec::new()))
     }
 
-    fn event(&mut self, _: &mut Context<'_>, stream: &mut Stream, _: IoEvent) -> Verdict {
-        let mut buffer = [0; 1024];
-        match stream.read(&mut buffer) {
-            Ok(read @ 1..) => match stream.write_all(&buffer[..read].to_ascii_uppercase()) {
-                Ok(()) => Verdict::Again,
-                Err(_) => Verdict::Close,
-            },
+    fn event(&mut self, _: &mut Context<'_>, session: &mut Session, _: IoEvent) -> Verdict {
+        match session.shout() {
+            Ok(verdict) => verdict,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Verdict::Keep,
-            Ok(0) | Err(_) => Verdict::Close,
+            Err(_) => Verdict::Close,
         }
     }
 }
 
 fn main() -> Result<(), Error> {
-    let mut server = Server::new(Config::default(), Shout)?;
+    let config = Config::default();
+    config.hold_signals();
+    let mut server = Server::new(config, Shout)?;
     server.listen("shout", "127.0.0.1:8080")?;
     server.run()
 }

@@ -27,7 +27,7 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::{descriptors, logging};
+use common::{descriptors, logging, output};
 use options::Options;
 use routes::Route;
 use session::{ProxySession, Settings};
@@ -98,7 +98,7 @@ impl Handler for Proxy {
 /// Makes the routes before the server, and says what is wrong with them after it: only then does a
 /// predecessor hear of it.
 fn serve(mut options: Options) -> Result<(), String> {
-    logging::start(options.common.log_level)?;
+    logging::start_buffered(options.common.log_level)?;
     let (routes, settings) = (routes::load(&options), options.settings);
     // A session has two descriptors: accepting pauses before there are none left for an upstream.
     let listeners = routes.as_ref().map_or(0, Vec::len);
@@ -109,6 +109,7 @@ fn serve(mut options: Options) -> Result<(), String> {
     let proxy = Proxy { routes: Vec::new(), settings, pool };
     let mut server =
         Server::new(options.common.config, proxy).map_err(|error| error.to_string())?;
+    logging::go();
     let routes = match routes {
         Ok(routes) => routes,
         Err(error) => {
@@ -131,15 +132,19 @@ pub(crate) fn main() -> ExitCode {
     tablecloth::Config::default().hold_signals();
     let (status, error) = match options::parse(lexopt::Parser::from_env()) {
         Ok(None) => {
-            println!("{}\n{}", options::HELP, common::options::HELP);
+            output::print(&format_args!("{}\n{}", options::HELP, common::options::HELP));
             return ExitCode::SUCCESS;
         }
-        Ok(Some(options)) => match serve(options) {
-            Ok(()) => return ExitCode::SUCCESS,
-            Err(error) => (1, error),
-        },
+        Ok(Some(options)) => {
+            let served = serve(options);
+            logging::finish();
+            match served {
+                Ok(()) => return ExitCode::SUCCESS,
+                Err(error) => (1, error),
+            }
+        }
         Err(error) => (2, error),
     };
-    eprintln!("proxy: {error}");
+    output::complain("proxy", &error);
     ExitCode::from(status)
 }

@@ -28,7 +28,7 @@
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
 //!  kernel      sys  program  socket  stream  worker  outbox  room  pace  report  io_event  token
 //!                                                                  the only unsafe is in sys
-//!  pure        limits  timers  failures  machine  wire  address  error  fault
+//!  pure        limits  timers  failures  throttle  machine  wire  address  error  fault
 //!                                                                  no descriptor, no clock
 //! ```
 //!
@@ -75,6 +75,7 @@ mod stream;
 mod successor;
 #[allow(unsafe_code)]
 mod sys;
+mod throttle;
 pub mod timers;
 mod token;
 pub mod wire;
@@ -90,6 +91,12 @@ pub use report::{Cause, Failure, Report, Stage, Timings};
 pub use server::Server;
 pub use socket::SocketOptions;
 pub use stream::Stream;
+pub use throttle::{Throttle, Unsaid};
+
+/// The target (`log::Record::target`) of the lines that a client can cause: about a connection that is
+/// refused or broken, and about accepting that pauses. Of each kind there are at most ten a second. A
+/// logger that has to drop lines drops these first.
+pub const CLIENTS: &str = "tablecloth::clients";
 
 #[doc = include_str!("../state-machine.md")]
 pub mod state_machine {}

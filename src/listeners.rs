@@ -15,11 +15,13 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use nix::libc;
 
+use crate::CLIENTS;
 use crate::address::Address;
 use crate::error::Error;
 use crate::limits;
 use crate::socket::{self, Found, SocketOptions};
 use crate::stream::{Inner, Stream};
+use crate::throttle::Throttle;
 use crate::token::{Kind as TokenKind, Token};
 use crate::wire::{Entry, Kind};
 
@@ -39,6 +41,7 @@ pub(crate) struct Listeners {
     pause: Option<Pause>,
     /// Whether the pause was logged; it is one pause until a queue was seen empty.
     pause_logged: bool,
+    pauses: Throttle,
     /// Everybody who waits is let in, and then they are closed: how many more may be.
     draining: Option<usize>,
 }
@@ -108,6 +111,7 @@ impl Listeners {
             next: 0,
             pause: None,
             pause_logged: false,
+            pauses: Throttle::default(),
             draining: None,
         })
     }
@@ -502,7 +506,7 @@ impl Listeners {
                     // The connection is broken, not the listener: the next one, please.
                     Err(error) if is_ordinary(&error) => {
                         broken += 1;
-                        log::debug!("accept on \"{}\": {error}", self.named[index].name);
+                        log::debug!(target: CLIENTS, "accept on \"{}\": {error}", self.named[index].name);
                     }
                     // No descriptor (EMFILE, ENFILE) or no memory, or something unheard of. The
                     // connection stays in the queue.
@@ -526,7 +530,9 @@ impl Listeners {
 
     fn log_pause(&mut self, reason: std::fmt::Arguments<'_>) {
         if !std::mem::replace(&mut self.pause_logged, true) {
-            log::warn!("accepting pauses, and resumes by itself: {reason}");
+            if let Some(more) = self.pauses.line(Instant::now()) {
+                log::warn!(target: CLIENTS, "accepting pauses, and resumes by itself: {reason}{more}");
+            }
         }
     }
 }

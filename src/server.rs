@@ -42,6 +42,7 @@ use crate::signals::{self, Signals};
 use crate::socket::{self, SocketOptions};
 use crate::successor::{Dying, Successor};
 use crate::sys::Command;
+use crate::throttle::Throttle;
 use crate::timers::Timers;
 use crate::token::{Kind as Source, Token};
 use crate::wire::{Kind, NO_SCHEMAS, SchemaRange};
@@ -126,6 +127,7 @@ pub struct Server<H: Handler> {
     failures: Failures,
     /// How long the handler's methods take.
     pace: Pace,
+    complaints: Complaints,
     /// The session whose method has panicked, until it is closed, and the method.
     panicked: Option<u32>,
     panicked_in: &'static str,
@@ -150,6 +152,14 @@ pub struct Server<H: Handler> {
     failure: Option<Error>,
     /// The last error of the set-up, for the predecessor.
     last_error: Option<String>,
+}
+
+/// Bounds on what clients can have logged, each kind by itself.
+#[derive(Default)]
+struct Complaints {
+    refused: Throttle,
+    unregistered: Throttle,
+    panicked: Throttle,
 }
 
 /// An event that waits to be stepped.
@@ -303,6 +313,7 @@ impl<H: Handler> Server<H> {
             room: Room::new(Instant::now()),
             failures: Failures::default(),
             pace: Pace::begin(),
+            complaints: Complaints::default(),
             panicked: None,
             panicked_in: "",
             asleep_until: None,

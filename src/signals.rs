@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mio::{Interest, Registry, Token};
-use nix::libc::SIGCHLD;
+use nix::libc::{SIGCHLD, SIGXFSZ};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use signal_hook_mio::v1_0::Signals as Source;
 
@@ -68,7 +68,8 @@ impl Signals {
     /// process; bit n is signal n + 1.
     ///
     /// SIGCHLD is not ignored from here on, or no successor would leave its exit status
-    /// (waitpid(2)). All of this is undone when the signals are dropped.
+    /// (waitpid(2)). SIGXFSZ is ignored, so that a file at its size limit is an error of whoever writes
+    /// it, and not the end of the process (setrlimit(2)). All of this is undone when the signals are dropped.
     pub(crate) fn install(
         claim: Claim,
         meanings: Vec<(i32, Request)>,
@@ -96,6 +97,9 @@ impl Signals {
         numbers().try_for_each(install_again).map_err(failed)?;
         if !numbers().any(|signal| signal == SIGCHLD) {
             before.keep_status_of_children().map_err(failed)?;
+        }
+        if !numbers().any(|signal| signal == SIGXFSZ) {
+            before.outlive_full_files().map_err(failed)?;
         }
         before.let_through(&set_of(&meanings), inherited).map_err(failed)?;
         Ok(Self { _before: before, source, meanings, heard: Vec::new() })
@@ -142,6 +146,15 @@ impl Before {
     fn keep_status_of_children(&mut self) -> io::Result<()> {
         let action = Action::of(SIGCHLD)?;
         if let Some(other) = action.keeping_status() {
+            other.put_back()?;
+            self.actions.push(action);
+        }
+        Ok(())
+    }
+
+    fn outlive_full_files(&mut self) -> io::Result<()> {
+        let action = Action::of(SIGXFSZ)?;
+        if let Some(other) = action.ignored() {
             other.put_back()?;
             self.actions.push(action);
         }

@@ -1,13 +1,73 @@
 //! `[10185] 2021/11/11 23:34:59 listening on 127.0.0.1:8080`, on standard error.
+//!
+//! A server must not wait for whoever reads its log. So its lines go into a buffer with a bound, and a
+//! thread writes them. What does not fit is dropped and counted, lines about single clients first.
 
-use std::io::{self, LineWriter};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io::{self, LineWriter, Write};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use log::LevelFilter;
-use simplelog::{ConfigBuilder, WriteLogger};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use simplelog::{Config, ConfigBuilder, WriteLogger};
 
-/// Logs lines of the reference's form from here on. Each line is one write, so that those of two
-/// processes never mix.
+/// Bytes that may wait to be written, and how many of them may be of lines about single clients.
+const BUFFER_BYTES: usize = 256 * 1024;
+const ORDINARY_BYTES: usize = BUFFER_BYTES / 2;
+
+/// How long the end of the program waits for the log to be written, and how long for the next line of it.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+const LAST_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Logs lines of the reference's form from here on, each of them written at once by whoever logs it: for
+/// a program that is to be killed at any moment, and whose last line counts.
+#[allow(dead_code, reason = "the tests' server does")]
 pub(crate) fn start(level: LevelFilter) -> Result<(), String> {
+    WriteLogger::init(level, form()?, LineWriter::new(io::stderr()))
+        .map_err(|error| error.to_string())
+}
+
+/// Logs lines of the reference's form from here on, into the buffer. [`go`] has them written.
+#[allow(dead_code, reason = "the example servers do")]
+pub(crate) fn start_buffered(level: LevelFilter) -> Result<(), String> {
+    let inner = WriteLogger::new(level, form()?, LineWriter::new(Sink));
+    log::set_boxed_logger(Box::new(Buffered { inner })).map_err(|error| error.to_string())?;
+    log::set_max_level(level);
+    Ok(())
+}
+
+/// Has what is logged written, by a thread: not before the server is made, which changes the
+/// environment, and must be the only thread for that.
+#[allow(dead_code, reason = "the example servers do")]
+pub(crate) fn go() {
+    let mut buffer = lock();
+    if !buffer.is_written {
+        let writer = thread::Builder::new().name("log".into()).spawn(write);
+        // Without it lines are dropped, and served is whoever comes.
+        buffer.is_written = writer.is_ok();
+    }
+}
+
+/// Waits until everything is written, for a bounded time: nobody may read it.
+#[allow(dead_code, reason = "the example servers do")]
+pub(crate) fn finish() {
+    go();
+    let deadline = Instant::now() + LAST_WAIT;
+    let mut buffer = lock();
+    while buffer.is_written && !(buffer.lines.is_empty() && buffer.is_idle) {
+        let (written, left) = (buffer.written, deadline.saturating_duration_since(Instant::now()));
+        let waited = WRITTEN.wait_timeout(buffer, left.min(LAST_PATIENCE));
+        buffer = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if buffer.written == written && !buffer.lines.is_empty() || Instant::now() >= deadline {
+            return;
+        }
+    }
+}
+
+/// What the lines look like: each is one write, so that those of two processes never mix.
+fn form() -> Result<Config, String> {
     let form = format!("[[{}] [year]/[month]/[day] [hour]:[minute]:[second]", std::process::id());
     // The logger wants it for ever, and there is one for the whole process.
     let form = time::format_description::parse_borrowed::<1>(form.leak())
@@ -21,12 +81,134 @@ pub(crate) fn start(level: LevelFilter) -> Result<(), String> {
         .set_location_level(LevelFilter::Off);
     // Local time, where the system says what that is; UTC otherwise.
     let _ = config.set_time_offset_to_local();
-    WriteLogger::init(level, config.build(), LineWriter::new(io::stderr()))
-        .map_err(|error| error.to_string())
+    Ok(config.build())
+}
+
+/// What waits to be written.
+struct Buffer {
+    lines: VecDeque<Line>,
+    bytes: usize,
+    dropped: u64,
+    /// Lines that were written, or could not be.
+    written: u64,
+    /// There is a thread for it.
+    is_written: bool,
+    /// The thread has nothing in its hands.
+    is_idle: bool,
+}
+
+struct Line {
+    text: Vec<u8>,
+    is_important: bool,
+}
+
+static BUFFER: Mutex<Buffer> = Mutex::new(Buffer {
+    lines: VecDeque::new(),
+    bytes: 0,
+    dropped: 0,
+    written: 0,
+    is_written: false,
+    is_idle: true,
+});
+static LOGGED: Condvar = Condvar::new();
+static WRITTEN: Condvar = Condvar::new();
+
+thread_local! {
+    /// Whether the line that this thread is logging is one of the last to be dropped.
+    static IS_IMPORTANT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Held for as long as it takes to move a line, and never while one is written.
+fn lock() -> MutexGuard<'static, Buffer> {
+    BUFFER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Buffer {
+    fn add(&mut self, line: Line) {
+        let most = if line.is_important { BUFFER_BYTES } else { ORDINARY_BYTES };
+        // An important line takes the place of the oldest ones about clients.
+        while line.is_important && self.bytes + line.text.len() > most {
+            let Some(place) = self.lines.iter().position(|line| !line.is_important) else { break };
+            self.bytes -= self.lines.remove(place).map_or(0, |line| line.text.len());
+            self.dropped += 1;
+        }
+        if self.bytes + line.text.len() > most {
+            self.dropped += 1;
+            return;
+        }
+        self.bytes += line.text.len();
+        self.lines.push_back(line);
+    }
+}
+
+/// The thread that writes, which may wait for as long as the log's reader likes.
+fn write() {
+    loop {
+        let mut buffer = lock();
+        buffer.is_idle = true;
+        WRITTEN.notify_all();
+        // There is room again: it is told once what was lost.
+        let dropped = match buffer.lines.is_empty() {
+            true => std::mem::take(&mut buffer.dropped),
+            false => 0,
+        };
+        if dropped > 0 {
+            drop(buffer);
+            log::error!("{dropped} lines of the log were dropped: nobody has read it.");
+            continue;
+        }
+        while buffer.lines.is_empty() {
+            buffer = LOGGED.wait(buffer).unwrap_or_else(PoisonError::into_inner);
+        }
+        let Some(line) = buffer.lines.pop_front() else { continue };
+        buffer.bytes -= line.text.len();
+        buffer.is_idle = false;
+        drop(buffer);
+        // A closed standard error, or a file that is full, is nobody's business here.
+        let _ = io::stderr().write_all(&line.text);
+        lock().written += 1;
+    }
+}
+
+/// Tells lines about clients from those about the process.
+struct Buffered {
+    inner: Box<WriteLogger<LineWriter<Sink>>>,
+}
+
+impl Log for Buffered {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.inner.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        // What the library says is about the process, but for what it says about a connection.
+        let target = record.target();
+        let is_process = target.starts_with("tablecloth") && target != tablecloth::CLIENTS;
+        IS_IMPORTANT.set(record.level() == Level::Error || is_process);
+        self.inner.log(record);
+    }
+
+    fn flush(&self) {}
+}
+
+/// Takes whole lines.
+struct Sink;
+
+impl Write for Sink {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        lock().add(Line { text: text.into(), is_important: IS_IMPORTANT.get() });
+        LOGGED.notify_one();
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The message in one printable line: a trailing line end is left out, what is not printable is
 /// escaped, and what is long is cut.
+#[allow(dead_code, reason = "the demo shows messages")]
 pub(crate) fn printable(message: &[u8]) -> String {
     const SHOWN_BYTES: usize = 64;
     let whole = message.strip_suffix(b"\n").unwrap_or(message);

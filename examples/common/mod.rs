@@ -3,3 +3,4 @@
 pub(crate) mod descriptors;
 pub(crate) mod logging;
 pub(crate) mod options;
+pub(crate) mod output;

@@ -1,11 +1,11 @@
 //! The routes: who listens, and where it leads.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::rc::Rc;
 
-use tablecloth::Address;
 use tablecloth::limits::NAME_BYTES;
+use tablecloth::{Address, Throttle};
 
 use super::options::Options;
 
@@ -24,6 +24,8 @@ pub(crate) struct Route {
     pub(crate) upstreams: Vec<Rc<Upstream>>,
     /// Which upstream is next.
     next: Cell<usize>,
+    /// So many lines a second its failures cost.
+    pub(crate) complaints: RefCell<Throttle>,
 }
 
 /// Where a session may lead.
@@ -50,7 +52,8 @@ impl Route {
             })
             .collect::<Result<_, _>>()?;
         let (name, listen) = (name_of(listen).into(), listen.to_owned());
-        Ok(Self { name, listen, place, upstreams, next: Cell::new(0) })
+        let (next, complaints) = (Cell::new(0), RefCell::default());
+        Ok(Self { name, listen, place, upstreams, next, complaints })
     }
 
     /// A route that there is no longer, for a session that came by it.
@@ -61,6 +64,7 @@ impl Route {
             place: String::new(),
             upstreams: Vec::new(),
             next: Cell::new(0),
+            complaints: RefCell::default(),
         }
     }
 

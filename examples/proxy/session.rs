@@ -121,7 +121,7 @@ impl ProxySession {
         log::debug!("upstream {} of {}: {error}", self.upstream.text, self.route.name);
         let upstreams = &self.route.upstreams;
         let Some(at) = upstreams.iter().position(|other| other.text == self.upstream.text) else {
-            return self.give_up(&self.upstream, &error);
+            return self.give_up(cx.now(), &self.upstream, &error);
         };
         let to_send = self.relay.has_bytes_to_send();
         match connect(cx, &self.route, at + 1, &mut self.tried, to_send, |_| Ok(())) {
@@ -132,14 +132,16 @@ impl ProxySession {
                 Verdict::Keep
             }
             Err((_, none)) if none.kind() == io::ErrorKind::NotFound => {
-                self.give_up(&self.upstream, &error)
+                self.give_up(cx.now(), &self.upstream, &error)
             }
-            Err((upstream, error)) => self.give_up(&upstream, &error),
+            Err((upstream, error)) => self.give_up(cx.now(), &upstream, &error),
         }
     }
 
-    fn give_up(&self, upstream: &Upstream, error: &io::Error) -> Verdict {
-        log::warn!("{}", gave_up(&self.peer, &self.route, upstream, error));
+    fn give_up(&self, now: Instant, upstream: &Upstream, error: &io::Error) -> Verdict {
+        if let Some(more) = self.route.complaints.borrow_mut().line(now) {
+            log::warn!("{}{more}", gave_up(&self.peer, &self.route, upstream, error));
+        }
         self.relay.reset();
         Verdict::Close
     }

@@ -45,7 +45,9 @@ impl<H: Handler> Server<H> {
         payload: Payload,
     ) {
         let text = words(payload.as_ref());
-        log::error!("the handler's method `{method}` panicked: {text}");
+        if let Some(more) = self.complaints.panicked.line(self.shared.now) {
+            log::error!("the handler's method `{method}` panicked: {text}{more}");
+        }
         self.shared.session = None;
         self.panicked_in = method;
         // A panic on the way out of another one would abort the process.

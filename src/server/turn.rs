@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::guard::caught;
 use super::{Server, Sweep, Walk};
+use crate::CLIENTS;
 use crate::error::Error;
 use crate::handler::{Accepted, Context, Handler, Requests, Verdict};
 use crate::io_event::IoEvent;
@@ -445,7 +446,9 @@ impl<H: Handler> Server<H> {
             let vacancy = self.sessions.vacancy();
             let token = vacancy.token();
             if let Err(error) = stream.register(&self.registry, token.pack()) {
-                log::warn!("connection from [{peer}] closed: epoll_ctl: {error}");
+                if let Some(more) = self.complaints.unregistered.line(self.shared.now) {
+                    log::warn!(target: CLIENTS, "connection from [{peer}] closed: epoll_ctl: {error}{more}");
+                }
                 continue;
             }
             let mut cx = Context::of(&mut self.shared, token);
@@ -469,8 +472,14 @@ impl<H: Handler> Server<H> {
                     self.shared.session = None;
                     // The client went away while it waited to be accepted.
                     let gone = error.kind() == io::ErrorKind::ConnectionReset;
-                    let level = if gone { log::Level::Debug } else { log::Level::Warn };
-                    log::log!(level, "connection from [{peer}] refused by the handler: {error}");
+                    if gone {
+                        log::debug!(target: CLIENTS, "connection from [{peer}] is gone: {error}");
+                    } else if let Some(more) = self.complaints.refused.line(self.shared.now) {
+                        log::warn!(
+                            target: CLIENTS,
+                            "connection from [{peer}] refused by the handler: {error}{more}",
+                        );
+                    }
                 }
             }
             self.shared.sessions = self.sessions.len();

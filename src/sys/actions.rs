@@ -28,7 +28,7 @@ impl Action {
     /// Has the signal do this again.
     pub(crate) fn put_back(&self) -> io::Result<()> {
         // SAFETY: the action was this process's for the same signal, or differs from that only in
-        // what `keeping_status` says. So its handler, if it has one, is a function for that signal.
+        // what `keeping_status` and `ignored` say. So its handler, if it has one, is a function for that signal.
         Errno::result(unsafe { libc::sigaction(self.signal, &self.action, ptr::null_mut()) })?;
         Ok(())
     }
@@ -36,6 +36,16 @@ impl Action {
     /// The signal.
     pub(crate) fn signal(&self) -> i32 {
         self.signal
+    }
+
+    /// Of a signal that would end the process: that it is ignored. `None` if it does something else.
+    pub(crate) fn ignored(&self) -> Option<Self> {
+        let Self { signal, mut action } = *self;
+        if action.sa_sigaction != libc::SIG_DFL {
+            return None;
+        }
+        action.sa_sigaction = libc::SIG_IGN;
+        Some(Self { signal, action })
     }
 
     /// Of SIGCHLD: the same without what takes the exit status of children away, which is that it is
