@@ -35,6 +35,27 @@
 //! Imports point down only. Adapters never import each other; the server is the one place where
 //! they meet. The machine decides, the server performs.
 //!
+//! # Logging
+//!
+//! The library logs through [`log`], on the loop's thread for the most part. A logger is part of the loop:
+//!
+//! - It must not block. While it waits for a reader, a disk or a lock, nobody is served, no signal is heard,
+//!   and the other process of an upgrade may take this one for dead. A logger that writes to a pipe or a file
+//!   puts its lines into a buffer with a bound, has another thread write them, and drops what does not fit.
+//!   `examples/common/logging.rs` is one.
+//! - It must not panic. A panic in it is one in the loop, and ends the process.
+//!
+//! How much is logged is bounded:
+//!
+//! - Each change of the state, each signal, each upgrade and each listener has a line or a few, whatever the
+//!   clients do. At the level `info` an upgrade that goes well costs about ten.
+//! - What a client can cause has the target [`CLIENTS`]: a connection that the handler refuses or that cannot
+//!   be polled, and accepting that pauses. Of each kind there are ten lines a second at the most, and the next
+//!   one says how many were left out ([`Throttle`] does it, also for handlers). A panic of a handler is an
+//!   error of the process, with the same bound. At the level `debug` there may be a line for each broken
+//!   connection.
+//! - Sessions that cannot move are told once in each upgrade, in one line for all of them.
+//!
 //! # What a process must not do
 //!
 //! - Reap children that it does not know (`waitpid(-1)`), or ignore SIGCHLD while a server lives
