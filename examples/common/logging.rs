@@ -56,13 +56,17 @@ pub(crate) fn finish() {
     go();
     let deadline = Instant::now() + LAST_WAIT;
     let mut buffer = lock();
+    let mut progress = (buffer.written, Instant::now() + LAST_PATIENCE);
     while buffer.is_written && !(buffer.lines.is_empty() && buffer.is_idle) {
-        let (written, left) = (buffer.written, deadline.saturating_duration_since(Instant::now()));
-        let waited = WRITTEN.wait_timeout(buffer, left.min(LAST_PATIENCE));
-        buffer = waited.unwrap_or_else(PoisonError::into_inner).0;
-        if buffer.written == written && !buffer.lines.is_empty() || Instant::now() >= deadline {
+        let now = Instant::now();
+        if buffer.written != progress.0 {
+            progress = (buffer.written, now + LAST_PATIENCE);
+        }
+        let left = progress.1.min(deadline).saturating_duration_since(now);
+        if left.is_zero() {
             return;
         }
+        buffer = WRITTEN.wait_timeout(buffer, left).unwrap_or_else(PoisonError::into_inner).0;
     }
 }
 
