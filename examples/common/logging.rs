@@ -57,7 +57,7 @@ pub(crate) fn finish() {
     let deadline = Instant::now() + LAST_WAIT;
     let mut buffer = lock();
     let mut progress = (buffer.written, Instant::now() + LAST_PATIENCE);
-    while buffer.is_written && !(buffer.lines.is_empty() && buffer.is_idle) {
+    while buffer.is_written && !(buffer.lines.is_empty() && buffer.is_idle && buffer.dropped == 0) {
         let now = Instant::now();
         if buffer.written != progress.0 {
             progress = (buffer.written, now + LAST_PATIENCE);
