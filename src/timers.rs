@@ -55,10 +55,11 @@ impl Timers {
         }
     }
 
-    /// Whether a timer runs at the end of which another process may be killed, or given up.
+    /// Whether a timer runs at the end of which another process may be killed, or given up, or sessions
+    /// cut that could not move.
     #[must_use]
     pub fn judges(&self) -> bool {
-        [Timer::Upgrade, Timer::Takeover, Timer::Status, Timer::Departure]
+        [Timer::Upgrade, Timer::Takeover, Timer::Status, Timer::Departure, Timer::Drain]
             .into_iter()
             .any(|timer| self.running[timer as usize].is_some())
     }

@@ -129,6 +129,8 @@ impl Trial {
             .env("FAULTS", &faults)
             .args(&["--listen", "127.0.0.1:0", "--to", tcp])
             .args(&["--listen", "127.0.0.2:0", "--to", unix])
+            // The house is full all the time (I8).
+            .args(&["--max-sessions", &count.to_string()])
             // Who stands still at a point is looked at for as long as it takes.
             .args(&["--probation", "0.02", "--takeover-timeout", "60", "--drain-timeout", "60"])
             .spawn();

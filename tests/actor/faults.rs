@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, raise};
+use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::socket::{MsgFlags, send};
+use nix::unistd::Pid;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{
     PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, getpid, getrlimit, pidfd_getfd, pidfd_open,
@@ -101,6 +102,8 @@ fn strike(deed: &str) -> io::Result<()> {
     let (deed, object) = deed.split_once(' ').unwrap_or((deed, ""));
     match deed {
         "kill" => raise(Signal::SIGKILL)?,
+        // The process, and not this thread, which may be the one that spawns.
+        "term" => kill(Pid::this(), Signal::SIGTERM)?,
         // Until somebody continues it.
         "stop" => raise(Signal::SIGSTOP)?,
         // Only the thread that comes here: at `Spawned` the loop goes on.

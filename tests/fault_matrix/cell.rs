@@ -24,6 +24,9 @@ const DEADLINES: [&str; 8] = [
     "--upgrade-ms", "2500", "--takeover-ms", "1000", "--probation-ms", "100", "--drain-ms", "2500",
 ];
 
+/// Longer than a predecessor stays after its commit, and the successor waits on top of that.
+const BEYOND_EVERY_DEADLINE: Duration = Duration::from_millis(6000);
+
 /// Sessions move; of two that arrive, the second is refused, as often as it comes.
 const MOVING: [&str; 4] = ["--schema", "1", "--take", "1"];
 
@@ -35,7 +38,11 @@ pub(crate) fn play(cell: Cell) -> Outcome {
     let disk = Disk::for_a(cell.fault);
     let args = ["--pid-file", &disk.path_of("pid")];
     let moving: &[&str] = if cell.row.moves { &MOVING } else { &[] };
-    let mut actor = Start::actor().args(&DEADLINES).args(&args).args(moving).faults().serve();
+    // The house is full as soon as every client is there (I8).
+    let places = (CLIENTS + 1 + usize::from(cell.row.moves)).to_string();
+    let full = ["--max-sessions", &places];
+    let start = Start::actor().args(&DEADLINES).args(&args).args(moving).args(&full);
+    let mut actor = start.faults().serve();
     let first = actor.pid();
     let mut clients = Clients::of(&mut actor, cell.row.moves);
     let bare = clients.bare.clone();
@@ -63,7 +70,9 @@ pub(crate) fn play(cell: Cell) -> Outcome {
         | Fault::ExitsWith1
         | Fault::Garbage
         | Fault::NoMemory
-        | Fault::OtherProtocol => {}
+        | Fault::OtherProtocol
+        | Fault::ToldToStop
+        | Fault::BothStopped => {}
     }
 
     let survivor = match outcome {
@@ -182,10 +191,12 @@ impl<'a> Story<'a> {
                 }
             };
             self.hear(&line);
-            if line.contains("failed in") {
+            // What was asked for comes to its own end.
+            if line.contains("failed in") && !line.contains("this process was told to stop") {
                 break if self.back { Outcome::RolledBack } else { Outcome::Failed };
             }
-            if line.contains("] ") && line.ends_with(" alone") {
+            let is_over = self.cell.fault == Fault::ToldToStop && !self.cell.of_predecessor;
+            if line.contains("] ") && line.ends_with(" alone") && !is_over {
                 break if self.left { Outcome::Committed } else { Outcome::SoleOwner };
             }
         };
@@ -225,9 +236,22 @@ impl<'a> Story<'a> {
         let victim = pid_of(line).expect("a process id");
         assert_eq!(victim == self.actor.pid(), self.cell.of_predecessor, "{line}");
         self.victim = Some(victim);
-        self.stands_still = matches!(self.cell.fault, Fault::Stopped | Fault::StoppedForLong);
-        if self.cell.fault == Fault::Stopped {
-            self.release();
+        self.stands_still =
+            matches!(self.cell.fault, Fault::Stopped | Fault::StoppedForLong | Fault::BothStopped);
+        match self.cell.fault {
+            Fault::Stopped => self.release(),
+            Fault::BothStopped => self.pause_both(victim),
+            Fault::Killed
+            | Fault::StoppedForLong
+            | Fault::ExitsWith0
+            | Fault::ExitsWith1
+            | Fault::Garbage
+            | Fault::NoDescriptors
+            | Fault::NoMemory
+            | Fault::FullDisk
+            | Fault::KilledOnFullDisk
+            | Fault::OtherProtocol
+            | Fault::ToldToStop => {}
         }
         // Who stands still does not say that it was struck.
         self.struck |= self.stands_still;
@@ -238,6 +262,24 @@ impl<'a> Story<'a> {
     fn predecessor_is_to_hear(&self) -> bool {
         let heard = self.cell.is_deadly() || self.cell.fault == Fault::Garbage;
         heard && !self.cell.of_predecessor
+    }
+
+    /// Stops the other one, too, and has both go on when every deadline is over.
+    fn pause_both(&mut self, victim: u32) {
+        let first = self.actor.pid();
+        let successor = || children_of(first).first().map(|(child, _)| *child);
+        let other = if victim == first { successor() } else { Some(first) };
+        until("it stands still", || state_of(victim) == Some('T'));
+        // One that leaves may be gone by now.
+        let both = [Some(victim), other.filter(|other| is_alive(*other))];
+        let both: Vec<_> = both.into_iter().flatten().collect();
+        for pid in &both {
+            self.actor.signal(*pid, Signal::SIGSTOP);
+            until("both stand still", || state_of(*pid) == Some('T'));
+        }
+        thread::sleep(BEYOND_EVERY_DEADLINE);
+        both.iter().for_each(|pid| self.actor.signal(*pid, Signal::SIGCONT));
+        self.stands_still = false;
     }
 
     fn release(&mut self) {
@@ -323,6 +365,11 @@ impl Clients {
             return;
         }
         assert_eq!(moving.broken, 0, "a session is lost on its way: {moving:?}");
+        let owners = &moving.answered_by;
+        if survivor.is_none() && owners.len() == 2 && owners.first() == Some(&self.first) {
+            // It has moved, and then both have ended.
+            return;
+        }
         let second = survivor.filter(|pid| *pid != self.first);
         let owners: Vec<_> = [self.first].into_iter().chain(second).collect();
         assert_eq!(moving.answered_by, owners, "a session that moves");

@@ -25,10 +25,14 @@ pub(crate) enum Fault {
     /// Two at once: whoever goes on has to put the pid file right without space for it.
     KilledOnFullDisk,
     OtherProtocol,
+    /// TERM, which asks for an orderly end.
+    ToldToStop,
+    /// Together with the process beside it, for longer than every deadline; then both go on.
+    BothStopped,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Killed,
         Self::Stopped,
         Self::StoppedForLong,
@@ -40,6 +44,8 @@ impl Fault {
         Self::FullDisk,
         Self::KilledOnFullDisk,
         Self::OtherProtocol,
+        Self::ToldToStop,
+        Self::BothStopped,
     ];
 }
 
@@ -57,6 +63,8 @@ impl fmt::Display for Fault {
             Self::FullDisk => "full disk",
             Self::KilledOnFullDisk => "full disk, kill -9",
             Self::OtherProtocol => "other protocol",
+            Self::ToldToStop => "TERM",
+            Self::BothStopped => "both stopped",
         })
     }
 }
@@ -93,7 +101,7 @@ impl Outcome {
                  the same address, and finds nothing in its way"
             }
             Self::Ended => {
-                "a successor that serves and exits with status 0 was told to stop, and the service \
+                "somebody has told the process that serves, or is about to, to stop, and the service \
                  with it; the next one that somebody starts serves, as above"
             }
         }
@@ -156,16 +164,16 @@ pub(crate) struct Row {
     /// Whether sessions move.
     pub(crate) moves: bool,
     /// By fault, in the order of [`Fault::ALL`].
-    pub(crate) expected: [Expected; 11],
+    pub(crate) expected: [Expected; 13],
 }
 
 impl Row {
-    const fn new(step: u8, point: Point, released: Released, expected: [Expected; 11]) -> Self {
+    const fn new(step: u8, point: Point, released: Released, expected: [Expected; 13]) -> Self {
         Self { step, point, released, moves: false, expected }
     }
 
     /// A row in which a session moves, while the one that the successor refuses stays.
-    const fn moving(step: u8, point: Point, released: Released, expected: [Expected; 11]) -> Self {
+    const fn moving(step: u8, point: Point, released: Released, expected: [Expected; 13]) -> Self {
         Self { step, point, released, moves: true, expected }
     }
 }
@@ -206,81 +214,82 @@ pub(crate) const PREDECESSOR: &[Row] = &[
     // Before there is a successor, its death is that of any server. From the spawn on the
     // successor has all it needs, and from the ready byte on it waits for a word or an end.
     Row::new(1, Point::Spawn, Released::Nobody,
-        // kill    stopped    for long   exit 0     exit 1     garbage    EMFILE     ENOMEM  disk       and kill   protocol
-        [AGAIN_L,  COMMITTED, NOBODY,    AGAIN_L,   AGAIN_L,   NO_SOCK,   FAILED,    FAILED, FAILED,    AGAIN_L,   NO_HELLO]),
+        // kill    stopped    for long   exit 0     exit 1     garbage    EMFILE     ENOMEM  disk       and kill   protocol  TERM     both
+        [AGAIN_L,  COMMITTED, NOBODY,    AGAIN_L,   AGAIN_L,   NO_SOCK,   FAILED,    FAILED, FAILED,    AGAIN_L,   NO_HELLO, ENDED_L, NOBODY]),
     Row::new(1, Point::Spawning, Released::Nobody,
-        [AGAIN_L,  COMMITTED, NOBODY,    AGAIN_L,   AGAIN_L,   COMMITTED, FAILED,    FAILED, FAILED,    AGAIN_L,   NO_HELLO]),
+        [AGAIN_L,  COMMITTED, NOBODY,    AGAIN_L,   AGAIN_L,   COMMITTED, FAILED,    FAILED, FAILED,    AGAIN_L,   NO_HELLO, ENDED_L, NOBODY]),
     // What is taken from it now, it does not need any more. A full disk is the successor's too,
     // which cannot set itself up then, for whomever.
     Row::new(1, Point::Spawned, GIVEN_UP,
-        [SOLE_L,   COMMITTED, FAILED,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, FAILED,    AGAIN_L,   NO_HELLO]),
+        [SOLE_L,   COMMITTED, FAILED,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, FAILED,    AGAIN_L,   NO_HELLO, ENDED_L, COMMITTED]),
     Row::new(2, Point::HelloHeard, GIVEN_UP,
-        [SOLE_L,   COMMITTED, FAILED,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, FAILED,    AGAIN_L,   NO_HELLO]),
+        [SOLE_L,   COMMITTED, FAILED,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, FAILED,    AGAIN_L,   NO_HELLO, ENDED_L, COMMITTED]),
     // It commits when it wakes up, to nobody.
     Row::new(5, Point::ReadyHeard, GIVEN_UP,
-        [SOLE_L,   COMMITTED, BACK,      SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, BACK,      SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO, ENDED_L, COMMITTED]),
     Row::new(5, Point::Paused, GIVEN_UP,
-        [SOLE_L,   COMMITTED, BACK,      SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, BACK,      SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO, ENDED_L, COMMITTED]),
     // From here on the successor serves, whatever becomes of this process. One that does not
     // leave is killed.
     Row::new(5, Point::CommitSent, Released::ByDeath,
-        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO, ENDED_L, COMMITTED]),
     Row::new(6, Point::ServingHeard, Released::ByDeath,
-        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO, COMMITTED, COMMITTED]),
     Row::new(6, Point::ProbationOver, Released::ByDeath,
-        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO, COMMITTED, COMMITTED]),
     Row::new(6, Point::PingSent, Released::ByDeath,
-        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO, COMMITTED, COMMITTED]),
     // What it has sent is the successor's, acknowledged or still in the socket: only the session
     // that stays dies with it.
     Row::moving(7, Point::SessionsSent, Released::ByDeath,
-        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO, COMMITTED, COMMITTED]),
     Row::moving(7, Point::AckHeard, Released::ByDeath,
-        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO]),
+        [SOLE_L,   COMMITTED, SOLE_L,    SOLE_L,    SOLE_L,    COMMITTED, COMMITTED, NO_MEM, COMMITTED, SOLE_L,    NO_HELLO, COMMITTED, COMMITTED]),
     // It has no session left that could die with it.
     Row::new(8, Point::Leaving, Released::ByDeath,
-        [COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, NO_MEM, COMMITTED, COMMITTED, NO_HELLO]),
+        [COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, COMMITTED, NO_MEM, COMMITTED, COMMITTED, NO_HELLO, COMMITTED, COMMITTED]),
 ];
 
 /// Faults of the process that was spawned.
 #[rustfmt::skip]
 pub(crate) const SUCCESSOR: &[Row] = &[
-    // Until it has said ready its failure is an upgrade's failure, and nobody is served by it.
+    // Until it has said ready its failure is an upgrade's failure, and nobody is served by it. A signal
+    // that comes before is heard after.
     Row::new(2, Point::Started, Released::ByDeath,
-        // kill   stopped    for long   exit 0   exit 1   garbage  EMFILE     ENOMEM  disk       and kill protocol
-        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  FAILED,    NO_MEM, FAILED,    FAILED,  NO_HELLO]),
+        // kill   stopped    for long   exit 0   exit 1   garbage  EMFILE     ENOMEM  disk       and kill protocol  TERM   both
+        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  FAILED,    NO_MEM, FAILED,    FAILED,  NO_HELLO, BACK, COMMITTED]),
     Row::new(2, Point::Adopted, Released::ByDeath,
-        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  FAILED,    NO_MEM, FAILED,    FAILED,  FAILED]),
+        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  FAILED,    NO_MEM, FAILED,    FAILED,  FAILED, BACK, COMMITTED]),
     Row::new(2, Point::HelloSaid, Released::ByDeath,
-        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  FAILED,    NO_MEM, FAILED,    FAILED,  NO_HELLO]),
+        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  FAILED,    NO_MEM, FAILED,    FAILED,  NO_HELLO, BACK, COMMITTED]),
     // Set up, it has every descriptor and the pid file that it needs.
     Row::new(4, Point::SetUp, Released::ByDeath,
-        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  COMMITTED, NO_MEM, COMMITTED, FAILED,  NO_HELLO]),
+        [FAILED,  COMMITTED, FAILED,    FAILED,  FAILED,  FAILED,  COMMITTED, NO_MEM, COMMITTED, FAILED,  NO_HELLO, BACK, COMMITTED]),
     Row::new(4, Point::ReadySaid, Released::ByDeath,
         // While nonsense is on its way, it goes on and may accept until it is killed.
-        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
+        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO, BACK, COMMITTED]),
     Row::new(5, Point::CommitHeard, Released::ByDeath,
-        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
+        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO, ENDED_L, COMMITTED]),
     Row::new(6, Point::Accepting, Released::ByDeath,
-        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO]),
+        [BACK,    COMMITTED, BACK,      BACK,    BACK,    BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK,    NO_HELLO, ENDED_L, COMMITTED]),
     // The pid file is written beside the loop: it has sessions of its own by now.
     Row::new(6, Point::PidFileWritten, Released::ByDeath,
-        [BACK_L,  COMMITTED, BACK_L,    BACK_L,  BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
-    // Status 0 from one that serves means that it was told to stop.
+        [BACK_L,  COMMITTED, BACK_L,    BACK_L,  BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO, ENDED_L, COMMITTED]),
+    // Status 0 does not mean that it was told to stop: who was has said so.
     Row::new(6, Point::ServingSaid, Released::ByDeath,
-        [BACK_L,  COMMITTED, BACK_L,    ENDED_L, BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
+        [BACK_L,  COMMITTED, BACK_L,    BACK_L,  BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO, ENDED_L, COMMITTED]),
     Row::new(6, Point::PingHeard, Released::ByDeath,
-        [BACK_L,  COMMITTED, BACK_L,    ENDED_L, BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
+        [BACK_L,  COMMITTED, BACK_L,    BACK_L,  BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO, ENDED_L, COMMITTED]),
     // Proven, and still rolled back while there is somebody to do it: the predecessor has a session.
     Row::new(6, Point::PongSaid, LEFT,
-        [BACK_L,  COMMITTED, COMMITTED, ENDED_L, BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
+        [BACK_L,  COMMITTED, COMMITTED, BACK_L,  BACK_L,  BACK_L,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO, ENDED_L, COMMITTED]),
     // What it has not acknowledged comes back. After nonsense it goes on, and may acknowledge.
     Row::moving(7, Point::SessionsHeard, Released::ByDeath,
-        [BACK_L,  COMMITTED, BACK_L,    ENDED_L, BACK_L,  BACK_M,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO]),
+        [BACK_L,  COMMITTED, BACK_L,    BACK_L,  BACK_L,  BACK_M,  COMMITTED, NO_MEM, COMMITTED, BACK_L,  NO_HELLO, ENDED_L, COMMITTED]),
     Row::moving(7, Point::AckSaid, LEFT,
-        [BACK_M,  COMMITTED, COMMITTED, ENDED_M, BACK_M,  BACK_M,  COMMITTED, NO_MEM, COMMITTED, BACK_M,  NO_HELLO]),
+        [BACK_M,  COMMITTED, COMMITTED, BACK_M,  BACK_M,  BACK_M,  COMMITTED, NO_MEM, COMMITTED, BACK_M,  NO_HELLO, ENDED_M, COMMITTED]),
     Row::new(8, Point::Alone, Released::Nobody,
-        [AGAIN_L, COMMITTED, NOBODY,    AGAIN_L, AGAIN_L, NO_SOCK, COMMITTED, NO_MEM, COMMITTED, AGAIN_L, NO_HELLO]),
+        [AGAIN_L, COMMITTED, NOBODY,    AGAIN_L, AGAIN_L, NO_SOCK, COMMITTED, NO_MEM, COMMITTED, AGAIN_L, NO_HELLO, ENDED_L, NOBODY]),
 ];
 
 /// One cell.
@@ -317,6 +326,8 @@ impl Cell {
             Fault::FullDisk => vec![fill.as_str()],
             Fault::KilledOnFullDisk => vec![fill.as_str(), "kill"],
             Fault::OtherProtocol => vec!["protocol"],
+            Fault::ToldToStop => vec!["term"],
+            Fault::BothStopped => vec!["stop"],
         };
         let mut deeds: Vec<_> =
             deeds.into_iter().map(|deed| (self.row.point, deed.to_owned())).collect();
@@ -363,7 +374,7 @@ impl Cell {
             }
             Outcome::SoleOwner => ("alone", &[""]),
             Outcome::StartedAgain => ("fault at", &[""]),
-            Outcome::Ended => ("-> Draining (shutdown)", &["successor stopped"]),
+            Outcome::Ended => ("got message SIGTERM", &[""]),
             Outcome::Failed | Outcome::RolledBack => ("failed in", self.cause()),
         }
     }
@@ -388,6 +399,8 @@ impl Cell {
             Fault::NoMemory => &["Cannot allocate memory", "start the spawning thread"],
             Fault::FullDisk => &["No space left on device"],
             Fault::OtherProtocol => &["the successor speaks handoff protocol 99"],
+            Fault::ToldToStop => &["the successor refused and exited with status 0"],
+            Fault::BothStopped => &[],
         }
     }
 }
