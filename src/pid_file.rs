@@ -8,7 +8,7 @@
 //! - **What cannot be renamed over is written in place**: a mounted file (EBUSY, rename(2)), or one in a
 //!   directory where this process may not make files. At the end it is left there, empty.
 //! - **A file that another service holds is not taken.** The process that a file names holds a lock on
-//!   it (flock(2)) as long as it lives. A file system without locks has no such check.
+//!   it (flock(2)) until it is told to stop, or dies. A file system without locks has no such check.
 //! - **In a directory with the sticky bit no other user's file is replaced**, by root neither.
 //! - **Its mode is 0644**, whatever the umask.
 //!
@@ -65,6 +65,7 @@ enum Job {
     Restore,
     DiscardSpare,
     Forget,
+    LetGo,
     Remove,
 }
 
@@ -76,6 +77,7 @@ impl Job {
             Self::Restore => ("to name this process in it again", "it serves all the same"),
             Self::DiscardSpare => ("to remove its spare", "nobody waits for it"),
             Self::Forget => ("to remove what a dead process left", "nobody waits for it"),
+            Self::LetGo => ("to unlock it", "nobody waits for it"),
             Self::Remove => ("to remove it", "the process ends all the same"),
         }
     }
@@ -158,6 +160,15 @@ impl PidFile {
                 holding.clear_up();
             }
             holding.forget_predecessor(pid)
+        });
+    }
+
+    /// Lets another service have the file: this process serves nobody new, and may still take a while
+    /// over those that it has.
+    pub(crate) fn let_go(&mut self, worker: &mut Worker) {
+        self.tidy_up(worker, Job::LetGo, |holding| {
+            holding.let_go();
+            Ok(())
         });
     }
 

@@ -320,3 +320,30 @@ fn a_pid_file_that_cannot_be_published_is_an_error_of_the_start() {
     assert_eq!(actor.first_exits().code(), Some(1));
     assert_eq!(names_in(&directory), ["gate", "pid"], "no spare, no socket");
 }
+
+/// `kill -QUIT $(cat pid); start`, without a wait for sessions that take their time.
+#[test]
+fn a_service_that_drains_for_its_end_leaves_the_file_to_the_next_one() {
+    let place = place();
+    let path = place.path().join("pid");
+    let mut old = pid_file_at(Start::actor(), &path).serve();
+    let mut session = old.connect();
+    session.who();
+    old.signal(old.pid(), Signal::SIGQUIT);
+    old.wait_for("stop listening.");
+    // The lock is given back beside the loop.
+    let mut new = None;
+    until("the next one serves", || {
+        let mut next = pid_file_at(Start::actor(), &path).spawn();
+        match next.wait_for_any(&["generation 0", "serves and holds it"]).contains("generation 0") {
+            true => new.insert(next).pid() > 0,
+            false => false,
+        }
+    });
+    let mut new = new.expect("it serves");
+    until("the file names it", || names(&path) == Some(new.pid()));
+    drop(session);
+    assert!(old.first_exits().success());
+    assert_eq!(names(&path), Some(new.pid()), "the old one removes what is its own");
+    new.upgrade();
+}

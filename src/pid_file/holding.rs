@@ -183,6 +183,11 @@ impl Holding {
         }
     }
 
+    /// Unlocks the file, for whoever is started next.
+    pub(super) fn let_go(&mut self) {
+        self.published = None;
+    }
+
     /// Removes the file, if it names this process. It does not come back.
     pub(super) fn remove_own(&mut self) -> Result<(), Error> {
         self.over = true;

@@ -208,7 +208,12 @@ impl<H: Handler> Server<H> {
                 self.listeners.retire(&self.registry);
                 log::info!("stop listening.");
             }
-            Action::DrainListeners => self.listeners.drain(&self.registry),
+            Action::DrainListeners => {
+                self.listeners.drain(&self.registry);
+                if let Some(pid_file) = &mut self.pid_file {
+                    pid_file.let_go(&mut self.worker);
+                }
+            }
             Action::DrainSessions => {
                 self.moving = Walk::Drain;
                 // Sessions that are being closed need not be told to drain.
