@@ -19,9 +19,9 @@ use crate::address::Address;
 use crate::error::Error;
 use crate::limits;
 use crate::socket::{self, Found, SocketOptions};
-use crate::stream::{Inner, Stream};
+use crate::stream::Stream;
 use crate::token::{Kind as TokenKind, Token};
-use crate::wire::{Entry, Kind};
+use crate::wire::{Entry, Family, Kind};
 
 /// The table of named descriptors.
 pub(crate) struct Listeners {
@@ -72,8 +72,11 @@ struct Bound {
 }
 
 enum Held {
-    Tcp(mio::net::TcpListener),
-    Unix(mio::net::UnixListener),
+    /// For sessions, of that family.
+    Listener {
+        fd: OwnedFd,
+        family: Family,
+    },
     /// For the user, who has a duplicate.
     Passive {
         fd: OwnedFd,
@@ -124,14 +127,8 @@ impl Listeners {
             [..] => Kind::UnixStream,
         };
         let (fd, address, made) = self.obtain(name, kind, addresses, make)?;
-        let held = match kind {
-            Kind::Tcp => Held::Tcp(mio::net::TcpListener::from_std(fd.into())),
-            Kind::UnixStream
-            | Kind::UnixSeqpacket
-            | Kind::Udp
-            | Kind::UnixDatagram
-            | Kind::File => Held::Unix(mio::net::UnixListener::from_std(fd.into())),
-        };
+        let family = if kind == Kind::Tcp { Family::Tcp } else { Family::Unix };
+        let held = Held::Listener { fd, family };
         log::info!("listening on {address}");
         self.add(name, kind, address.clone(), held, made);
         Ok(address)
@@ -538,14 +535,7 @@ pub(crate) struct Stale;
 impl Named {
     fn accept(&self) -> io::Result<(Stream, Address)> {
         match &self.held {
-            Held::Tcp(listener) => {
-                let (stream, peer) = listener.accept()?;
-                Ok((Stream::new(Inner::Tcp(stream)), peer.into()))
-            }
-            Held::Unix(listener) => {
-                let (stream, peer) = listener.accept()?;
-                Ok((Stream::new(Inner::Unix(stream)), peer.into()))
-            }
+            Held::Listener { fd, family } => Stream::accept(fd.as_fd(), *family),
             Held::Passive { .. } => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
@@ -555,7 +545,7 @@ impl Held {
     /// Whether it is a listener for sessions.
     fn is_listener(&self) -> bool {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => true,
+            Self::Listener { .. } => true,
             Self::Passive { .. } => false,
         }
     }
@@ -563,9 +553,7 @@ impl Held {
     /// The descriptor to poll, if this one is polled.
     fn polled(&self) -> Option<i32> {
         match self {
-            Self::Tcp(listener) => Some(listener.as_raw_fd()),
-            Self::Unix(listener) => Some(listener.as_raw_fd()),
-            Self::Passive { fd, watched: true } => Some(fd.as_raw_fd()),
+            Self::Listener { fd, .. } | Self::Passive { fd, watched: true } => Some(fd.as_raw_fd()),
             Self::Passive { watched: false, .. } => None,
         }
     }
@@ -574,9 +562,7 @@ impl Held {
 impl AsFd for Held {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Tcp(listener) => listener.as_fd(),
-            Self::Unix(listener) => listener.as_fd(),
-            Self::Passive { fd, .. } => fd.as_fd(),
+            Self::Listener { fd, .. } | Self::Passive { fd, .. } => fd.as_fd(),
         }
     }
 }

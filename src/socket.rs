@@ -1,18 +1,16 @@
 //! One named socket: how it is made, and what it really is.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::socket::{
-    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike,
-    SockaddrStorage, UnixAddr, sockopt,
-};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, sockopt};
 
 use crate::address::Address;
+use crate::sys::{self, Name};
 use crate::wire::Kind;
 
 /// How a socket is made, where it is not inherited. An inherited one keeps the options that it was
@@ -113,13 +111,8 @@ pub(crate) fn make(
 }
 
 fn bind(kind: Kind, address: &Address, options: &SocketOptions) -> Result<OwnedFd, Failed> {
-    let at: Box<dyn SockaddrLike> = match address {
-        Address::Internet(std::net::SocketAddr::V4(v4)) => Box::new(SockaddrIn::from(*v4)),
-        Address::Internet(std::net::SocketAddr::V6(v6)) => Box::new(SockaddrIn6::from(*v6)),
-        Address::Path(path) => Box::new(UnixAddr::new(path).map_err(failed("bind"))?),
-        Address::Abstract(name) => Box::new(UnixAddr::new_abstract(name).map_err(failed("bind"))?),
-        Address::Unnamed => return Err(("bind", Errno::EINVAL.into())),
-    };
+    let name = address.to_name().and_then(|name| Name::new(&name));
+    let name = name.ok_or(("bind", Errno::EINVAL.into()))?;
     let (family, socket_type) = match (kind, address) {
         (Kind::Tcp, Address::Internet(std::net::SocketAddr::V4(_))) => {
             (AddressFamily::Inet, SockType::Stream)
@@ -161,7 +154,7 @@ fn bind(kind: Kind, address: &Address, options: &SocketOptions) -> Result<OwnedF
     if let (AddressFamily::Inet6, Some(only)) = (family, options.only_v6) {
         socket::setsockopt(&fd, sockopt::Ipv6V6Only, &only).map_err(set)?;
     }
-    socket::bind(fd.as_raw_fd(), &*at).map_err(failed("bind"))?;
+    sys::bind(fd.as_fd(), &name).map_err(failed("bind"))?;
     if listens(kind) {
         listen(&fd, options)?;
     }
@@ -210,9 +203,10 @@ impl Found {
             Err(errno) => return Err(errno.into()),
         };
         let listening = socket::getsockopt(&fd, sockopt::AcceptConn)?;
-        let name: SockaddrStorage = socket::getsockname(fd.as_raw_fd())?;
-        let internet = matches!(name.family(), Some(AddressFamily::Inet | AddressFamily::Inet6));
-        let unix = name.family() == Some(AddressFamily::Unix);
+        let address = address_of(fd)?;
+        // A socket without a name serves nobody, whatever its family is.
+        let internet = matches!(address, Address::Internet(_));
+        let unix = matches!(address, Address::Path(_) | Address::Abstract(_));
         let kind = match socket_type {
             SockType::Stream if internet => Kind::Tcp,
             SockType::Datagram if internet => Kind::Udp,
@@ -228,7 +222,7 @@ impl Found {
                 return Err(io::Error::other(format!("socket type {other:?} is not known")));
             }
         };
-        Ok(Self { kind, address: address_of(&name), listening, nonblocking })
+        Ok(Self { kind, address, listening, nonblocking })
     }
 
     /// Whether it can serve as `kind`: of that domain and type, listening where it must, and
@@ -259,21 +253,9 @@ pub(crate) fn listens(kind: Kind) -> bool {
     }
 }
 
-fn address_of(name: &SockaddrStorage) -> Address {
-    if let Some(v4) = name.as_sockaddr_in() {
-        return Address::Internet(std::net::SocketAddrV4::from(*v4).into());
-    }
-    if let Some(v6) = name.as_sockaddr_in6() {
-        return Address::Internet(std::net::SocketAddrV6::from(*v6).into());
-    }
-    match name.as_unix_addr() {
-        Some(unix) => match (unix.path(), unix.as_abstract()) {
-            (Some(path), _) => Address::Path(path.into()),
-            (None, Some(name)) => Address::Abstract(name.into()),
-            (None, None) => Address::Unnamed,
-        },
-        None => Address::Unnamed,
-    }
+/// The address that a socket has itself.
+pub(crate) fn address_of(socket: impl AsFd) -> io::Result<Address> {
+    Ok(Address::from_name(sys::name_of(socket.as_fd())?.as_bytes()))
 }
 
 /// A socket in the file system that refuses connections has nobody behind it (connect(2)).
@@ -289,11 +271,12 @@ fn is_stale(path: &Path, kind: Kind) -> bool {
     }
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe = socket::socket(AddressFamily::Unix, socket_type, flags, None);
-    match (probe, UnixAddr::new(path)) {
-        (Ok(probe), Ok(address)) => {
-            socket::connect(probe.as_raw_fd(), &address) == Err(Errno::ECONNREFUSED)
+    let name = Address::Path(path.into()).to_name().and_then(|name| Name::new(&name));
+    match (probe, name) {
+        (Ok(probe), Some(name)) => {
+            sys::connect(probe.as_fd(), &name) == Err(Errno::ECONNREFUSED)
         }
-        (Err(_), _) | (_, Err(_)) => false,
+        (Err(_), _) | (_, None) => false,
     }
 }
 
