@@ -117,6 +117,19 @@ impl Address {
         of_any && whole.port() == part.port() && whole != part
     }
 
+    /// The port, where the address has one.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match self {
+            Self::Internet(address) => Some(address.port()),
+            Self::Path(_) | Self::Abstract(_) | Self::Unnamed => None,
+        }
+    }
+
+    /// Whether a socket at it is one of IPv4.
+    pub(crate) fn is_v4(&self) -> bool {
+        matches!(self, Self::Internet(SocketAddr::V4(_)))
+    }
+
     /// The path, where the address is one.
     pub(crate) fn path(&self) -> Option<&Path> {
         match self {

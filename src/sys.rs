@@ -497,6 +497,15 @@ pub(crate) fn connect(socket: BorrowedFd<'_>, name: &Name) -> nix::Result<()> {
     Errno::result(unsafe { libc::connect(socket.as_raw_fd(), bytes, length) }).map(drop)
 }
 
+/// Locks a file until its descriptor is closed (flock(2)). `WouldBlock` if somebody else has locked it.
+///
+/// Not by nix: where the lock cannot be given back, its guard panics.
+pub(crate) fn lock(file: BorrowedFd<'_>) -> nix::Result<()> {
+    // SAFETY: the descriptor is borrowed and stays open; no pointer is passed.
+    let result = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    Errno::result(result).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use nix::fcntl::OFlag;

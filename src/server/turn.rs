@@ -435,7 +435,7 @@ impl<H: Handler> Server<H> {
                 return;
             }
             let Some((listener, mut stream, peer)) =
-                self.listeners.accept(self.shared.now, ceiling)
+                self.listeners.accept(&self.registry, self.shared.now, ceiling)
             else {
                 return;
             };
