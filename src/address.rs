@@ -204,9 +204,9 @@ fn link(address: &SocketAddr) -> Option<u32> {
 /// As the kernel writes names and reads them: the family, and what is behind it (ip(7), ipv6(7),
 /// unix(7)).
 impl Address {
-    /// The address in a name from the kernel. Any bytes are a name of some sort: of what is no address
-    /// of a family that is known, and of what is cut off, nothing is known.
-    #[doc(hidden)]
+    /// The address in a name, as the kernel writes it. Any bytes are a name of some sort: of what is no
+    /// address of a family that is known, and of what is cut off, nothing is known, and it is
+    /// [`Address::Unnamed`].
     #[must_use]
     pub fn from_name(name: &[u8]) -> Self {
         let Some((family, rest)) = name.split_first_chunk() else { return Self::Unnamed };
@@ -226,8 +226,10 @@ impl Address {
         }
     }
 
-    /// The name by which a socket is bound or connected. `None` if there is no such name.
-    #[doc(hidden)]
+    /// The name by which a socket is bound or connected, of which [`Address::from_name`] makes the same
+    /// address. `None` if no socket can have it.
+    ///
+    /// A text keeps an ordinary address; this keeps any.
     #[must_use]
     pub fn to_name(&self) -> Option<Vec<u8>> {
         let mut name = Vec::new();
