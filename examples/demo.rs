@@ -218,7 +218,9 @@ fn serve(options: Options) -> Result<(), String> {
     let echo = Echo { buffer: vec![0; 64 * 1024].into() };
     let mut server = Server::new(options.common.config, echo).map_err(|error| error.to_string())?;
     logging::go();
-    server.listen("echo", &options.listen).map_err(|error| error.to_string())?;
+    let socket = &options.common.socket;
+    server.listen_with("echo", &options.listen, socket).map_err(|error| error.to_string())?;
+    logging::finish();
     server.run().map_err(|error| error.to_string())
 }
 

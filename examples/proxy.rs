@@ -118,13 +118,14 @@ fn serve(mut options: Options) -> Result<(), String> {
         }
     };
     for route in &routes {
-        if let Err(error) = server.listen(&route.name, &route.listen) {
+        if let Err(error) = server.listen_with(&route.name, &route.listen, &options.common.socket) {
             let error = format!("{}: {error}", route.place);
             server.refuse(&error);
             return Err(error);
         }
     }
     server.handler_mut().routes = routes.into_iter().map(Rc::new).collect();
+    logging::finish();
     server.run().map_err(|error| error.to_string())
 }
 

@@ -26,7 +26,8 @@
 //!  service     relay                                           bytes between two sockets
 //!  loop        server (turn, perform, handoff, moves)  handler  config  remote
 //!  adapters    listeners sessions successor predecessor signals pid_file   never each other
-//!  kernel      sys  program  socket  stream  worker  outbox  room  pace  report  io_event  token
+//!  kernel      sys  program  socket  socket_file  stream  worker  outbox  room  pace  report
+//!              io_event  token
 //!                                                                  the only unsafe is in sys
 //!  pure        limits  timers  failures  throttle  machine  wire  address  error  fault
 //!                                                                  no descriptor, no clock
@@ -92,6 +93,7 @@ mod server;
 mod sessions;
 mod signals;
 mod socket;
+mod socket_file;
 mod stream;
 mod successor;
 #[allow(unsafe_code)]

@@ -124,8 +124,16 @@ pub const LIMIT_INTERVAL: Duration = Duration::from_secs(1);
 pub const LAST_ACCEPTS: usize = 16_384;
 
 /// How long accepting pauses when the process or the machine has no descriptor left (EMFILE,
-/// ENFILE, accept(2)). A session that ends meanwhile resumes it at once.
+/// ENFILE, accept(2)); a session that ends meanwhile resumes it at once. And how often it is tried to
+/// poll a listener that epoll has refused (ENOMEM, ENOSPC, epoll_ctl(2)).
 pub const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// How long a directory in which a Unix socket is to be bound may be locked by another process. Longer
+/// than it takes anybody who does the same; after that, whoever holds the lock does something else.
+pub const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// How often it is tried to lock it.
+pub const LOCK_RETRY: Duration = Duration::from_millis(1);
 
 /// How long the exit status of a successor that hung up may take. The kernel closes a dying
 /// process's descriptors just before it tells the parent, so that this is for a process that hung

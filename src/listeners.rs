@@ -1,38 +1,45 @@
 //! Named sockets and files: inherited or made, verified, polled, paused, closed.
 //!
-//! Everything that one process hands to the next by name is in this table. A name is claimed once;
-//! an inherited descriptor that is not what the new configuration wants is closed, never bent.
+//! Everything that one process hands to the next by name is in this table. A name is claimed once; an
+//! inherited descriptor that is not what the new configuration wants is closed, never bent. `claim`
+//! says which one is wanted, and `accept` lets clients in; they are parts of this noun.
 
-use std::fs;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+mod accept;
+mod claim;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use nix::libc;
 
-use crate::CLIENTS;
 use crate::address::Address;
 use crate::error::Error;
 use crate::limits;
-use crate::socket::{self, Found, SocketOptions};
-use crate::stream::{Inner, Stream};
+use crate::socket::Found;
+use crate::socket_file::{Access, Bound};
 use crate::throttle::Throttle;
 use crate::token::{Kind as TokenKind, Token};
-use crate::wire::{Entry, Kind};
+use crate::wire::{Entry, Family, FileId, Kind};
+use accept::Pause;
+use claim::{Claim, Inherited};
+pub(crate) use claim::{Make, Wanted};
 
 /// The table of named descriptors.
 pub(crate) struct Listeners {
     named: Vec<Named>,
     /// From the predecessor, and not claimed yet.
     inherited: Vec<Inherited>,
+    /// Inherited, and without the path that somebody has removed: what is to become of them is said
+    /// when everything is claimed.
+    rests: Vec<(Rc<str>, Inherited)>,
     /// Unix paths of inherited sockets that were not claimed: unlinked when the predecessor, which
-    /// may come back to them, is gone.
-    abandoned: Vec<Bound>,
+    /// may come back to them, is gone. The sockets stay open so long, because the file's number stays
+    /// theirs by that.
+    abandoned: Vec<(Bound, OwnedFd)>,
     /// Counts the times that polling was started, so that events from before are stale.
     epoch: u32,
     polled: bool,
@@ -44,50 +51,50 @@ pub(crate) struct Listeners {
     pauses: Throttle,
     /// Everybody who waits is let in, and then they are closed: how many more may be.
     draining: Option<usize>,
-}
-
-/// Accepting waits for a descriptor, or for a session to end.
-#[derive(Clone, Copy)]
-enum Pause {
-    Until(Instant),
-    /// The same, and before the next accept it is found out whether there is one.
-    NoDescriptor(Instant),
-    Full,
+    /// When it is tried again to poll those that epoll has refused, if there are any.
+    poll_again: Option<Instant>,
 }
 
 struct Named {
     name: Rc<str>,
     kind: Kind,
     address: Address,
+    /// The text of the address by which it was asked for, for the successor.
+    asked: String,
     held: Held,
+    role: Role,
     /// Something may wait in the accept queue.
     ready: bool,
+    /// Epoll has refused it.
+    unpolled: bool,
     /// Made by this process and not inherited.
     made: bool,
-    /// The path that it is bound to, if it has one.
+    /// The path that it is bound to, as long as that is its own.
     bound: Option<Bound>,
+    /// The file that it was bound to, for the successor.
+    file: Option<FileId>,
+    /// What its file is still to be given, when this process serves.
+    access: Access,
 }
 
-/// A socket's path, and which file it was there: another server may have put its own in its place.
-struct Bound {
-    path: PathBuf,
-    file: (u64, u64),
+/// What a socket is to the listener whose name it has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The listener itself.
+    Claimed,
+    /// Bound to some of the listener's addresses, by a process before this one. Who connects to those
+    /// is given to this socket.
+    Part,
+    /// Bound to the listener's path before somebody removed that: nobody can connect to it any more,
+    /// and who has is let in. It is not polled, and these come last in the table.
+    Rest,
 }
 
 enum Held {
-    Tcp(mio::net::TcpListener),
-    Unix(mio::net::UnixListener),
+    /// For sessions, of that family.
+    Listener { fd: OwnedFd, family: Family },
     /// For the user, who has a duplicate.
-    Passive {
-        fd: OwnedFd,
-        watched: bool,
-    },
-}
-
-struct Inherited {
-    entry: Entry,
-    found: Found,
-    fd: OwnedFd,
+    Passive { fd: OwnedFd, watched: bool },
 }
 
 impl Listeners {
@@ -105,6 +112,7 @@ impl Listeners {
         Ok(Self {
             inherited: verified.collect::<Result<_, _>>()?,
             named: Vec::new(),
+            rests: Vec::new(),
             abandoned: Vec::new(),
             epoch: 0,
             polled: false,
@@ -113,69 +121,8 @@ impl Listeners {
             pause_logged: false,
             pauses: Throttle::default(),
             draining: None,
+            poll_again: None,
         })
-    }
-
-    /// Claims or binds a listener for sessions.
-    pub(crate) fn listen(
-        &mut self,
-        name: &str,
-        addresses: &[Address],
-        make: impl FnOnce(Kind, &Address) -> Result<OwnedFd, socket::Failed>,
-    ) -> Result<Address, Error> {
-        let kind = match addresses {
-            [Address::Internet(_), ..] => Kind::Tcp,
-            [..] => Kind::UnixStream,
-        };
-        let (fd, address, made) = self.obtain(name, kind, addresses, make)?;
-        let held = match kind {
-            Kind::Tcp => Held::Tcp(mio::net::TcpListener::from_std(fd.into())),
-            Kind::UnixStream
-            | Kind::UnixSeqpacket
-            | Kind::Udp
-            | Kind::UnixDatagram
-            | Kind::File => Held::Unix(mio::net::UnixListener::from_std(fd.into())),
-        };
-        log::info!("listening on {address}");
-        self.add(name, kind, address.clone(), held, made);
-        Ok(address)
-    }
-
-    /// Claims or makes a socket that the user reads, and gives out a duplicate of it.
-    pub(crate) fn socket(
-        &mut self,
-        name: &str,
-        kind: Kind,
-        addresses: &[Address],
-        options: &SocketOptions,
-    ) -> Result<OwnedFd, Error> {
-        let (fd, address, made) =
-            self.obtain(name, kind, addresses, |kind, at| socket::make(kind, at, options))?;
-        self.give_out(name, kind, address, fd, made)
-    }
-
-    /// Claims or opens a file, and gives out a duplicate of it.
-    pub(crate) fn file(
-        &mut self,
-        name: &str,
-        make: impl FnOnce() -> io::Result<OwnedFd>,
-    ) -> Result<OwnedFd, Error> {
-        let make = |_, _: &Address| make().map_err(|error| ("open", error));
-        let (fd, address, made) = self.obtain(name, Kind::File, &[Address::Unnamed], make)?;
-        self.give_out(name, Kind::File, address, fd, made)
-    }
-
-    fn give_out(
-        &mut self,
-        name: &str,
-        kind: Kind,
-        address: Address,
-        fd: OwnedFd,
-        made: bool,
-    ) -> Result<OwnedFd, Error> {
-        let duplicate = fd.try_clone().map_err(Error::system("duplicate a descriptor"))?;
-        self.add(name, kind, address, Held::Passive { fd, watched: false }, made);
-        Ok(duplicate)
     }
 
     /// Has events of a socket that the user reads reported, while this process accepts.
@@ -208,66 +155,34 @@ impl Listeners {
         let named = self.named.iter_mut().find(|named| *named.name == *name);
         if let Some(Held::Passive { fd, watched }) = named.map(|named| &mut named.held) {
             if std::mem::replace(watched, false) && polled {
-                // It was registered by `resume` and is open, so this does not fail.
+                // It is open, so this fails only if it was not registered.
                 let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
             }
         }
     }
 
-    /// The descriptor of that name, claimed from the predecessor or made.
-    fn obtain(
+    fn add(
         &mut self,
-        name: &str,
-        kind: Kind,
-        addresses: &[Address],
-        make: impl FnOnce(Kind, &Address) -> Result<OwnedFd, socket::Failed>,
-    ) -> Result<(OwnedFd, Address, bool), Error> {
-        let refuse = |reason| Err(Error::Name { name: name.into(), reason });
-        if name.is_empty() || name.len() > limits::NAME_BYTES || name.contains(char::is_control) {
-            return refuse("a name has 1 to 100 bytes and no control characters");
-        }
-        if self.named.iter().any(|named| *named.name == *name) {
-            return refuse("is used twice");
-        }
-        if self.named.len() >= limits::NAMED {
-            return refuse("is one too many: a process can pass on 1012 descriptors");
-        }
-        let wanted = |inherited: &Inherited| {
-            inherited.entry.name == name
-                && inherited.entry.kind == kind
-                && addresses.iter().any(|address| inherited.found.address.satisfies(address))
-        };
-        if let Some(place) = self.inherited.iter().position(wanted) {
-            let claimed = self.inherited.swap_remove(place);
-            return Ok((claimed.fd, claimed.found.address, false));
-        }
-        // Every caller wants at least one address.
-        let [address, ..] = addresses else { return refuse("has no address") };
-        let failed = |(step, source)| Error::Open {
-            name: name.into(),
-            place: if kind == Kind::File { kind.to_string() } else { address.to_string() },
-            step,
-            source,
-        };
-        let fd = make(kind, address).map_err(failed)?;
-        let found = Found::at(&fd).map_err(|error| failed(("getsockname", error)))?;
-        if !found.serves_as(kind) || !found.address.satisfies(address) {
-            let expected = format!("a {kind} on {address}");
-            return Err(Error::Inherited { name: name.into(), expected, found: found.describe() });
-        }
-        Ok((fd, found.address, true))
-    }
-
-    fn add(&mut self, name: &str, kind: Kind, address: Address, held: Held, made: bool) {
-        let bound = Bound::at(&address);
+        name: Rc<str>,
+        wanted: &Wanted<'_>,
+        role: Role,
+        claim: Claim,
+        hold: impl FnOnce(OwnedFd) -> Held,
+    ) {
+        let Claim { fd, address, made, bound, file, access } = claim;
         self.named.push(Named {
-            name: name.into(),
-            kind,
+            name,
+            kind: wanted.kind,
             address,
-            held,
+            asked: wanted.asked.into(),
+            held: hold(fd),
+            role,
             ready: false,
+            unpolled: false,
             made,
             bound,
+            file,
+            access,
         });
     }
 
@@ -278,33 +193,65 @@ impl Listeners {
 
     /// What is passed on to a successor, in the order of the table.
     pub(crate) fn manifest(&self) -> Vec<(Entry, BorrowedFd<'_>)> {
-        self.named
-            .iter()
-            .map(|named| {
-                let entry = Entry {
-                    name: (*named.name).into(),
-                    kind: named.kind,
-                    asked: String::new(),
-                    file: None,
+        let named = self.named.iter().filter(|named| named.role != Role::Rest).enumerate();
+        named
+            .map(|(index, named)| {
+                let name = match named.role {
+                    Role::Claimed => (*named.name).into(),
+                    Role::Part | Role::Rest => self.name_of_part(index),
                 };
-                (entry, named.held.as_fd())
+                let (kind, asked, file) = (named.kind, named.asked.clone(), named.file);
+                (Entry { name, kind, asked, file }, named.held.as_fd())
             })
             .collect()
     }
 
+    /// A name that nobody else has, for a socket that nobody has named.
+    fn name_of_part(&self, index: usize) -> String {
+        let mut name = format!("part {index}");
+        while self.named.iter().any(|named| *named.name == *name) {
+            name.push('\'');
+        }
+        name
+    }
+
     /// Starts polling. What came before is found at once: registering reports a queue that has
     /// something in it (epoll_ctl(2)).
-    pub(crate) fn resume(&mut self, registry: &Registry) {
+    pub(crate) fn resume(&mut self, registry: &Registry, now: Instant) {
         self.epoch = self.epoch.wrapping_add(1);
         self.polled = true;
         self.pause = None;
-        for (index, named) in self.named.iter_mut().enumerate() {
+        for named in &mut self.named {
+            named.unpolled = named.held.polled().is_some() && named.role != Role::Rest;
+            named.ready = named.role == Role::Rest;
+            named.open_up();
+        }
+        self.poll(registry, now);
+    }
+
+    /// Has those polled that are not. One that epoll has no room for (ENOMEM, ENOSPC, epoll_ctl(2)) does
+    /// not silence the rest; it is tried again, and until then it is looked into as often.
+    fn poll(&mut self, registry: &Registry, now: Instant) {
+        let again = self.poll_again.take().is_some();
+        for (index, named) in self.named.iter_mut().enumerate().filter(|(_, it)| it.unpolled) {
             let token = Token::new(TokenKind::Listener, self.epoch, index as u32).pack();
-            if let Some(fd) = named.held.polled() {
-                // One that cannot be polled (ENOMEM, ENOSPC, epoll_ctl(2)) does not silence the rest.
-                if let Err(error) = registry.register(&mut SourceFd(&fd), token, Interest::READABLE)
-                {
-                    log::error!("\"{}\" on {} is not polled: {error}", named.name, named.address);
+            let Some(fd) = named.held.polled() else { continue };
+            match registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
+                Ok(()) => {
+                    named.unpolled = false;
+                    if again {
+                        log::info!("\"{}\" on {} is polled again", named.name, named.address);
+                    }
+                }
+                Err(error) => {
+                    named.ready = named.held.is_listener();
+                    self.poll_again = Some(now + limits::ACCEPT_RETRY);
+                    if !again {
+                        let Named { name, address, .. } = named;
+                        log::error!(
+                            "\"{name}\" on {address} is not polled, and tried again: {error}"
+                        );
+                    }
                 }
             }
         }
@@ -313,14 +260,15 @@ impl Listeners {
     /// Stops polling (I3). The registration belongs to the open file description, which the other
     /// process shares: closing would not end it.
     pub(crate) fn pause(&mut self, registry: &Registry) {
-        self.pause = None;
+        (self.pause, self.poll_again) = (None, None);
         if !std::mem::take(&mut self.polled) {
             return;
         }
         for named in &mut self.named {
+            let unpolled = std::mem::take(&mut named.unpolled) || named.role == Role::Rest;
             named.ready = false;
-            if let Some(fd) = named.held.polled() {
-                // It was registered by `resume` and is open, so this does not fail.
+            if let Some(fd) = named.held.polled().filter(|_| !unpolled) {
+                // It was registered by `poll` and is open, so this does not fail.
                 let _ = registry.deregister(&mut SourceFd(&fd));
             }
         }
@@ -339,57 +287,6 @@ impl Listeners {
         self.named.iter().filter_map(|named| named.bound.as_ref()).for_each(Bound::unlink);
         self.unlink_abandoned();
         self.close(registry);
-    }
-
-    /// Begins to let in everybody who waits, before everything is closed for good: whoever has connected
-    /// by now is served. Nobody can come to a path that is unlinked; at a port those who come meanwhile
-    /// are let in, too, up to a bound.
-    pub(crate) fn drain(&mut self, registry: &Registry) {
-        self.pause(registry);
-        self.named.iter_mut().filter_map(|named| named.bound.take()).for_each(|it| it.unlink());
-        self.named.iter_mut().for_each(|named| named.ready = named.held.is_listener());
-        self.draining = Some(limits::LAST_ACCEPTS);
-    }
-
-    /// Whether there are still some to be let in before everything is closed.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.is_some()
-    }
-
-    /// Whether everybody was let in, or nobody more can be.
-    pub(crate) fn is_drained(&self) -> bool {
-        let ready = self.named.iter().any(|named| named.ready);
-        self.draining.is_some_and(|left| left == 0 || !ready)
-    }
-
-    /// Everybody was let in, or nobody more can be. Answers whether it was draining.
-    pub(crate) fn end_draining(&mut self, registry: &Registry) -> bool {
-        let drained = self.draining.take().is_some();
-        if drained {
-            self.retire(registry);
-            log::info!("stop listening.");
-        }
-        drained
-    }
-
-    /// Closes what was inherited and not claimed.
-    pub(crate) fn close_unclaimed(&mut self) {
-        for Inherited { entry, found, fd } in std::mem::take(&mut self.inherited) {
-            log::info!(
-                "closing {} \"{}\" ({}): not claimed",
-                entry.kind,
-                entry.name,
-                found.address
-            );
-            drop(fd);
-            let claimed = self.named.iter().any(|named| named.address == found.address);
-            self.abandoned.extend(Bound::at(&found.address).filter(|_| !claimed));
-        }
-    }
-
-    /// Unlinks the paths of what was not claimed.
-    pub(crate) fn unlink_abandoned(&mut self) {
-        std::mem::take(&mut self.abandoned).iter().for_each(Bound::unlink);
     }
 
     /// Unlinks the paths that this process itself has made, for a process that ends before it
@@ -413,128 +310,6 @@ impl Listeners {
             None => Err(Stale),
         }
     }
-
-    /// Whether a connection may wait that can be accepted now.
-    pub(crate) fn has_ready(&self) -> bool {
-        self.pause.is_none() && self.named.iter().any(|named| named.ready)
-    }
-
-    /// When accepting is to be tried again.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        match self.pause {
-            Some(Pause::Until(deadline) | Pause::NoDescriptor(deadline)) => Some(deadline),
-            Some(Pause::Full) | None => None,
-        }
-    }
-
-    /// A session has ended, or will not come: what it held may be what accepting waits for.
-    pub(crate) fn room_made(&mut self, now: Instant) {
-        self.pause = match self.pause {
-            Some(Pause::NoDescriptor(_)) => Some(Pause::NoDescriptor(now)),
-            Some(Pause::Until(_) | Pause::Full) | None => None,
-        };
-    }
-
-    /// Accepting pauses until a session ends: there are as many as there may be, those included that
-    /// are to come.
-    pub(crate) fn pause_full(&mut self, sessions: usize, to_come: usize) {
-        // Nobody waits for it, or it is known.
-        if matches!(self.pause, Some(Pause::Full)) || !self.named.iter().any(|named| named.ready) {
-            return;
-        }
-        self.pause = Some(Pause::Full);
-        match to_come {
-            0 => self.log_pause(format_args!(
-                "there are {sessions} sessions, the most that are allowed"
-            )),
-            _ => self.log_pause(format_args!(
-                "there are {sessions} sessions and {to_come} to come, the most that are allowed"
-            )),
-        }
-    }
-
-    /// Accepts one connection, from the listeners in turn. `None` if none waits, or if accepting
-    /// has to pause. No error ends the loop (accept(2)).
-    ///
-    /// Who gets a descriptor of the number `ceiling` or more is the last one for now.
-    pub(crate) fn accept(
-        &mut self,
-        now: Instant,
-        ceiling: RawFd,
-    ) -> Option<(Rc<str>, Stream, Address)> {
-        match self.pause {
-            Some(Pause::Until(deadline)) if now >= deadline => self.pause = None,
-            Some(Pause::NoDescriptor(deadline)) if now >= deadline => {
-                if self.next_number().is_none_or(|number| number >= ceiling) {
-                    self.pause = Some(Pause::NoDescriptor(now + limits::ACCEPT_RETRY));
-                    return None;
-                }
-                self.pause = None;
-            }
-            Some(_) => return None,
-            None => {}
-        }
-        if let Some(left) = &mut self.draining {
-            let Some(fewer) = left.checked_sub(1) else { return None };
-            *left = fewer;
-        }
-        let mut broken = 0;
-        for offset in 0..self.named.len() {
-            let index = (self.next + offset) % self.named.len();
-            while self.named[index].ready {
-                if broken == limits::ACCEPTS_PER_TURN {
-                    // The others first, in the next turn.
-                    self.next = index + 1;
-                    return None;
-                }
-                match self.named[index].accept() {
-                    Ok((stream, peer)) => {
-                        self.next = index + 1;
-                        let name = Rc::clone(&self.named[index].name);
-                        if stream.as_fd().as_raw_fd() >= ceiling {
-                            self.pause = Some(Pause::NoDescriptor(now + limits::ACCEPT_RETRY));
-                            self.log_pause(format_args!(
-                                "the descriptors that are left are kept for an upgrade"
-                            ));
-                        }
-                        return Some((name, stream, peer));
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        self.named[index].ready = false;
-                        self.pause_logged = false;
-                    }
-                    // The connection is broken, not the listener: the next one, please.
-                    Err(error) if is_ordinary(&error) => {
-                        broken += 1;
-                        log::debug!(target: CLIENTS, "accept on \"{}\": {error}", self.named[index].name);
-                    }
-                    // No descriptor (EMFILE, ENFILE) or no memory, or something unheard of. The
-                    // connection stays in the queue.
-                    Err(error) => {
-                        self.pause = Some(Pause::Until(now + limits::ACCEPT_RETRY));
-                        let name = Rc::clone(&self.named[index].name);
-                        self.log_pause(format_args!("accept on \"{name}\": {error}"));
-                        return None;
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    /// The lowest number that is free, which the next descriptor will have.
-    fn next_number(&self) -> Option<RawFd> {
-        let any = self.named.first()?.held.as_fd();
-        any.try_clone_to_owned().ok().map(|duplicate| duplicate.as_raw_fd())
-    }
-
-    fn log_pause(&mut self, reason: std::fmt::Arguments<'_>) {
-        if !std::mem::replace(&mut self.pause_logged, true) {
-            if let Some(more) = self.pauses.line(Instant::now()) {
-                log::warn!(target: CLIENTS, "accepting pauses, and resumes by itself: {reason}{more}");
-            }
-        }
-    }
 }
 
 /// An event for something that was closed or paused meanwhile.
@@ -542,17 +317,12 @@ impl Listeners {
 pub(crate) struct Stale;
 
 impl Named {
-    fn accept(&self) -> io::Result<(Stream, Address)> {
-        match &self.held {
-            Held::Tcp(listener) => {
-                let (stream, peer) = listener.accept()?;
-                Ok((Stream::new(Inner::Tcp(stream)), peer.into()))
-            }
-            Held::Unix(listener) => {
-                let (stream, peer) = listener.accept()?;
-                Ok((Stream::new(Inner::Unix(stream)), peer.into()))
-            }
-            Held::Passive { .. } => Err(io::ErrorKind::WouldBlock.into()),
+    /// Gives its file the mode and the owner that this process wants.
+    fn open_up(&mut self) {
+        let access = std::mem::take(&mut self.access);
+        let Some(bound) = &self.bound else { return };
+        if let Err((step, error)) = access.apply(bound.path()) {
+            log::warn!("{}: {step}: {error}; mode and owner stay as they are", self.address);
         }
     }
 }
@@ -561,7 +331,7 @@ impl Held {
     /// Whether it is a listener for sessions.
     fn is_listener(&self) -> bool {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => true,
+            Self::Listener { .. } => true,
             Self::Passive { .. } => false,
         }
     }
@@ -569,9 +339,7 @@ impl Held {
     /// The descriptor to poll, if this one is polled.
     fn polled(&self) -> Option<i32> {
         match self {
-            Self::Tcp(listener) => Some(listener.as_raw_fd()),
-            Self::Unix(listener) => Some(listener.as_raw_fd()),
-            Self::Passive { fd, watched: true } => Some(fd.as_raw_fd()),
+            Self::Listener { fd, .. } | Self::Passive { fd, watched: true } => Some(fd.as_raw_fd()),
             Self::Passive { watched: false, .. } => None,
         }
     }
@@ -580,47 +348,7 @@ impl Held {
 impl AsFd for Held {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Tcp(listener) => listener.as_fd(),
-            Self::Unix(listener) => listener.as_fd(),
-            Self::Passive { fd, .. } => fd.as_fd(),
-        }
-    }
-}
-
-/// Errors that concern one connection: accept(2) passes on what happened to it in the queue.
-fn is_ordinary(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(
-            libc::ECONNABORTED
-                | libc::EINTR
-                | libc::EPROTO
-                | libc::ENETDOWN
-                | libc::ENOPROTOOPT
-                | libc::EHOSTDOWN
-                | libc::ENONET
-                | libc::EHOSTUNREACH
-                | libc::ENETUNREACH
-        )
-    )
-}
-
-impl Bound {
-    fn at(address: &Address) -> Option<Self> {
-        let path = address.path()?;
-        Some(Self { path: path.into(), file: Self::file_at(path)? })
-    }
-
-    fn file_at(path: &Path) -> Option<(u64, u64)> {
-        path.symlink_metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
-    }
-
-    /// Unlinks the path, if it still is the file that it was.
-    fn unlink(&self) {
-        if Self::file_at(&self.path) == Some(self.file) {
-            if let Err(error) = fs::remove_file(&self.path) {
-                log::warn!("unlink {}: {error}", self.path.display());
-            }
+            Self::Listener { fd, .. } | Self::Passive { fd, .. } => fd.as_fd(),
         }
     }
 }

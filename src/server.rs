@@ -28,7 +28,7 @@ use crate::failures::Failures;
 use crate::handler::{Handler, Requests, Shared};
 use crate::io_event::IoEvent;
 use crate::limits;
-use crate::listeners::Listeners;
+use crate::listeners::{Listeners, Make, Wanted};
 use crate::machine::{Event, Machine, Predecessor as Rank, State};
 use crate::pace::Pace;
 use crate::pid_file::PidFile;
@@ -334,10 +334,24 @@ impl<H: Handler> Server<H> {
     /// Listens for sessions on an address: `HOST:PORT`, `[V6]:PORT`, `unix:/PATH` or
     /// `unix:@ABSTRACT`.
     ///
-    /// A successor gets the socket of its predecessor if it has the same name and its address is
-    /// still wanted; otherwise it is bound anew, and the old one is closed. Port 0 is any port, and
-    /// the same one in every successor. Of the addresses of a host name the first of IPv4 is bound,
-    /// or the first. The answer is the address that the socket really has.
+    /// A successor gets the socket that its predecessor asked for by the same text, and no host is
+    /// looked up for that; or one at the same address, however that is spelled and whatever its name
+    /// was. Otherwise it is bound anew. Port 0 is any port, and under one name the same one in every
+    /// successor. Of the addresses of a host name the first of IPv4 is bound, or the first. The answer
+    /// is the address that the socket really has.
+    ///
+    /// Who asks for all addresses of a port (`0.0.0.0`, `[::]`) of which the predecessor has some gets
+    /// them all, and accepts at both sockets. The other way round it is an error: whoever connects to
+    /// the more exact address would wait for a successor that may never serve. That takes two upgrades,
+    /// the first of them to neither.
+    ///
+    /// A Unix socket whose path somebody has removed is bound anew, and who waits in the queue of the
+    /// old one is let in. Another server's socket at the path is left alone: then the inherited one is
+    /// kept, with a warning, and nothing is unlinked at the end.
+    ///
+    /// What a successor does not ask for is closed with the predecessor, and not before: the predecessor
+    /// does not accept there any more, and keeps the socket in case it has to come back. Until it is
+    /// gone, clients that connect there wait in the queue; when it goes, their connections are reset.
     ///
     /// Must be called before the server runs; a name can be used once.
     pub fn listen(&mut self, name: &str, address: &str) -> Result<Address, Error> {
@@ -351,10 +365,7 @@ impl<H: Handler> Server<H> {
         address: &str,
         options: &SocketOptions,
     ) -> Result<Address, Error> {
-        self.remember(name, |server| {
-            let make = |kind, at: &Address| socket::make(kind, at, options);
-            server.listeners.listen(name, &Address::resolve(address)?, make)
-        })
+        self.remember(name, |server| server.listeners.listen(name, address, Make::Socket(options)))
     }
 
     /// Listens as [`Server::listen`] does, on a socket that the caller makes, if none is
@@ -367,12 +378,12 @@ impl<H: Handler> Server<H> {
         make: impl FnOnce(&Address) -> io::Result<OwnedFd>,
     ) -> Result<Address, Error> {
         self.remember(name, |server| {
-            let make = |_, at: &Address| {
+            let make = |at: &Address| {
                 let fd = make(at).map_err(|error| ("make", error))?;
                 socket::complete(&fd, &SocketOptions::default())?;
                 Ok(fd)
             };
-            server.listeners.listen(name, &Address::resolve(address)?, make)
+            server.listeners.listen(name, address, Make::Caller(Box::new(make)))
         })
     }
 
@@ -401,8 +412,8 @@ impl<H: Handler> Server<H> {
 
     fn socket(&mut self, name: &str, kind: Kind, address: &str) -> Result<OwnedFd, Error> {
         self.remember(name, |server| {
-            let addresses = Address::resolve(address)?;
-            server.listeners.socket(name, kind, &addresses, &SocketOptions::default())
+            let wanted = Wanted { name, kind, asked: address };
+            server.listeners.passive(wanted, Make::Socket(&SocketOptions::default()))
         })
     }
 
@@ -413,7 +424,11 @@ impl<H: Handler> Server<H> {
         name: &str,
         open: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> Result<OwnedFd, Error> {
-        self.remember(name, |server| server.listeners.file(name, open))
+        self.remember(name, |server| {
+            let wanted = Wanted { name, kind: Kind::File, asked: "" };
+            let make = |_: &Address| open().map_err(|error| ("open", error));
+            server.listeners.passive(wanted, Make::Caller(Box::new(make)))
+        })
     }
 
     /// Has readability of a named socket or file reported to

@@ -1,18 +1,16 @@
 //! One named socket: how it is made, and what it really is.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::socket::{
-    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike,
-    SockaddrStorage, UnixAddr, sockopt,
-};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, sockopt};
+use nix::sys::stat::{Mode, fchmod};
 
 use crate::address::Address;
+use crate::socket_file::{self, Access, Bound, PERMISSIONS, is_stale};
+use crate::sys::{self, Name};
 use crate::wire::Kind;
 
 /// How a socket is made, where it is not inherited. An inherited one keeps the options that it was
@@ -31,6 +29,7 @@ pub struct SocketOptions {
     only_v6: Option<bool>,
     no_delay: bool,
     backlog: u16,
+    access: Access,
 }
 
 impl Default for SocketOptions {
@@ -41,6 +40,7 @@ impl Default for SocketOptions {
             only_v6: None,
             no_delay: true,
             backlog: BACKLOG,
+            access: Access::default(),
         }
     }
 }
@@ -83,6 +83,30 @@ impl SocketOptions {
     pub fn backlog(self, connections: u16) -> Self {
         Self { backlog: connections.min(BACKLOG), ..self }
     }
+
+    /// The mode of a Unix socket's file, of which only the bits of 0o777 count: whoever may write may
+    /// connect (unix(7)). By default it is what the umask leaves of 0o777. It is set before anybody can
+    /// connect. An inherited socket's file gets it when this process takes over, and is left as it is
+    /// with a warning where the system refuses that.
+    ///
+    /// An address without a file has no mode.
+    #[must_use]
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.access.mode = Some(mode & PERMISSIONS);
+        self
+    }
+
+    /// The user and the group to whom a Unix socket's file belongs; `None` leaves them as they are.
+    /// Otherwise as [`SocketOptions::mode`]. It takes the right to give files away (chown(2)).
+    #[must_use]
+    pub fn owner(mut self, uid: Option<u32>, gid: Option<u32>) -> Self {
+        (self.access.uid, self.access.gid) = (uid, gid);
+        self
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.access
+    }
 }
 
 /// What failed: the system call, and its answer.
@@ -92,12 +116,14 @@ pub(crate) type Failed = (&'static str, io::Error);
 /// listens.
 ///
 /// The path of a Unix socket that nobody listens on any more, left by a process that was killed, is
-/// taken over.
+/// taken over. Of several processes that do so at once, one has it in the end.
 pub(crate) fn make(
     kind: Kind,
     address: &Address,
     options: &SocketOptions,
 ) -> Result<OwnedFd, Failed> {
+    // A socket that is bound and does not listen yet looks as one that is left over.
+    let _lock = address.path().and_then(socket_file::lock_directory_of);
     match bind(kind, address, options) {
         Err(("bind", error)) if error.kind() == io::ErrorKind::AddrInUse => {
             match address.path().filter(|path| is_stale(path, kind)) {
@@ -112,14 +138,38 @@ pub(crate) fn make(
     }
 }
 
-fn bind(kind: Kind, address: &Address, options: &SocketOptions) -> Result<OwnedFd, Failed> {
-    let at: Box<dyn SockaddrLike> = match address {
-        Address::Internet(std::net::SocketAddr::V4(v4)) => Box::new(SockaddrIn::from(*v4)),
-        Address::Internet(std::net::SocketAddr::V6(v6)) => Box::new(SockaddrIn6::from(*v6)),
-        Address::Path(path) => Box::new(UnixAddr::new(path).map_err(failed("bind"))?),
-        Address::Abstract(name) => Box::new(UnixAddr::new_abstract(name).map_err(failed("bind"))?),
-        Address::Unnamed => return Err(("bind", Errno::EINVAL.into())),
+/// Makes a listener of all addresses, although other processes listen on some of them by the sockets
+/// `parts`, of which this process has descriptors.
+///
+/// Sockets may overlap if all of them say so (SO_REUSEPORT, socket(7)), and what each of them says is
+/// looked at when one is bound or begins to listen, and then never again. So they say so for that long.
+/// Who connects is given to the socket that says his address most exactly.
+pub(crate) fn make_beside(
+    parts: &[BorrowedFd<'_>],
+    address: &Address,
+    options: &SocketOptions,
+) -> Result<OwnedFd, Failed> {
+    let set = failed("setsockopt");
+    let alone: Vec<_> = parts
+        .iter()
+        .filter(|part| socket::getsockopt(part, sockopt::ReusePort) == Ok(false))
+        .collect();
+    let share = |on: bool| {
+        alone.iter().try_for_each(|part| socket::setsockopt(part, sockopt::ReusePort, &on))
     };
+    let made = share(true)
+        .map_err(set)
+        .and_then(|()| make(Kind::Tcp, address, &options.clone().reuse_port(true)));
+    // What was possible is possible again.
+    share(false).map_err(set)?;
+    let made = made?;
+    socket::setsockopt(&made, sockopt::ReusePort, &options.reuse_port).map_err(set)?;
+    Ok(made)
+}
+
+fn bind(kind: Kind, address: &Address, options: &SocketOptions) -> Result<OwnedFd, Failed> {
+    let name = address.to_name().and_then(|name| Name::new(&name));
+    let name = name.ok_or(("bind", Errno::EINVAL.into()))?;
     let (family, socket_type) = match (kind, address) {
         (Kind::Tcp, Address::Internet(std::net::SocketAddr::V4(_))) => {
             (AddressFamily::Inet, SockType::Stream)
@@ -161,11 +211,24 @@ fn bind(kind: Kind, address: &Address, options: &SocketOptions) -> Result<OwnedF
     if let (AddressFamily::Inet6, Some(only)) = (family, options.only_v6) {
         socket::setsockopt(&fd, sockopt::Ipv6V6Only, &only).map_err(set)?;
     }
-    socket::bind(fd.as_raw_fd(), &*at).map_err(failed("bind"))?;
-    if listens(kind) {
-        listen(&fd, options)?;
+    let Some(path) = address.path() else {
+        sys::bind(fd.as_fd(), &name).map_err(failed("bind"))?;
+        return if listens(kind) { listen(&fd, options).map(|()| fd) } else { Ok(fd) };
+    };
+    if let Some(mode) = options.access.mode {
+        // The file gets what the umask leaves of it, and never more, which counts for a socket that
+        // does not have to listen. Only a help: what is not set here is set below.
+        let _ = fchmod(&fd, Mode::from_bits_truncate(mode));
     }
-    Ok(fd)
+    sys::bind(fd.as_fd(), &name).map_err(failed("bind"))?;
+    let bound = Bound::at(path);
+    let opened = options.access.apply(path);
+    // From here on others can connect.
+    let opened = opened.and_then(|()| if listens(kind) { listen(&fd, options) } else { Ok(()) });
+    if opened.is_err() {
+        bound.iter().for_each(Bound::unlink);
+    }
+    opened.map(|()| fd)
 }
 
 /// Makes what a caller made as good as what is made here. It is not shared with anybody yet.
@@ -210,9 +273,10 @@ impl Found {
             Err(errno) => return Err(errno.into()),
         };
         let listening = socket::getsockopt(&fd, sockopt::AcceptConn)?;
-        let name: SockaddrStorage = socket::getsockname(fd.as_raw_fd())?;
-        let internet = matches!(name.family(), Some(AddressFamily::Inet | AddressFamily::Inet6));
-        let unix = name.family() == Some(AddressFamily::Unix);
+        let address = address_of(fd)?;
+        // A socket without a name serves nobody, whatever its family is.
+        let internet = matches!(address, Address::Internet(_));
+        let unix = matches!(address, Address::Path(_) | Address::Abstract(_));
         let kind = match socket_type {
             SockType::Stream if internet => Kind::Tcp,
             SockType::Datagram if internet => Kind::Udp,
@@ -228,7 +292,7 @@ impl Found {
                 return Err(io::Error::other(format!("socket type {other:?} is not known")));
             }
         };
-        Ok(Self { kind, address: address_of(&name), listening, nonblocking })
+        Ok(Self { kind, address, listening, nonblocking })
     }
 
     /// Whether it can serve as `kind`: of that domain and type, listening where it must, and
@@ -259,42 +323,14 @@ pub(crate) fn listens(kind: Kind) -> bool {
     }
 }
 
-fn address_of(name: &SockaddrStorage) -> Address {
-    if let Some(v4) = name.as_sockaddr_in() {
-        return Address::Internet(std::net::SocketAddrV4::from(*v4).into());
-    }
-    if let Some(v6) = name.as_sockaddr_in6() {
-        return Address::Internet(std::net::SocketAddrV6::from(*v6).into());
-    }
-    match name.as_unix_addr() {
-        Some(unix) => match (unix.path(), unix.as_abstract()) {
-            (Some(path), _) => Address::Path(path.into()),
-            (None, Some(name)) => Address::Abstract(name.into()),
-            (None, None) => Address::Unnamed,
-        },
-        None => Address::Unnamed,
-    }
+/// The address that a socket has itself.
+pub(crate) fn address_of(socket: impl AsFd) -> io::Result<Address> {
+    Ok(Address::from_name(sys::name_of(socket.as_fd())?.as_bytes()))
 }
 
-/// A socket in the file system that refuses connections has nobody behind it (connect(2)).
-fn is_stale(path: &Path, kind: Kind) -> bool {
-    let socket_type = match kind {
-        Kind::UnixStream => SockType::Stream,
-        Kind::UnixSeqpacket => SockType::SeqPacket,
-        Kind::UnixDatagram => SockType::Datagram,
-        Kind::Tcp | Kind::Udp | Kind::File => return false,
-    };
-    if !path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket()) {
-        return false;
-    }
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let probe = socket::socket(AddressFamily::Unix, socket_type, flags, None);
-    match (probe, UnixAddr::new(path)) {
-        (Ok(probe), Ok(address)) => {
-            socket::connect(probe.as_raw_fd(), &address) == Err(Errno::ECONNREFUSED)
-        }
-        (Err(_), _) | (_, Err(_)) => false,
-    }
+/// Whether a socket of IPv6 is one of IPv4 as well (IPV6_V6ONLY, ipv6(7)).
+pub(crate) fn has_both_families(socket: impl AsFd) -> bool {
+    socket::getsockopt(&socket, sockopt::Ipv6V6Only) == Ok(false)
 }
 
 fn failed(step: &'static str) -> impl Fn(Errno) -> Failed + Copy {

@@ -4,8 +4,6 @@ use std::cell::Cell;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{self, Shutdown};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::SocketAddr;
 use std::rc::Rc;
 
 use mio::event::Source;
@@ -13,10 +11,11 @@ use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, recv, setsockopt, sockopt,
+    self, AddressFamily, MsgFlags, SockFlag, SockType, recv, setsockopt, sockopt,
 };
 
 use crate::address::Address;
+use crate::socket::address_of;
 use crate::sys;
 use crate::wire::Family;
 
@@ -62,7 +61,7 @@ pub(crate) enum Inner {
 
 impl Stream {
     /// A connection that this process has made.
-    pub(crate) fn new(inner: Inner) -> Self {
+    fn new(inner: Inner) -> Self {
         Self {
             inner,
             registry: None,
@@ -86,18 +85,9 @@ impl Stream {
     /// rides on them, which spares one segment of a short connection. If they do not come, the kernel
     /// sends it when an acknowledgement has been delayed for long enough (TCP_QUICKACK, tcp(7)).
     pub(crate) fn connect(address: &Address, has_bytes: bool) -> io::Result<Self> {
-        let inner = match address {
-            Address::Internet(address) => Inner::Tcp(connect_tcp(*address, has_bytes)?),
-            Address::Path(path) => Inner::Unix(mio::net::UnixStream::connect(path)?),
-            Address::Abstract(name) => {
-                let address = SocketAddr::from_abstract_name(name)?;
-                Inner::Unix(mio::net::UnixStream::connect_addr(&address)?)
-            }
-            Address::Unnamed => return Err(io::ErrorKind::InvalidInput.into()),
-        };
-        let mut stream = Self::new(inner);
+        let mut stream = Self::new(connect(address, has_bytes)?);
         stream.local = match address {
-            Address::Internet(address) => address.ip().to_canonical().is_loopback(),
+            Address::Internet(internet) => internet.ip().to_canonical().is_loopback(),
             Address::Path(_) | Address::Abstract(_) | Address::Unnamed => true,
         };
         if has_bytes && stream.family() == Family::Tcp {
@@ -141,12 +131,19 @@ impl Stream {
         }
     }
 
+    /// The next connection of a listener, and its peer's address (accept(2)).
+    ///
+    /// Not by mio: it takes what the kernel says for a name's length as what fits into `sockaddr_un`,
+    /// and a client that is bound to a path of 108 bytes ends the process by that (unix(7), BUGS). And
+    /// it has no abstract names.
+    pub(crate) fn accept(listener: BorrowedFd<'_>, family: Family) -> io::Result<(Self, Address)> {
+        let (fd, peer) = sys::accept(listener)?;
+        Ok((Self::new(Inner::of(fd, family)), Address::from_name(peer.as_bytes())))
+    }
+
     /// A connection of that family, from the descriptor that another process has sent.
     pub(crate) fn adopt(fd: OwnedFd, family: Family, acknowledged: &Rc<Cell<bool>>) -> Self {
-        let mut stream = Self::from_elsewhere(match family {
-            Family::Tcp => Inner::Tcp(mio::net::TcpStream::from_std(fd.into())),
-            Family::Unix => Inner::Unix(mio::net::UnixStream::from_std(fd.into())),
-        });
+        let mut stream = Self::from_elsewhere(Inner::of(fd, family));
         stream.acknowledged = Some(Rc::clone(acknowledged));
         stream
     }
@@ -192,10 +189,8 @@ impl Stream {
 
     /// The address at this end.
     pub fn local_address(&self) -> io::Result<Address> {
-        match &self.inner {
-            Inner::Tcp(stream) => stream.local_addr().map(Address::from),
-            Inner::Unix(stream) => stream.local_addr().map(Address::from),
-        }
+        // Not by the standard library, for the same reason as with `accept`.
+        address_of(self)
     }
 
     /// Has the connection reset when it is closed (SO_LINGER with no time, socket(7)): what was not
@@ -233,19 +228,38 @@ impl Stream {
     }
 }
 
-/// As mio does, with the options set before there is a connection.
-fn connect_tcp(address: net::SocketAddr, has_bytes: bool) -> io::Result<mio::net::TcpStream> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket::socket(family, SockType::Stream, flags, None)?;
-    if has_bytes {
-        // Only a saving, which some filter may not grant.
-        let _ = sys::delay_acknowledgements(socket.as_fd());
-    } else {
-        setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
+impl Inner {
+    /// The descriptor is non-blocking.
+    fn of(fd: OwnedFd, family: Family) -> Self {
+        match family {
+            Family::Tcp => Self::Tcp(mio::net::TcpStream::from_std(fd.into())),
+            Family::Unix => Self::Unix(mio::net::UnixStream::from_std(fd.into())),
+        }
     }
-    match socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
-        Ok(()) | Err(Errno::EINPROGRESS) => Ok(mio::net::TcpStream::from_std(socket.into())),
+}
+
+/// As mio does, with the options set before there is a connection. (And mio cuts off an abstract name
+/// that begins with a NUL.)
+fn connect(address: &Address, has_bytes: bool) -> io::Result<Inner> {
+    let name = address.to_name().and_then(|name| sys::Name::new(&name));
+    let name = name.ok_or(io::ErrorKind::InvalidInput)?;
+    let (domain, family) = match address {
+        Address::Internet(net::SocketAddr::V4(_)) => (AddressFamily::Inet, Family::Tcp),
+        Address::Internet(net::SocketAddr::V6(_)) => (AddressFamily::Inet6, Family::Tcp),
+        Address::Path(_) | Address::Abstract(_) | Address::Unnamed => {
+            (AddressFamily::Unix, Family::Unix)
+        }
+    };
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(domain, SockType::Stream, flags, None)?;
+    match family {
+        // Only a saving, which some filter may not grant.
+        Family::Tcp if has_bytes => drop(sys::delay_acknowledgements(socket.as_fd())),
+        Family::Tcp => setsockopt(&socket, sockopt::TcpNoDelay, &true)?,
+        Family::Unix => {}
+    }
+    match sys::connect(socket.as_fd(), &name) {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(Inner::of(socket, family)),
         Err(error) => Err(error.into()),
     }
 }

@@ -82,10 +82,9 @@ pub(crate) fn is_exiting(pid: u32) -> bool {
 
 /// Locks a file for this process, or says that it is locked ([`io::ErrorKind::WouldBlock`]). The lock
 /// belongs to the open file description and goes with its last descriptor (flock(2)).
-pub(crate) fn lock(file: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn lock(file: BorrowedFd<'_>) -> nix::Result<()> {
     // SAFETY: the descriptor is borrowed and stays open; no pointer is passed.
-    Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
-    Ok(())
+    Errno::result(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
 }
 
 /// The same, shared with others that do so: enough to see whether somebody has locked it.
@@ -320,6 +319,84 @@ pub(crate) fn executed_path() -> Option<OsString> {
     // beyond the stack, stays there as long as the process, and nobody owns it.
     let path = unsafe { CStr::from_ptr(address) };
     Some(OsStr::from_bytes(path.to_bytes()).to_owned())
+}
+
+/// A socket's name as the kernel writes it and reads it: the family, and what is behind it (bind(2)).
+///
+/// It has more room than `sockaddr_un`: behind a path that fills all the 108 bytes of `sun_path` the
+/// kernel puts a NUL, and says that the name is one byte longer than that struct (unix(7), BUGS).
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+pub(crate) struct Name {
+    bytes: [u8; Self::BYTES],
+    length: usize,
+}
+
+impl Name {
+    /// As `sockaddr_storage`, which any name fits into.
+    const BYTES: usize = size_of::<libc::sockaddr_storage>();
+
+    /// A name of these bytes. `None` if there are more than any name has.
+    pub(crate) fn new(name: &[u8]) -> Option<Self> {
+        let mut bytes = [0; Self::BYTES];
+        bytes.get_mut(..name.len())?.copy_from_slice(name);
+        Some(Self { bytes, length: name.len() })
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// Has a call fill in a name, whose length it is told and changes.
+    fn filled_by<T>(
+        call: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> nix::Result<T>,
+    ) -> io::Result<(T, Self)> {
+        let mut bytes = [0; Self::BYTES];
+        let mut length = Self::BYTES as libc::socklen_t;
+        let answer = call(bytes.as_mut_ptr().cast(), &mut length)?;
+        // A name that does not fit is cut off, and its length is the whole one's (getsockname(2)).
+        Ok((answer, Self { bytes, length: Self::BYTES.min(length as usize) }))
+    }
+}
+
+const _: () = assert!(size_of::<libc::sockaddr_un>() < Name::BYTES);
+const _: () = assert!(align_of::<libc::sockaddr_storage>() <= align_of::<Name>());
+
+/// Accepts one connection, close-on-exec and non-blocking, with its peer's name (accept4(2)).
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Name)> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    Name::filled_by(|name, length| {
+        // SAFETY: the descriptor is borrowed and stays open; the name has as much room as the length
+        // says.
+        let fd = unsafe { libc::accept4(listener.as_raw_fd(), name, length, flags) };
+        let fd = Errno::result(fd)?;
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    })
+}
+
+/// A socket's own name (getsockname(2)).
+pub(crate) fn name_of(socket: BorrowedFd<'_>) -> io::Result<Name> {
+    let ((), name) = Name::filled_by(|name, length| {
+        // SAFETY: the descriptor is borrowed and stays open; the name has as much room as the length
+        // says.
+        Errno::result(unsafe { libc::getsockname(socket.as_raw_fd(), name, length) }).map(drop)
+    })?;
+    Ok(name)
+}
+
+/// Gives a socket its name (bind(2)).
+pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name) -> nix::Result<()> {
+    let (bytes, length) = (name.bytes.as_ptr().cast(), name.length as libc::socklen_t);
+    // SAFETY: the descriptor is borrowed and stays open; the name is as long as is said.
+    Errno::result(unsafe { libc::bind(socket.as_raw_fd(), bytes, length) }).map(drop)
+}
+
+/// Connects a socket to a name (connect(2)).
+pub(crate) fn connect(socket: BorrowedFd<'_>, name: &Name) -> nix::Result<()> {
+    let (bytes, length) = (name.bytes.as_ptr().cast(), name.length as libc::socklen_t);
+    // SAFETY: the descriptor is borrowed and stays open; the name is as long as is said.
+    Errno::result(unsafe { libc::connect(socket.as_raw_fd(), bytes, length) }).map(drop)
 }
 
 #[cfg(test)]

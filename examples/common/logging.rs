@@ -50,14 +50,16 @@ pub(crate) fn go() {
     }
 }
 
-/// Waits until everything is written, for a bounded time: nobody may read it.
+/// Waits until everything is written, for a bounded time, because nobody may read it: at the end of the
+/// program, and before a successor says ready, so that the lines of its set-up stand where a reader
+/// expects them, ahead of those by which its predecessor gives way.
 #[allow(dead_code, reason = "the example servers do")]
 pub(crate) fn finish() {
     go();
     let deadline = Instant::now() + LAST_WAIT;
     let mut buffer = lock();
     let mut progress = (buffer.written, Instant::now() + LAST_PATIENCE);
-    while buffer.is_written && !(buffer.lines.is_empty() && buffer.is_idle && buffer.dropped == 0) {
+    while buffer.is_written && !buffer.is_settled() {
         let now = Instant::now();
         if buffer.written != progress.0 {
             progress = (buffer.written, now + LAST_PATIENCE);
@@ -128,6 +130,11 @@ fn lock() -> MutexGuard<'static, Buffer> {
 }
 
 impl Buffer {
+    /// Whether nothing is left to be written, or told.
+    fn is_settled(&self) -> bool {
+        self.lines.is_empty() && self.is_idle && self.dropped == 0
+    }
+
     fn add(&mut self, line: Line) {
         let most = if line.is_important { BUFFER_BYTES } else { ORDINARY_BYTES };
         // An important line takes the place of the oldest ones about clients.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use lexopt::{Arg, Parser, ValueExt};
 use log::LevelFilter;
-use tablecloth::Config;
+use nix::unistd::{Group, User};
+use tablecloth::{Config, SocketOptions};
 
 /// The help text of the common flags.
 pub(crate) const HELP: &str =
@@ -14,6 +15,10 @@ pub(crate) const HELP: &str =
   --drain-timeout SECS     how long sessions may take to end [30]
   --probation SECS         how long the old process stays, at least, to take over
                            again if the new one dies or does not answer [1]
+  --socket-mode OCTAL      who may connect to a Unix socket with a path, as with chmod:
+                           0660 is its owner and its group [what the umask leaves]
+  --socket-owner USER[:GROUP]
+                           to whom that socket belongs, by name or number
   --log-level LEVEL        off, error, warn, info, debug or trace [info];
                            warn leaves out the line for each message
   --help                   this text
@@ -26,12 +31,15 @@ signals:
 /// What the common flags say.
 pub(crate) struct Common {
     pub(crate) config: Config,
+    /// For every listener.
+    pub(crate) socket: SocketOptions,
     pub(crate) log_level: LevelFilter,
 }
 
 impl Common {
     pub(crate) fn new() -> Self {
-        Self { config: Config::default(), log_level: LevelFilter::Info }
+        let (config, socket) = (Config::default(), SocketOptions::default());
+        Self { config, socket, log_level: LevelFilter::Info }
     }
 
     /// Takes a flag, if it is a common one; its value follows in the parser.
@@ -50,6 +58,20 @@ impl Common {
                 self.config.drain_timeout = seconds(parser, "--drain-timeout")?;
             }
             "--probation" => self.config.probation = seconds(parser, "--probation")?,
+            "--socket-mode" => {
+                let text = text(parser, flag)?;
+                let mode = u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o777);
+                let mode = mode.ok_or_else(|| {
+                    format!("{flag} {text:?}: expected an octal number of 0 to 777")
+                })?;
+                self.socket = self.socket.clone().mode(mode);
+            }
+            "--socket-owner" => {
+                let text = text(parser, flag)?;
+                let (user, group) =
+                    owner(&text).map_err(|error| format!("{flag} {text:?}: {error}"))?;
+                self.socket = self.socket.clone().owner(user, group);
+            }
             "--log-level" => {
                 let text = text(parser, "--log-level")?;
                 self.log_level = text.parse().map_err(|_| {
@@ -91,4 +113,38 @@ pub(crate) fn seconds(parser: &mut Parser, flag: &str) -> Result<Duration, Strin
     duration
         .filter(|duration| duration.as_secs() < 10 * 365 * 86_400)
         .ok_or_else(|| format!("{flag} {text:?}: expected a number of seconds"))
+}
+
+/// The numbers of `USER[:GROUP]`, either of which may be a number already.
+fn owner(text: &str) -> Result<(Option<u32>, Option<u32>), String> {
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    let user = id(user, "user", |name| {
+        User::from_name(name).map(|user| user.map(|user| user.uid.as_raw()))
+    })?;
+    let group = group.map(|group| {
+        id(group, "group", |name| {
+            Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw()))
+        })
+    });
+    Ok((Some(user), group.transpose()?))
+}
+
+fn id(
+    text: &str,
+    what: &str,
+    look_up: impl FnOnce(&str) -> nix::Result<Option<u32>>,
+) -> Result<u32, String> {
+    match text.parse() {
+        // The greatest number stands for nobody (chown(2)).
+        Ok(u32::MAX) => Err(format!("there is no {what} of that number")),
+        Ok(id) => Ok(id),
+        Err(_) => match look_up(text) {
+            Ok(Some(id)) => Ok(id),
+            Ok(None) => Err(format!("there is no {what} {text:?}")),
+            Err(error) => Err(format!("{what} {text:?}: {error}")),
+        },
+    }
 }

@@ -2,6 +2,7 @@
 //! leads, how many upstreams were tried, and then the relay's own state.
 
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -17,8 +18,8 @@ pub(crate) const SCHEMA: u32 = relay::SCHEMA;
 pub(crate) fn pack(session: ProxySession, now: Instant) -> Packed {
     let ProxySession { relay, peer, route, upstream, tried, is_cut: _ } = session;
     let mut state = Vec::new();
-    for text in [&*route.name, &peer.to_string(), &upstream.text] {
-        // Each of them is an address, a few hundred bytes at most.
+    for text in [&*route.name, &text_of(&peer), &upstream.text] {
+        // Each of them is an address, which is no longer than a line of the routes.
         state.extend((text.len() as u16).to_le_bytes());
         state.extend(text.as_bytes());
     }
@@ -52,9 +53,35 @@ pub(crate) fn unpack(
     let known = route.upstreams.iter().find(|upstream| *upstream.text == *leads_to);
     let unknown = || Rc::new(Upstream { text: leads_to.into(), address: None });
     let upstream = known.map_or_else(unknown, Rc::clone);
-    // An unnamed peer has no address that could be parsed.
-    let peer = peer.parse().unwrap_or(Address::Unnamed);
+    let peer = peer_of(peer);
     Ok(ProxySession { relay, peer, route, upstream, tried, is_cut: false })
+}
+
+/// Before a name whose text does not say it, with two digits for each byte.
+const NAME: &str = "name:";
+
+/// A peer as a text of which [`peer_of`] makes the same peer. Clients choose their names, and a name may
+/// have any bytes in it.
+fn text_of(peer: &Address) -> String {
+    let text = peer.to_string();
+    match peer.to_name() {
+        Some(name) if peer_of(&text) != *peer => {
+            name.iter().fold(NAME.into(), |text, byte| format!("{text}{byte:02x}"))
+        }
+        Some(_) | None => text,
+    }
+}
+
+/// The peer in a text. It is never looked up: a peer has an address and no host name.
+fn peer_of(text: &str) -> Address {
+    if let Some(digits) = text.strip_prefix(NAME) {
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let name: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(byte).collect();
+        return name.map_or(Address::Unnamed, |name| Address::from_name(&name));
+    }
+    let unix = text.starts_with("unix:") && text != Address::Unnamed.to_string();
+    let parsed = if unix { text.parse().ok() } else { text.parse().ok().map(SocketAddr::into) };
+    parsed.unwrap_or(Address::Unnamed)
 }
 
 fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {

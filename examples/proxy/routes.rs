@@ -39,6 +39,9 @@ pub(crate) struct Upstream {
 impl Route {
     fn parse(place: String, listen: &str, upstreams: &str) -> Result<Self, String> {
         let error = |error: &dyn std::fmt::Display| format!("{place}: {error}");
+        if listen.len().max(upstreams.len()) > LINE_BYTES {
+            return Err(error(&format!("more than {LINE_BYTES} bytes")));
+        }
         // Found out now and here, and not when it is listened on.
         listen.parse::<Address>().map_err(|problem| error(&problem))?;
         let upstreams = upstreams

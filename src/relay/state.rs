@@ -68,10 +68,7 @@ impl Relay {
         let mut fields = Fields(state);
         let [flags] = fields.array("flags")?;
         let waited = u64::from_le_bytes(fields.array("waited")?);
-        let moved = [
-            u64::from_le_bytes(fields.array("forward moved")?),
-            u64::from_le_bytes(fields.array("back moved")?),
-        ];
+        let moved = [fields.moved("forward moved")?, fields.moved("back moved")?];
         let forward = way(flags, FORWARD, moved[0], fields.kept("forward kept")?, pool);
         let back = way(flags, BACK, moved[1], fields.kept("back kept")?, pool);
         if !fields.0.is_empty() {
@@ -123,6 +120,15 @@ impl<'a> Fields<'a> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(field, N)?);
         Ok(array)
+    }
+
+    /// What is counted on from here has to be far from the end of all numbers.
+    fn moved(&mut self, field: &'static str) -> Result<u64, WireError> {
+        let moved = u64::from_le_bytes(self.array(field)?);
+        if moved > u64::MAX / 2 {
+            return Err(WireError { field, problem: Problem::TooLong });
+        }
+        Ok(moved)
     }
 
     fn kept(&mut self, field: &'static str) -> Result<&'a [u8], WireError> {

@@ -193,7 +193,7 @@ impl<H: Handler> Server<H> {
             Action::ResumeAccepting => {
                 // Whoever accepts does not drain, and what has moved has ended with the successor.
                 (self.sweep, self.next_sweep, self.moves) = (None, None, None);
-                self.listeners.resume(&self.registry);
+                self.listeners.resume(&self.registry, self.shared.now);
             }
             Action::PauseAccepting => {
                 fault::at(Point::ReadyHeard);

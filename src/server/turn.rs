@@ -429,6 +429,7 @@ impl<H: Handler> Server<H> {
     }
 
     fn accept_some(&mut self) {
+        self.listeners.poll_those_refused(&self.registry, self.shared.now);
         // What a predecessor's sessions need is kept for them (I8).
         let expects = self.predecessor.as_ref().map_or_else(Expect::default, |it| it.expects);
         let (to_come, sockets) = (expects.sessions as usize, expects.sockets as usize);
