@@ -181,6 +181,10 @@ pub const REAP_WAIT: Duration = Duration::from_secs(2);
 /// hangs costs no upgrade. Where a timeout is configured to be shorter, it is [`DISK_SHARE`] of that.
 pub const DISK_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a turn waits for the paths of Unix listeners to be unlinked, before the listeners are closed:
+/// on a disk that answers it is some microseconds.
+pub const UNLINK_WAIT: Duration = Duration::from_millis(5);
+
 /// How much of a configured timeout is given to the disk at the most: one in so many parts.
 pub const DISK_SHARE: u32 = 4;
 

@@ -281,12 +281,11 @@ impl Listeners {
         self.inherited.clear();
     }
 
-    /// Closes everything for good, and unlinks the paths.
-    pub(crate) fn retire(&mut self, registry: &Registry) {
-        self.pause(registry);
-        self.named.iter().filter_map(|named| named.bound.as_ref()).for_each(Bound::unlink);
-        self.unlink_abandoned();
-        self.close(registry);
+    /// The paths that end with this process, for somebody to unlink, who may have to wait for a disk.
+    pub(crate) fn take_paths(&mut self) -> Vec<Bound> {
+        let mut paths = self.take_abandoned();
+        paths.extend(self.named.iter_mut().filter_map(|named| named.bound.take()));
+        paths
     }
 
     /// Unlinks the paths that this process itself has made, for a process that ends before it

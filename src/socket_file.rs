@@ -43,7 +43,8 @@ impl Bound {
 
     /// Unlinks the path, if it still is the file that it was.
     ///
-    /// It waits for the disk. It is called at an end, by whoever is not to return before it is done.
+    /// It may wait for a disk. The socket is to be open until it is done: then no other file can have its
+    /// number.
     pub(crate) fn unlink(&self) {
         if file_at(&self.path) == Some(self.file) {
             if let Err(error) = fs::remove_file(&self.path) {

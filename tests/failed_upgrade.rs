@@ -462,6 +462,13 @@ fn a_successor_that_has_said_hello_is_killed_before_its_spawn_has_an_answer() {
     actor.upgrade();
 }
 
+/// What a dead process has said is read to its end; and somebody else who has its socket has no end.
+#[test]
+fn a_child_that_a_dead_successor_has_left_writing_holds_up_nobody() {
+    let actor = Start::actor().pid_file().at(1, "raw-leaves-a-writer").serve();
+    fails(actor, "the successor exited with status 7");
+}
+
 #[test]
 fn a_rollback_ends_the_draining_of_the_sessions() {
     let mut actor = Start::actor().serve();

@@ -13,7 +13,6 @@ use super::{Held, Listeners, Named, Role};
 use crate::CLIENTS;
 use crate::address::Address;
 use crate::limits;
-use crate::socket_file::Bound;
 use crate::stream::Stream;
 
 /// Accepting waits for a descriptor, or for a session to end.
@@ -173,14 +172,10 @@ impl Listeners {
     }
 
     /// Begins to let in everybody who waits, before everything is closed for good: whoever has connected
-    /// by now is served. Nobody can come to a path that is unlinked; at a port those who come meanwhile
-    /// are let in, too, up to a bound.
+    /// by now is served. Nobody can come to a path that was unlinked before; at a port those who come
+    /// meanwhile are let in, too, up to a bound.
     pub(crate) fn drain(&mut self, registry: &Registry) {
         self.pause(registry);
-        self.named
-            .iter_mut()
-            .filter_map(|named| named.bound.take())
-            .for_each(|it: Bound| it.unlink());
         self.named.iter_mut().for_each(|named| named.ready = named.held.is_listener());
         self.draining = Some(limits::LAST_ACCEPTS);
     }
@@ -200,7 +195,7 @@ impl Listeners {
     pub(crate) fn end_draining(&mut self, registry: &Registry) -> bool {
         let drained = self.draining.take().is_some();
         if drained {
-            self.retire(registry);
+            self.close(registry);
             log::info!("stop listening.");
         }
         drained

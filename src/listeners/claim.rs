@@ -282,9 +282,9 @@ impl Listeners {
         self.named.iter().find(is_whole).map(|named| Rc::clone(&named.name))
     }
 
-    /// Unlinks the paths of what was not claimed.
-    pub(crate) fn unlink_abandoned(&mut self) {
-        std::mem::take(&mut self.abandoned).iter().for_each(|(bound, _)| bound.unlink());
+    /// The paths of what was not claimed, for somebody to unlink, who may have to wait for a disk.
+    pub(crate) fn take_abandoned(&mut self) -> Vec<Bound> {
+        std::mem::take(&mut self.abandoned).into_iter().map(|(bound, _)| bound).collect()
     }
 }
 

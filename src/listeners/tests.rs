@@ -86,6 +86,12 @@ fn place() -> (tempfile::TempDir, String) {
     (place, asked)
 }
 
+/// As a server does it at its end.
+fn retire(listeners: &mut Listeners, registry: &Registry) {
+    listeners.take_paths().iter().for_each(Bound::unlink);
+    listeners.close(registry);
+}
+
 fn path_of(asked: &str) -> &Path {
     Path::new(asked.trim_start_matches("unix:"))
 }
@@ -211,7 +217,7 @@ fn a_path_that_was_removed_is_made_again_and_who_waits_for_the_old_one_is_let_in
     assert_eq!(turn.accepted(&mut after), ["s", "s", "s"]);
     assert_eq!(after.named.len(), 1, "nobody can come to the old one any more");
     assert_eq!(after.manifest()[0].0.file, file_at(path));
-    after.retire(turn.0.registry());
+    retire(&mut after, turn.0.registry());
     assert!(!path.exists());
 }
 
@@ -248,7 +254,7 @@ fn a_path_that_is_another_server_s_by_now_is_left_alone_by_every_process_from_th
     tables.push(last);
     let poll = Poll::new().expect("epoll");
     for mut table in tables {
-        table.retire(poll.registry());
+        retire(&mut table, poll.registry());
         assert_eq!(file_at(path), theirs);
     }
 }
@@ -261,7 +267,7 @@ fn the_file_of_a_predecessor_that_does_not_tell_it_is_the_one_that_is_found() {
     let mut after = next_of_version_1(&before);
     after.at("s", &asked).expect("inherited");
     assert!(after.has_inherited("s"));
-    after.retire(Poll::new().expect("epoll").registry());
+    retire(&mut after, Poll::new().expect("epoll").registry());
     assert!(!path_of(&asked).exists());
 }
 
@@ -273,7 +279,7 @@ fn a_path_that_is_not_wanted_any_more_is_unlinked_when_nobody_can_come_back_to_i
     let mut after = next(&before);
     after.close_unclaimed();
     assert!(path_of(&asked).exists());
-    after.unlink_abandoned();
+    after.take_abandoned().iter().for_each(Bound::unlink);
     assert!(!path_of(&asked).exists());
 }
 
@@ -345,4 +351,22 @@ fn a_file_that_is_no_socket_is_neither_taken_over_nor_changed() {
     let Error::Open { step: "bind", source, .. } = error else { panic!("{error}") };
     assert_eq!(source.kind(), io::ErrorKind::AddrInUse);
     assert_eq!(fs::read(path_of(&asked)).expect("there"), b"precious");
+}
+
+/// A deadline that has passed, and of which nothing comes because the house is full, would have the loop
+/// turn as fast as it can.
+#[test]
+fn a_full_house_that_also_waits_for_a_descriptor_waits_for_a_session_to_end() {
+    for pause in [Pause::Until(Instant::now()), Pause::NoDescriptor(Instant::now())] {
+        let mut table = first();
+        table.at("web", "127.0.0.1:0").expect("bound");
+        table.named[0].ready = true;
+        table.pause = Some(pause);
+        assert!(table.deadline().is_some());
+        table.pause_full(10, 0);
+        assert_eq!(table.deadline(), None);
+        assert!(!table.has_ready());
+        table.room_made(Instant::now());
+        assert!(table.has_ready());
+    }
 }

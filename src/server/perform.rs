@@ -16,6 +16,7 @@ use crate::pid_file::PidFile;
 use crate::program;
 use crate::report::{Cause, Failure, Report, Stage, Timings};
 use crate::signals;
+use crate::socket_file::Bound;
 use crate::successor::{Plan, Successor};
 use crate::wire::Message;
 
@@ -170,7 +171,10 @@ impl<H: Handler> Server<H> {
                     predecessor.kill(self.stay_of_predecessor());
                 }
             }
-            Action::UnlinkUnclaimed => self.listeners.unlink_abandoned(),
+            Action::UnlinkUnclaimed => {
+                let paths = self.listeners.take_abandoned();
+                self.unlink(paths, Duration::ZERO);
+            }
             // Nobody is served yet, and nobody will be if it cannot be written.
             Action::WritePidFile => {
                 let written = self.pid_file.as_mut().map_or(Ok(()), PidFile::publish_first);
@@ -205,10 +209,14 @@ impl<H: Handler> Server<H> {
                 log::info!("stop listening.");
             }
             Action::RetireListeners => {
-                self.listeners.retire(&self.registry);
+                let paths = self.listeners.take_paths();
+                self.unlink(paths, limits::UNLINK_WAIT);
+                self.listeners.close(&self.registry);
                 log::info!("stop listening.");
             }
             Action::DrainListeners => {
+                let paths = self.listeners.take_paths();
+                self.unlink(paths, limits::UNLINK_WAIT);
                 self.listeners.drain(&self.registry);
                 if let Some(pid_file) = &mut self.pid_file {
                     pid_file.let_go(&mut self.worker);
@@ -448,6 +456,19 @@ impl<H: Handler> Server<H> {
         self.worker.finish(disk_wait(self.config.takeover_timeout));
         if let Some(pid_file) = &mut self.pid_file {
             pid_file.hear(Instant::now());
+        }
+    }
+
+    /// Has the worker unlink these paths, and waits for it as long as a turn may take: who connects to a
+    /// path that is there still, while its socket is about to be closed, is reset.
+    fn unlink(&mut self, paths: Vec<Bound>, wait: Duration) {
+        if paths.is_empty() {
+            return;
+        }
+        match self.worker.order(move || paths.iter().for_each(Bound::unlink)) {
+            // Later is no harm: at its end the process waits for the worker once more.
+            Ok(done) => drop(done.recv_timeout(wait)),
+            Err(error) => log::error!("start the thread that unlinks sockets: {error}"),
         }
     }
 

@@ -330,6 +330,16 @@ fn misbehave(deed: &str) -> Result<(), String> {
         _ if deed.starts_with("raw-speaks:") => {
             other_build::succeed(deed.trim_start_matches("raw-speaks:"), socket, || ready(b'R'))?;
         }
+        // Dies, and a child of it has the socket and goes on.
+        "raw-leaves-a-writer" => {
+            say(&hello.encode(PROTOCOL.newest))?;
+            let own = std::env::current_exe().map_err(|error| error.to_string())?;
+            let socket = socket.to_string();
+            let child = std::process::Command::new(own).args(["--write-for-ever", &socket]).spawn();
+            child.map_err(|error| error.to_string())?;
+            std::thread::sleep(Duration::from_millis(50));
+            std::process::exit(7);
+        }
         "raw-changes-version" => {
             say(&hello.encode(PROTOCOL.newest))?;
             say(&Message::Serving.encode(PROTOCOL.newest + 1))?;
@@ -477,7 +487,25 @@ fn play(mut script: Script) -> Result<(), String> {
     server.run().map_err(error)
 }
 
+/// Says the same on the handoff socket as long as there is somebody to read it.
+fn write_for_ever(socket: i32) {
+    let packet = Message::Upgrade.encode(PROTOCOL.newest);
+    loop {
+        match send(socket, &packet, MsgFlags::MSG_NOSIGNAL) {
+            Ok(_) | Err(nix::errno::Errno::EAGAIN) => {}
+            Err(_) => return,
+        }
+    }
+}
+
 fn main() -> std::process::ExitCode {
+    let mut args = std::env::args().skip(1);
+    if args.next().as_deref() == Some("--write-for-ever") {
+        if let Some(socket) = args.next().and_then(|socket| socket.parse().ok()) {
+            write_for_ever(socket);
+        }
+        return std::process::ExitCode::SUCCESS;
+    }
     tablecloth::Config::default().hold_signals();
     let played = Script::from_args().and_then(|script| {
         logging::start(log::LevelFilter::Debug)?;
