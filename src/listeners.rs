@@ -282,9 +282,11 @@ impl Listeners {
     }
 
     /// The paths that end with this process, for somebody to unlink, who may have to wait for a disk.
-    pub(crate) fn take_paths(&mut self) -> Vec<Bound> {
+    /// The sockets of those that nobody claimed come with them, to be open until it is done.
+    pub(crate) fn take_paths(&mut self) -> Vec<(Bound, Option<OwnedFd>)> {
         let mut paths = self.take_abandoned();
-        paths.extend(self.named.iter_mut().filter_map(|named| named.bound.take()));
+        let bound = self.named.iter_mut().filter_map(|named| named.bound.take());
+        paths.extend(bound.map(|bound| (bound, None)));
         paths
     }
 

@@ -282,9 +282,11 @@ impl Listeners {
         self.named.iter().find(is_whole).map(|named| Rc::clone(&named.name))
     }
 
-    /// The paths of what was not claimed, for somebody to unlink, who may have to wait for a disk.
-    pub(crate) fn take_abandoned(&mut self) -> Vec<Bound> {
-        std::mem::take(&mut self.abandoned).into_iter().map(|(bound, _)| bound).collect()
+    /// The paths of what was not claimed, for somebody to unlink, who may have to wait for a disk; and
+    /// the sockets, to be open until it is done.
+    pub(crate) fn take_abandoned(&mut self) -> Vec<(Bound, Option<OwnedFd>)> {
+        let abandoned = std::mem::take(&mut self.abandoned).into_iter();
+        abandoned.map(|(bound, fd)| (bound, Some(fd))).collect()
     }
 }
 

@@ -88,7 +88,7 @@ fn place() -> (tempfile::TempDir, String) {
 
 /// As a server does it at its end.
 fn retire(listeners: &mut Listeners, registry: &Registry) {
-    listeners.take_paths().iter().for_each(Bound::unlink);
+    listeners.take_paths().iter().for_each(|(path, _)| path.unlink());
     listeners.close(registry);
 }
 
@@ -279,7 +279,7 @@ fn a_path_that_is_not_wanted_any_more_is_unlinked_when_nobody_can_come_back_to_i
     let mut after = next(&before);
     after.close_unclaimed();
     assert!(path_of(&asked).exists());
-    after.take_abandoned().iter().for_each(Bound::unlink);
+    after.take_abandoned().iter().for_each(|(path, _)| path.unlink());
     assert!(!path_of(&asked).exists());
 }
 

@@ -1,6 +1,7 @@
 //! What the machine says is done here, and nothing is decided.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::mpsc::RecvTimeoutError;
@@ -461,11 +462,12 @@ impl<H: Handler> Server<H> {
 
     /// Has the worker unlink these paths, and waits for it as long as a turn may take: who connects to a
     /// path that is there still, while its socket is about to be closed, is reset.
-    fn unlink(&mut self, paths: Vec<Bound>, wait: Duration) {
+    fn unlink(&mut self, paths: Vec<(Bound, Option<OwnedFd>)>, wait: Duration) {
         if paths.is_empty() {
             return;
         }
-        match self.worker.order(move || paths.iter().for_each(Bound::unlink)) {
+        let unlink = move || paths.iter().for_each(|(path, _)| path.unlink());
+        match self.worker.order(unlink) {
             // Later is no harm: at its end the process waits for the worker once more.
             Ok(done) => drop(done.recv_timeout(wait)),
             Err(error) => log::error!("start the thread that unlinks sockets: {error}"),

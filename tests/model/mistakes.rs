@@ -93,10 +93,10 @@ pub(crate) fn forget_the_wanted_upgrade_after_the_pause(machine: Machine, event:
 }
 
 pub(crate) fn judge_after_a_pause(machine: Machine, event: Event) -> Step {
-    match event {
-        Event::StoodStill => Step { machine, verdict: Verdict::Ignored, actions: &[] },
-        other => real(machine, other),
+    if event == Event::StoodStill {
+        return Step { machine, verdict: Verdict::Ignored, actions: &[] };
     }
+    real(machine, event)
 }
 
 pub(crate) fn keep_what_a_lost_successor_wanted(machine: Machine, event: Event) -> Step {
