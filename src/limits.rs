@@ -181,6 +181,9 @@ pub const REAP_WAIT: Duration = Duration::from_secs(2);
 /// hangs costs no upgrade. Where a timeout is configured to be shorter, it is [`DISK_SHARE`] of that.
 pub const DISK_WAIT: Duration = Duration::from_secs(1);
 
+/// How long the thread that makes a disk's calls stays when there is none to be made.
+pub const WORKER_IDLE: Duration = Duration::from_millis(200);
+
 /// How long a turn waits for the paths of Unix listeners to be unlinked, before the listeners are closed:
 /// on a disk that answers it is some microseconds.
 pub const UNLINK_WAIT: Duration = Duration::from_millis(5);

@@ -63,13 +63,14 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Handles these signals from here on, and lets them through to this thread, and all others that
-    /// were held: those that were sent before and are blocked come now. `inherited` is what the predecessor has blocked for this
+    /// Handles these signals from here on, and lets them through to this thread: those that were sent
+    /// before, and were blocked, come now. `inherited` is what the predecessor has blocked for this
     /// process; bit n is signal n + 1.
     ///
     /// SIGCHLD is not ignored from here on, or no successor would leave its exit status
-    /// (waitpid(2)). SIGXFSZ is ignored, so that a file at its size limit is an error of whoever writes
-    /// it, and not the end of the process (setrlimit(2)). All of this is undone when the signals are dropped.
+    /// (waitpid(2)). SIGXFSZ is ignored, so that a file at its size limit is an error of whoever
+    /// writes it, and not the end of the process (setrlimit(2)); that stays. All else is undone when
+    /// the signals are dropped.
     pub(crate) fn install(
         claim: Claim,
         meanings: Vec<(i32, Request)>,
@@ -99,7 +100,7 @@ impl Signals {
             before.keep_status_of_children().map_err(failed)?;
         }
         if !numbers().any(|signal| signal == SIGXFSZ) {
-            before.outlive_full_files().map_err(failed)?;
+            Before::outlive_full_files().map_err(failed)?;
         }
         before.let_through(&set_of(&meanings), inherited).map_err(failed)?;
         Ok(Self { _before: before, source, meanings, heard: Vec::new() })
@@ -152,13 +153,9 @@ impl Before {
         Ok(())
     }
 
-    fn outlive_full_files(&mut self) -> io::Result<()> {
-        let action = Action::of(SIGXFSZ)?;
-        if let Some(other) = action.ignored() {
-            other.put_back()?;
-            self.actions.push(action);
-        }
-        Ok(())
+    /// For good: the last lines of the log are written when the server is gone.
+    fn outlive_full_files() -> io::Result<()> {
+        Action::of(SIGXFSZ)?.ignored().map_or(Ok(()), |ignored| ignored.put_back())
     }
 
     /// A parent may have blocked them for itself, and a mask comes through execve(2).

@@ -17,6 +17,9 @@ use simplelog::{Config, ConfigBuilder, WriteLogger};
 const BUFFER_BYTES: usize = 256 * 1024;
 const ORDINARY_BYTES: usize = BUFFER_BYTES / 2;
 
+/// How long the thread stays when there is nothing to write.
+const IDLE: Duration = Duration::from_millis(200);
+
 /// How long the end of the program waits for the log to be written, and how long for the next line of it.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 const LAST_PATIENCE: Duration = Duration::from_millis(200);
@@ -35,19 +38,19 @@ pub(crate) fn start_buffered(level: LevelFilter) -> Result<(), String> {
     let inner = WriteLogger::new(level, form()?, LineWriter::new(Sink));
     log::set_boxed_logger(Box::new(Buffered { inner })).map_err(|error| error.to_string())?;
     log::set_max_level(level);
+    // What is to be said of a panic must not wait for a reader either.
+    std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
     Ok(())
 }
 
 /// Has what is logged written, by a thread: not before the server is made, which changes the
-/// environment, and must be the only thread for that.
+/// environment, and must be the only thread for that. The thread is there while there is something to
+/// write, and for a moment after that: a process of one thread is served faster by the kernel.
 #[allow(dead_code, reason = "the example servers do")]
 pub(crate) fn go() {
     let mut buffer = lock();
-    if !buffer.is_written {
-        let writer = thread::Builder::new().name("log".into()).spawn(write);
-        // Without it lines are dropped, and served is whoever comes.
-        buffer.is_written = writer.is_ok();
-    }
+    buffer.may_start = true;
+    buffer.start();
 }
 
 /// Waits until everything is written, for a bounded time, because nobody may read it: at the end of the
@@ -97,7 +100,8 @@ struct Buffer {
     dropped: u64,
     /// Lines that were written, or could not be.
     written: u64,
-    /// There is a thread for it.
+    /// There may be a thread for it, and there is one.
+    may_start: bool,
     is_written: bool,
     /// The thread has nothing in its hands.
     is_idle: bool,
@@ -113,6 +117,7 @@ static BUFFER: Mutex<Buffer> = Mutex::new(Buffer {
     bytes: 0,
     dropped: 0,
     written: 0,
+    may_start: false,
     is_written: false,
     is_idle: true,
 });
@@ -130,6 +135,14 @@ fn lock() -> MutexGuard<'static, Buffer> {
 }
 
 impl Buffer {
+    /// Starts the thread, if it is wanted and not there. Without it lines wait, and served is whoever
+    /// comes.
+    fn start(&mut self) {
+        if self.may_start && !self.is_written && !self.lines.is_empty() {
+            self.is_written = thread::Builder::new().name("log".into()).spawn(write).is_ok();
+        }
+    }
+
     /// Whether nothing is left to be written, or told.
     fn is_settled(&self) -> bool {
         self.lines.is_empty() && self.is_idle && self.dropped == 0
@@ -168,8 +181,12 @@ fn write() {
             log::error!("{dropped} lines of the log were dropped: nobody has read it.");
             continue;
         }
-        while buffer.lines.is_empty() {
-            buffer = LOGGED.wait(buffer).unwrap_or_else(PoisonError::into_inner);
+        if buffer.lines.is_empty() {
+            buffer = LOGGED.wait_timeout(buffer, IDLE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if buffer.lines.is_empty() {
+            buffer.is_written = false;
+            return;
         }
         let Some(line) = buffer.lines.pop_front() else { continue };
         buffer.bytes -= line.text.len();
@@ -207,7 +224,9 @@ struct Sink;
 
 impl Write for Sink {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        lock().add(Line { text: text.into(), is_important: IS_IMPORTANT.get() });
+        let mut buffer = lock();
+        buffer.add(Line { text: text.into(), is_important: IS_IMPORTANT.get() });
+        buffer.start();
         LOGGED.notify_one();
         Ok(text.len())
     }
