@@ -576,7 +576,12 @@ impl Machine {
                     Arm(Timer::Drain),
                 ]
             ),
-            Event::ExitRequested | Event::Failed => for_good!(
+            // Nobody has asked for an end: as after a crash, the paths and the pid file are left to
+            // the successor, which goes on alone (I1).
+            Event::Failed => {
+                for_good!(self, State::Exited, [CloseListeners, CloseSessions, DisarmAll])
+            }
+            Event::ExitRequested => for_good!(
                 self,
                 State::Exited,
                 [
@@ -648,7 +653,11 @@ impl Machine {
                     Arm(Timer::Drain),
                 ]
             ),
-            Event::ExitRequested | Event::Failed => for_good!(
+            // Nobody has asked for an end: as in `Upgrading`, the successor goes on alone (I1).
+            Event::Failed => {
+                for_good!(self, State::Exited, [CloseListeners, CloseSessions, DisarmAll])
+            }
+            Event::ExitRequested => for_good!(
                 self,
                 State::Exited,
                 [

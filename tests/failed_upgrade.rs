@@ -533,6 +533,22 @@ fn a_predecessor_that_panics_before_the_commit_leaves_the_listeners_to_the_succe
     assert_eq!(actor.who(), (successor, 1));
 }
 
+/// Its server is dropped on the way out, which is not to take the service with it: nobody has asked
+/// for an end.
+#[test]
+fn a_predecessor_that_panics_in_the_commit_leaves_the_listeners_to_the_successor() {
+    let mut actor = Start::actor().pid_file().serve();
+    let first = actor.pid();
+    actor.fault(Point::Paused, "panic");
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("alone");
+    let (second, generation) = actor.who();
+    assert_ne!(second, first);
+    assert_eq!(generation, 1);
+    actor.is_named(second);
+    actor.upgrade();
+}
+
 #[test]
 fn a_hundred_hups_in_a_slow_set_up_do_not_drown_the_commit() {
     let mut actor = Start::actor().gate(1).serve();

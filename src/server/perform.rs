@@ -93,7 +93,6 @@ impl<H: Handler> Server<H> {
             Event::ShutdownRequested | Event::ExitRequested if unserved => {
                 successor.blame(Cause::ShuttingDown);
             }
-            Event::Failed if unserved => successor.blame(Cause::ShuttingDown),
             Event::TakeoverTimedOut
             | Event::Failed
             | Event::HandlerPanicked
