@@ -17,6 +17,10 @@ use simplelog::{Config, ConfigBuilder, WriteLogger};
 const BUFFER_BYTES: usize = 256 * 1024;
 const ORDINARY_BYTES: usize = BUFFER_BYTES / 2;
 
+/// Lines are written together up to so many bytes: what two processes write into one pipe never mixes
+/// then (PIPE_BUF, pipe(7)).
+const WRITE_BYTES: usize = 4096;
+
 /// How long the thread stays when there is nothing to write.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -75,7 +79,7 @@ pub(crate) fn finish() {
     }
 }
 
-/// What the lines look like: each is one write, so that those of two processes never mix.
+/// What the lines look like.
 fn form() -> Result<Config, String> {
     let form = format!("[[{}] [year]/[month]/[day] [hour]:[minute]:[second]", std::process::id());
     // The logger wants it for ever, and there is one for the whole process.
@@ -98,7 +102,7 @@ struct Buffer {
     lines: VecDeque<Line>,
     bytes: usize,
     dropped: u64,
-    /// Lines that were written, or could not be.
+    /// How often lines were written, or could not be.
     written: u64,
     /// There may be a thread for it, and there is one.
     may_start: bool,
@@ -163,6 +167,20 @@ impl Buffer {
         self.bytes += line.text.len();
         self.lines.push_back(line);
     }
+
+    /// Takes the next lines that make one write.
+    fn take(&mut self) -> Vec<u8> {
+        let mut text = Vec::new();
+        while let Some(line) = self.lines.pop_front() {
+            self.bytes -= line.text.len();
+            text.extend_from_slice(&line.text);
+            let next = self.lines.front().map_or(usize::MAX, |next| next.text.len());
+            if text.len().saturating_add(next) > WRITE_BYTES {
+                break;
+            }
+        }
+        text
+    }
 }
 
 /// The thread that writes, which may wait for as long as the log's reader likes.
@@ -177,6 +195,8 @@ fn write() {
             false => 0,
         };
         if dropped > 0 {
+            // The line about it is still to come.
+            buffer.is_idle = false;
             drop(buffer);
             log::error!("{dropped} lines of the log were dropped: nobody has read it.");
             continue;
@@ -188,12 +208,11 @@ fn write() {
             buffer.is_written = false;
             return;
         }
-        let Some(line) = buffer.lines.pop_front() else { continue };
-        buffer.bytes -= line.text.len();
+        let text = buffer.take();
         buffer.is_idle = false;
         drop(buffer);
         // A closed standard error, or a file that is full, is nobody's business here.
-        let _ = io::stderr().write_all(&line.text);
+        let _ = io::stderr().write_all(&text);
         lock().written += 1;
     }
 }
