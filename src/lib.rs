@@ -45,6 +45,8 @@
 //!   puts its lines into a buffer with a bound, has another thread write them, and drops what does not fit.
 //!   `examples/common/logging.rs` is one.
 //! - It must not panic. A panic in it is one in the loop, and ends the process.
+//! - A panic hook is part of the loop too: the one of the standard library writes to standard error, and
+//!   waits for whoever reads that. One that logs the panic does not (`std::panic::set_hook`).
 //!
 //! How much is logged is bounded:
 //!

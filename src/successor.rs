@@ -233,13 +233,16 @@ impl Successor {
             Ok(_) => {
                 self.close_pipe(registry);
                 self.read_socket(registry, events);
-                if self.hello.is_some() && self.cause.is_none() {
+                if self.hello.is_none() {
+                    let what = "ready without HELLO".into();
+                    self.lose(Cause::Nonsense(what), Event::SuccessorLost, events);
+                } else if self.cause.is_none() {
                     self.ready = now;
                     self.stage = Stage::Takeover;
                     events.push(Event::SuccessorReady);
                 } else {
-                    let what = "ready without HELLO".into();
-                    self.lose(Cause::Nonsense(what), Event::SuccessorLost, events);
+                    // It has refused since, and its exit status follows.
+                    events.push(Event::SuccessorHungUp);
                 }
             }
             // EAGAIN, or EINTR after which the next turn comes.
