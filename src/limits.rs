@@ -116,6 +116,10 @@ pub const SPARE_DESCRIPTORS: u64 = 8;
 /// successor needs beside what its predecessor has.
 pub const RESERVED_DESCRIPTORS: u64 = 12 + SPARE_DESCRIPTORS;
 
+/// For how many descriptors the kernel's table is made at the start, at the most: 8 bytes of the kernel's
+/// memory for each. Whoever may have more has a table that grows, and stands still when it does.
+pub const DESCRIPTOR_SLOTS: u64 = 65_536;
+
 /// How often it is looked at how many descriptors there may be, which somebody may change (prlimit(2)).
 pub const LIMIT_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -1,10 +1,13 @@
 //! How many descriptors clients may have, so that an upgrade, and the sessions that are to come with
 //! it, find theirs.
 
+use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::close;
 
 use crate::limits;
 
@@ -35,6 +38,21 @@ impl Room {
     }
 }
 
+/// Has the kernel make its table of this process's descriptors as large as it may become, up to
+/// [`limits::DESCRIPTOR_SLOTS`], for the price of some microseconds.
+///
+/// It would double the table whenever that is full. Once there is a second thread, whoever needs the
+/// descriptor then stands still for a grace period of RCU, which is 8 to 20 ms (`expand_fdtable` in the
+/// kernel's fs/file.c). So this is called before the first thread is made.
+pub(crate) fn reserve_table() {
+    let last = limit().min(limits::DESCRIPTOR_SLOTS).saturating_sub(1);
+    // A duplicate of anything under the highest number makes the table as large. Where that fails, it grows later.
+    let highest = RawFd::try_from(last).map(FcntlArg::F_DUPFD_CLOEXEC);
+    if let Ok(Ok(duplicate)) = highest.map(|highest| fcntl(io::stderr(), highest)) {
+        let _ = close(duplicate);
+    }
+}
+
 /// RLIMIT_NOFILE (getrlimit(2)). Where it cannot be asked for, there is no bound.
 fn limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft)
@@ -43,6 +61,16 @@ fn limit() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_has_room_for_all_descriptors_that_there_may_be() {
+        reserve_table();
+        // FDSize, proc_pid_status(5).
+        let status = std::fs::read_to_string("/proc/self/status").expect("read");
+        let slots = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+        let slots: u64 = slots.expect("there").trim().parse().expect("a number");
+        assert!(slots >= limit().min(limits::DESCRIPTOR_SLOTS), "{slots} slots");
+    }
 
     #[test]
     fn what_an_upgrade_needs_and_what_comes_with_it_is_not_for_clients() {

@@ -36,7 +36,7 @@ use crate::predecessor::{Inheritance, Predecessor};
 use crate::program;
 use crate::remote::{PredecessorWatch, Remote};
 use crate::report::Report;
-use crate::room::Room;
+use crate::room::{self, Room};
 use crate::sessions::Sessions;
 use crate::signals::{self, Signals};
 use crate::socket::{self, SocketOptions};
@@ -248,6 +248,7 @@ impl<H: Handler> Server<H> {
         predecessor: Option<&Predecessor>,
         inheritance: Inheritance,
     ) -> Result<Self, Error> {
+        room::reserve_table();
         let command = Arc::new(program::of_this_process()?);
         let listeners = Listeners::new(inheritance)?;
         let before = predecessor.map(|predecessor| predecessor.pid);

@@ -51,6 +51,8 @@ pub(crate) struct Successor {
     /// Closed once it has said ready.
     pipe: Option<OwnedFd>,
     socket: OwnedFd,
+    /// What that has room for, in bytes.
+    room: usize,
     hello: Option<Hello>,
     /// The protocol versions that are taken from it: all that this build speaks, and from HELLO on
     /// the one that it chose.
@@ -161,6 +163,7 @@ impl Successor {
                 None => plan.command.executable.to_string_lossy().into_owned(),
             },
             pipe: Some(pipe),
+            room: getsockopt(&socket, sockopt::SndBuf).unwrap_or(limits::SOCKET_BYTES),
             socket,
             hello: None,
             speaks: PROTOCOL,
@@ -501,9 +504,9 @@ impl Successor {
     /// their way fit into the socket, whose room the kernel counts with its own bookkeeping (SO_SNDBUF,
     /// socket(7)); a session that is too large for that travels alone, if it fits at all.
     pub(crate) fn packet_bytes(&self) -> (usize, usize) {
-        let room = getsockopt(&self.socket, sockopt::SndBuf).unwrap_or(limits::SOCKET_BYTES);
-        let each = (room / limits::PACKETS_IN_FLIGHT).saturating_sub(limits::PACKET_OVERHEAD_BYTES);
-        let alone = room.saturating_sub(limits::PACKET_HEAD_BYTES);
+        let each = self.room / limits::PACKETS_IN_FLIGHT;
+        let each = each.saturating_sub(limits::PACKET_OVERHEAD_BYTES);
+        let alone = self.room.saturating_sub(limits::PACKET_HEAD_BYTES);
         (each.min(limits::SESSIONS_BYTES), alone.min(limits::SESSIONS_BYTES))
     }
 
