@@ -1,16 +1,19 @@
 //! `[10185] 2021/11/11 23:34:59 listening on 127.0.0.1:8080`, on standard error.
 //!
-//! A server must not wait for whoever reads its log. So its lines go into a buffer with a bound, and a
-//! thread writes them. What does not fit is dropped and counted, lines about single clients first.
+//! A server must not wait for whoever reads its log. A pipe and a socket take a line at once, or say that
+//! they cannot (RWF_NOWAIT, pwritev2(2)). What they did not take, and what goes to a file, waits in a
+//! buffer with a bound, and a thread writes it. What does not fit is dropped and counted, lines about
+//! single clients first.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::io::{self, LineWriter, Write};
+use std::io::{self, IoSlice, LineWriter, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 use simplelog::{Config, ConfigBuilder, WriteLogger};
 
 /// Bytes that may wait to be written, and how many of them may be of lines about single clients.
@@ -20,6 +23,10 @@ const ORDINARY_BYTES: usize = BUFFER_BYTES / 2;
 /// Lines are written together up to so many bytes: what two processes write into one pipe never mixes
 /// then (PIPE_BUF, pipe(7)).
 const WRITE_BYTES: usize = 4096;
+
+/// How long the thread lets lines gather before it writes them: to wake it for each one would cost more
+/// than the line.
+const LULL: Duration = Duration::from_millis(10);
 
 /// How long the thread stays when there is nothing to write.
 const IDLE: Duration = Duration::from_millis(200);
@@ -36,7 +43,8 @@ pub(crate) fn start(level: LevelFilter) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// Logs lines of the reference's form from here on, into the buffer. [`go`] has them written.
+/// Logs lines of the reference's form from here on, without ever waiting for their reader. Those that
+/// have to wait themselves are written from [`go`] on.
 #[allow(dead_code, reason = "the example servers do")]
 pub(crate) fn start_buffered(level: LevelFilter) -> Result<(), String> {
     let inner = WriteLogger::new(level, form()?, LineWriter::new(Sink));
@@ -47,7 +55,7 @@ pub(crate) fn start_buffered(level: LevelFilter) -> Result<(), String> {
     Ok(())
 }
 
-/// Has what is logged written, by a thread: not before the server is made, which changes the
+/// Has what waits written, by a thread: not before the server is made, which changes the
 /// environment, and must be the only thread for that. The thread is there while there is something to
 /// write, and for a moment after that: a process of one thread is served faster by the kernel.
 #[allow(dead_code, reason = "the example servers do")]
@@ -65,6 +73,8 @@ pub(crate) fn finish() {
     go();
     let deadline = Instant::now() + LAST_WAIT;
     let mut buffer = lock();
+    buffer.is_hurried = true;
+    LOGGED.notify_one();
     let mut progress = (buffer.written, Instant::now() + LAST_PATIENCE);
     while buffer.is_written && !buffer.is_settled() {
         let now = Instant::now();
@@ -73,10 +83,11 @@ pub(crate) fn finish() {
         }
         let left = progress.1.min(deadline).saturating_duration_since(now);
         if left.is_zero() {
-            return;
+            break;
         }
         buffer = WRITTEN.wait_timeout(buffer, left).unwrap_or_else(PoisonError::into_inner).0;
     }
+    buffer.is_hurried = false;
 }
 
 /// What the lines look like.
@@ -109,6 +120,12 @@ struct Buffer {
     is_written: bool,
     /// The thread has nothing in its hands.
     is_idle: bool,
+    /// The thread sleeps until there is a line.
+    is_asleep: bool,
+    /// Somebody waits for the lines to be written.
+    is_hurried: bool,
+    /// Standard error is something that cannot say whether it would have to be waited for.
+    may_block: bool,
 }
 
 struct Line {
@@ -124,6 +141,9 @@ static BUFFER: Mutex<Buffer> = Mutex::new(Buffer {
     may_start: false,
     is_written: false,
     is_idle: true,
+    is_asleep: false,
+    is_hurried: false,
+    may_block: false,
 });
 static LOGGED: Condvar = Condvar::new();
 static WRITTEN: Condvar = Condvar::new();
@@ -150,6 +170,26 @@ impl Buffer {
     /// Whether nothing is left to be written, or told.
     fn is_settled(&self) -> bool {
         self.lines.is_empty() && self.is_idle && self.dropped == 0
+    }
+
+    /// Writes a line if that can be done at once. Answers how many bytes of it are done with.
+    fn write_at_once(&mut self, text: &[u8]) -> usize {
+        // Lines that wait come first.
+        if self.may_block || !self.is_settled() {
+            return 0;
+        }
+        // Where the file's own position is, if it has one.
+        let here = u64::MAX;
+        match pwritev2(io::stderr(), &[IoSlice::new(text)], here, ReadWriteFlags::NOWAIT) {
+            Ok(written) => written,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::SPIPE) => {
+                self.may_block = true;
+                0
+            }
+            // A closed standard error is nobody's business here.
+            Err(_) => text.len(),
+        }
     }
 
     fn add(&mut self, line: Line) {
@@ -188,7 +228,9 @@ fn write() {
     loop {
         let mut buffer = lock();
         buffer.is_idle = true;
-        WRITTEN.notify_all();
+        if buffer.is_hurried {
+            WRITTEN.notify_all();
+        }
         // There is room again: it is told once what was lost.
         let dropped = match buffer.lines.is_empty() {
             true => std::mem::take(&mut buffer.dropped),
@@ -202,7 +244,13 @@ fn write() {
             continue;
         }
         if buffer.lines.is_empty() {
+            buffer.is_asleep = true;
             buffer = LOGGED.wait_timeout(buffer, IDLE).unwrap_or_else(PoisonError::into_inner).0;
+            buffer.is_asleep = false;
+            if !buffer.is_hurried {
+                buffer =
+                    LOGGED.wait_timeout(buffer, LULL).unwrap_or_else(PoisonError::into_inner).0;
+            }
         }
         if buffer.lines.is_empty() {
             buffer.is_written = false;
@@ -244,9 +292,17 @@ struct Sink;
 impl Write for Sink {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         let mut buffer = lock();
-        buffer.add(Line { text: text.into(), is_important: IS_IMPORTANT.get() });
-        buffer.start();
-        LOGGED.notify_one();
+        let done = buffer.write_at_once(text);
+        if let Some(rest) = text.get(done..).filter(|rest| !rest.is_empty()) {
+            buffer.add(Line { text: rest.into(), is_important: IS_IMPORTANT.get() });
+            buffer.start();
+            let wakes = std::mem::take(&mut buffer.is_asleep);
+            // Whoever is woken wants the lock.
+            drop(buffer);
+            if wakes {
+                LOGGED.notify_one();
+            }
+        }
         Ok(text.len())
     }
 
