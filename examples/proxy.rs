@@ -72,7 +72,7 @@ impl Handler for Proxy {
     }
 
     fn schemas(&self) -> Option<RangeInclusive<u32>> {
-        Some(packed::SCHEMA..=packed::SCHEMA)
+        Some(packed::SCHEMAS)
     }
 
     fn pack(

@@ -260,8 +260,9 @@ impl Context<'_> {
 
     /// The same for a session that has bytes to send as soon as the connection is made. The last
     /// segment of a TCP handshake then rides on them: one segment less. A session that sends nothing
-    /// in the end delays it instead, for up to 0.2 s (TCP_QUICKACK, tcp(7)). TCP_NODELAY is set with
-    /// the second write through the [`Stream`], and not before, as one write does without it.
+    /// in the end delays it instead, for up to 0.2 s (TCP_QUICKACK, tcp(7)). What the server answers is
+    /// acknowledged as ever. TCP_NODELAY is set with the second write through the [`Stream`], and not
+    /// before, as one write does without it.
     pub fn connect_to_send(&mut self, address: &Address, source: u8) -> io::Result<Stream> {
         self.attached(Stream::connect(address, true)?, source)
     }

@@ -94,6 +94,13 @@ pub const RELAY_BYTES_PER_TURN: usize = 4 * RELAY_READ_BYTES;
 /// read brings: a sender can see to it that it is a byte.
 pub const RELAY_READS_PER_TURN: u32 = 32;
 
+/// How long a relay whose one side has broken off waits for the other one to take what was said before,
+/// since it took the last byte: what was not sent is thrown away with a reset.
+pub const RELAY_LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// How often it looks: the kernel tells nobody that everything was sent.
+pub const RELAY_LAST_LOOK: Duration = Duration::from_millis(10);
+
 /// What all relays of a process may keep together of what was read and could not be written,
 /// unless it is said otherwise.
 pub const RELAY_KEPT_BYTES: usize = 64 * 1024 * 1024;

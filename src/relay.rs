@@ -7,7 +7,8 @@
 //! then nothing more is read in that direction until it is gone, which is what makes the sender wait.
 //!
 //! What it passes on beside bytes: the end of a stream, in each direction by itself, once every byte
-//! before it was written; and a reset, at once. Urgent data (tcp(7)) is not passed on.
+//! before it was written; and a reset, once what its side had said before is with the other side. Urgent
+//! data (tcp(7)) is not passed on.
 //!
 //! `opening` is how a relay begins, `way` is one direction, `pipe` the way of large reads, which are not
 //! copied; `state` is how a relay moves to another process.
@@ -45,8 +46,22 @@ pub struct Relay {
     forward: Way,
     back: Way,
     connecting: bool,
+    /// A side has broken off, and what it said before is on its way to the other one.
+    breaking: Option<Box<Breaking>>,
     /// When a byte was moved last; when it began to connect, before there was one.
     active: Instant,
+    /// Its deadline may be an earlier one than it was.
+    hastened: bool,
+}
+
+/// How a side broke off.
+#[derive(Debug)]
+struct Breaking {
+    by: Side,
+    error: io::Error,
+    /// When it is looked at next whether all was sent that the other side is to have before it hears of
+    /// that; `None` as long as there is something to be read or written.
+    look: Option<Instant>,
 }
 
 /// One of a relay's two streams.
@@ -65,6 +80,18 @@ pub struct Patience {
     pub connect: Duration,
     /// For the next byte, in whichever direction. `None` is for ever.
     pub idle: Option<Duration>,
+    /// The same, when one direction has come to its end and the other one has not. `None` is as long as
+    /// [`Patience::idle`], and otherwise the shorter one of both counts.
+    pub half_closed: Option<Duration>,
+}
+
+impl Default for Patience {
+    /// 5 s for the connection, for ever for the next byte, and 5 minutes for it when a direction has
+    /// come to its end.
+    fn default() -> Self {
+        let half_closed = Some(Duration::from_secs(300));
+        Self { connect: Duration::from_secs(5), idle: None, half_closed }
+    }
 }
 
 /// What a relay wants after a turn.
@@ -96,8 +123,10 @@ pub enum Ending {
         /// The system's answer.
         error: io::Error,
     },
-    /// Nothing came for longer than [`Patience::idle`].
+    /// Nothing came for longer than [`Patience::idle`]. Both sides are reset.
     Idle,
+    /// Nothing came for longer than [`Patience::half_closed`]. Both sides are reset.
+    HalfClosed,
 }
 
 impl Relay {
@@ -111,16 +140,28 @@ impl Relay {
     ) -> Turn {
         self.downstream.note(event.of(0));
         self.upstream.note(event.of(1));
-        if self.connecting {
+        let was_connecting = self.connecting;
+        if was_connecting {
             if let Some(turn) = self.connect(now, patience) {
                 return turn;
             }
         }
         let turn = self.pass_on(now, true, pool);
+        // A client that seemed to have something to say, and has only ended.
+        if was_connecting && self.forward.moved == 0 && self.forward.kept.is_none() {
+            self.upstream.stream.expect_no_write();
+        }
         // Last, so that a byte that came together with the deadline wins.
         let waits = matches!(turn, Turn::Wait) && event.is_timeout();
         if waits && self.deadline(patience).is_some_and(|deadline| deadline <= now) {
-            return Turn::Over(Ending::Idle);
+            if let Some(breaking) = self.breaking.take() {
+                return self.break_off(breaking.by, breaking.error);
+            }
+            // An end of the stream would make half of something look whole.
+            self.reset();
+            let idle = patience.idle.and_then(|idle| self.active.checked_add(idle));
+            let is_idle = idle.is_some_and(|deadline| deadline <= now);
+            return Turn::Over(if is_idle { Ending::Idle } else { Ending::HalfClosed });
         }
         turn
     }
@@ -131,24 +172,23 @@ impl Relay {
     }
 
     /// Moves what can be moved by now, in both directions, or defers the writing of what is small.
-    fn pass_on(&mut self, now: Instant, defer: bool, pool: &mut Pool) -> Turn {
-        let before = self.moved();
-        let left = match self.carry(defer, pool) {
-            Ok(left) => left,
-            Err(broken) => {
-                // What was read and deferred would be on its way if it had not been. A side that is
-                // gone takes nothing.
-                let Self { downstream, upstream, forward, back, .. } = self;
-                let _ = forward.flush(upstream, pool);
-                let _ = back.flush(downstream, pool);
-                return self.break_off(broken);
+    fn pass_on(&mut self, now: Instant, mut defer: bool, pool: &mut Pool) -> Turn {
+        let (before, was_half_closed) = (self.moved(), self.is_half_closed());
+        let left = loop {
+            match self.carry(defer, pool) {
+                Ok(left) => break left,
+                // At most twice: a side that has broken off is neither read nor written any more.
+                Err((side, broken)) => self.lose(side, broken),
             }
+            // What was deferred is to be on its way before the reset is.
+            defer = false;
         };
         if self.moved() != before {
             self.active = now;
         }
+        self.hastened |= !was_half_closed && self.is_half_closed();
         match left {
-            _ if self.forward.over && self.back.over => Turn::Over(Ending::Finished),
+            _ if self.forward.over && self.back.over => self.end(now),
             Left::Nothing => Turn::Wait,
             Left::Flush => Turn::Flush,
             Left::More => Turn::Again,
@@ -156,13 +196,30 @@ impl Relay {
     }
 
     /// When [`Relay::turn`] has to be called with a timeout at the latest: until it is connected
-    /// [`Patience::connect`] counts, and then [`Patience::idle`]. Ask when it is made, when it ceases
-    /// to [be connecting](Relay::is_connecting), and when the last answer has passed: in between it
+    /// [`Patience::connect`] counts, and then [`Patience::idle`] and [`Patience::half_closed`]. Ask when it
+    /// is made, when the last answer has passed, and when it [hastens](Relay::hastens); otherwise it
     /// only moves on, with every byte.
     #[must_use]
     pub fn deadline(&self, patience: Patience) -> Option<Instant> {
-        let patience = if self.connecting { Some(patience.connect) } else { patience.idle };
+        let patience = match &self.breaking {
+            _ if self.connecting => Some(patience.connect),
+            Some(breaking) if breaking.look.is_some() => return breaking.look,
+            Some(_) => Some(limits::RELAY_LAST_WAIT),
+            None if self.is_half_closed() => {
+                patience.idle.into_iter().chain(patience.half_closed).min()
+            }
+            None => patience.idle,
+        };
         self.active.checked_add(patience?)
+    }
+
+    /// Whether [`Relay::deadline`] may have become an earlier one since the last call.
+    pub fn hastens(&mut self) -> bool {
+        std::mem::take(&mut self.hastened)
+    }
+
+    fn is_half_closed(&self) -> bool {
+        self.forward.ended || self.back.ended
     }
 
     /// Takes another upstream in place of the one that could not be connected to.
@@ -173,6 +230,7 @@ impl Relay {
         self.upstream = End::new(upstream);
         self.connecting = true;
         self.active = now;
+        self.hastened = true;
     }
 
     /// Has both connections reset when the relay is dropped.
@@ -215,11 +273,13 @@ impl Relay {
         if self.upstream.is_writable() {
             self.connecting = false;
             self.active = now;
+            // Another patience counts from here on.
+            self.hastened = true;
             return None;
         }
         // Nobody is left to connect for.
         if let Some(error) = self.downstream.failure() {
-            return Some(self.break_off((Side::Downstream, error)));
+            return Some(self.break_off(Side::Downstream, error));
         }
         if self.deadline(patience).is_some_and(|deadline| deadline <= now) {
             return Some(Turn::NotConnected(io::ErrorKind::TimedOut.into()));
@@ -227,33 +287,74 @@ impl Relay {
         Some(Turn::Wait)
     }
 
-    fn break_off(&self, (by, error): (Side, io::Error)) -> Turn {
+    fn break_off(&self, by: Side, error: io::Error) -> Turn {
         self.reset();
         Turn::Over(Ending::Reset { by, error })
     }
 
-    fn carry(&mut self, defer: bool, pool: &mut Pool) -> Result<Left, (Side, io::Error)> {
+    /// A side has broken off. What it said before is passed on, and nothing more reaches it.
+    fn lose(&mut self, by: Side, broken: Broken) {
+        let (to, from, end) = match by {
+            Side::Downstream => (&mut self.back, &mut self.forward, &mut self.downstream),
+            Side::Upstream => (&mut self.forward, &mut self.back, &mut self.upstream),
+        };
+        to.give_up();
+        let error = match broken {
+            Broken::Source(error) => {
+                from.ended = true;
+                error
+            }
+            Broken::Sink(error) => {
+                end.read_out();
+                error
+            }
+        };
+        self.breaking.get_or_insert_with(|| Box::new(Breaking { by, error, look: None }));
+        self.hastened = true;
+    }
+
+    /// Both directions are over. The reset by which a side broke off waits until everything was sent that
+    /// it said before: what was not is thrown away with the reset.
+    fn end(&mut self, now: Instant) -> Turn {
+        let Some(breaking) = &mut self.breaking else { return Turn::Over(Ending::Finished) };
+        let other = match breaking.by {
+            Side::Downstream => &self.upstream,
+            Side::Upstream => &self.downstream,
+        };
+        let last = self.active.checked_add(limits::RELAY_LAST_WAIT);
+        if last.is_some_and(|last| now < last) && other.stream.has_unsent() {
+            breaking.look = now.checked_add(limits::RELAY_LAST_LOOK).min(last);
+            self.hastened = true;
+            return Turn::Wait;
+        }
+        match self.breaking.take() {
+            Some(breaking) => self.break_off(breaking.by, breaking.error),
+            None => Turn::Over(Ending::Finished),
+        }
+    }
+
+    fn carry(&mut self, defer: bool, pool: &mut Pool) -> Result<Left, (Side, Broken)> {
         use Side::{Downstream, Upstream};
         let Self { downstream, upstream, forward, back, .. } = self;
         let (mut left, mut left_back) = (Left::Nothing, Left::Nothing);
         // Mostly the flush is all there is to do, or there is something in one of them only.
-        forward.flush(upstream, pool).map_err(|error| (Upstream, error))?;
+        forward.flush(upstream, pool).map_err(|error| (Upstream, Broken::Sink(error)))?;
         if forward.may_move(downstream, upstream) {
             left = forward
                 .carry(downstream, upstream, share(back), back.over, defer, pool)
                 .map_err(|broken| broken.of(Downstream, Upstream))?;
         }
-        back.flush(downstream, pool).map_err(|error| (Downstream, error))?;
+        back.flush(downstream, pool).map_err(|error| (Downstream, Broken::Sink(error)))?;
         if back.may_move(upstream, downstream) {
             left_back = back
                 .carry(upstream, downstream, share(forward), forward.over, defer, pool)
                 .map_err(|broken| broken.of(Upstream, Downstream))?;
         }
-        // What was read is on its way, or will be before the reset; what was not is lost by it,
-        // as it would be without a relay. A side that is not read at present must not hide it.
+        // What was read is on its way, or will be before the reset, and what was not read yet as well. A
+        // side that is not read at present must not hide that it is gone.
         for (end, side) in [(downstream, Downstream), (upstream, Upstream)] {
             if let Some(error) = end.failure() {
-                return Err((side, error));
+                return Err((side, Broken::Sink(error)));
             }
         }
         Ok(left.max(left_back))
@@ -266,10 +367,10 @@ fn share(other: &Way) -> usize {
 }
 
 impl Broken {
-    fn of(self, from: Side, to: Side) -> (Side, io::Error) {
+    fn of(self, from: Side, to: Side) -> (Side, Self) {
         match self {
-            Self::Source(error) => (from, error),
-            Self::Sink(error) => (to, error),
+            Self::Source(_) => (from, self),
+            Self::Sink(_) => (to, self),
         }
     }
 }
@@ -289,6 +390,7 @@ impl fmt::Display for Ending {
             Self::Finished => f.write_str("finished"),
             Self::Reset { by, error } => write!(f, "broken off by the {by}: {error}"),
             Self::Idle => f.write_str("idle for too long"),
+            Self::HalfClosed => f.write_str("half-closed for too long"),
         }
     }
 }

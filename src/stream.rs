@@ -38,18 +38,24 @@ pub struct Stream {
     acknowledged: Option<Rc<Cell<bool>>>,
     /// This process has connected it to a loopback address, or it is a Unix stream.
     local: bool,
-    nagle: Nagle,
+    prudence: Prudence,
 }
 
-/// Nagle's algorithm, which holds a small segment back while another one is not acknowledged
-/// (TCP_NODELAY, tcp(7)): off, but for a connection that may live for one write only, where it holds
-/// back nothing and to turn it off would be a call for nothing.
+/// What is put off for a connection that may live for one write only.
+///
+/// The acknowledgement that ends its handshake waits for that write and rides on it. With the write that
+/// is over: an acknowledgement of what the peer answers must never wait, because a peer with Nagle's
+/// algorithm holds the rest of its answer back until then, and would be 40 ms late.
+///
+/// Nagle's algorithm, which holds a small segment back while another one is not acknowledged (TCP_NODELAY,
+/// tcp(7)), holds back nothing of one write, and to turn it off would be a call for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Nagle {
-    Off,
-    /// To be turned off with the second write, and nothing was written.
+enum Prudence {
+    /// Nothing is put off.
+    None,
+    /// Nothing was written: acknowledgements wait, and Nagle's algorithm is on.
     Unwritten,
-    /// To be turned off with the next write.
+    /// It was written once: Nagle's algorithm is to be turned off before the next write.
     Written,
 }
 
@@ -68,7 +74,7 @@ impl Stream {
             shared: false,
             acknowledged: None,
             local: false,
-            nagle: Nagle::Off,
+            prudence: Prudence::None,
         }
     }
 
@@ -91,25 +97,47 @@ impl Stream {
             Address::Path(_) | Address::Abstract(_) | Address::Unnamed => true,
         };
         if has_bytes && stream.family() == Family::Tcp {
-            stream.nagle = Nagle::Unwritten;
+            stream.prudence = Prudence::Unwritten;
         }
         Ok(stream)
     }
 
-    /// To be called before each write, for TCP_NODELAY to be set before the second one. Writing by
-    /// [`Write`] does it.
-    #[inline]
-    pub(crate) fn before_write(&mut self) {
-        match self.nagle {
-            Nagle::Off => {}
-            Nagle::Unwritten => self.nagle = Nagle::Written,
-            Nagle::Written => self.turn_nagle_off(),
+    /// Writes by that call, which is a write(2) or does as much.
+    pub(crate) fn write_by(
+        &mut self,
+        write: impl FnOnce(&mut Self) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        match self.prudence {
+            Prudence::None => write(self),
+            Prudence::Unwritten => {
+                let written = write(self)?;
+                self.prudence = Prudence::Written;
+                self.acknowledge_at_once();
+                Ok(written)
+            }
+            Prudence::Written => {
+                self.turn_nagle_off();
+                write(self)
+            }
         }
+    }
+
+    /// There was nothing to write after all: the handshake comes to its end now.
+    pub(crate) fn expect_no_write(&mut self) {
+        if self.prudence == Prudence::Unwritten {
+            self.acknowledge_at_once();
+            self.turn_nagle_off();
+        }
+    }
+
+    fn acknowledge_at_once(&self) {
+        // Fails for a socket that is gone anyway.
+        let _ = sys::delay_acknowledgements(self.as_fd(), false);
     }
 
     #[cold]
     fn turn_nagle_off(&mut self) {
-        self.nagle = Nagle::Off;
+        self.prudence = Prudence::None;
         if let Inner::Tcp(stream) = &self.inner {
             // Fails for a socket that is gone anyway.
             let _ = stream.set_nodelay(true);
@@ -160,8 +188,9 @@ impl Stream {
         self.shared = true;
         // It may be another process's to end from here on.
         self.acknowledged = None;
-        // Nobody else knows that it is to be.
-        if self.nagle != Nagle::Off {
+        // Nobody else knows what was put off.
+        self.expect_no_write();
+        if self.prudence != Prudence::None {
             self.turn_nagle_off();
         }
         if let Some(registry) = self.registry.take() {
@@ -204,6 +233,12 @@ impl Stream {
             }
             Inner::Unix(_) => Ok(()),
         }
+    }
+
+    /// Whether the kernel has not sent yet all that was written. What was written to a Unix stream is with
+    /// the peer.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.family() == Family::Tcp && sys::unsent(self.as_fd()).is_ok_and(|bytes| bytes > 0)
     }
 
     /// Reads and leaves the bytes where they are (MSG_PEEK, recv(2)).
@@ -254,7 +289,7 @@ fn connect(address: &Address, has_bytes: bool) -> io::Result<Inner> {
     let socket = socket::socket(domain, SockType::Stream, flags, None)?;
     match family {
         // Only a saving, which some filter may not grant.
-        Family::Tcp if has_bytes => drop(sys::delay_acknowledgements(socket.as_fd())),
+        Family::Tcp if has_bytes => drop(sys::delay_acknowledgements(socket.as_fd(), true)),
         Family::Tcp => setsockopt(&socket, sockopt::TcpNoDelay, &true)?,
         Family::Unix => {}
     }
@@ -314,19 +349,17 @@ impl Read for Stream {
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.before_write();
-        match &mut self.inner {
+        self.write_by(|stream| match &mut stream.inner {
             Inner::Tcp(stream) => stream.write(bytes),
             Inner::Unix(stream) => stream.write(bytes),
-        }
+        })
     }
 
     fn write_vectored(&mut self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.before_write();
-        match &mut self.inner {
+        self.write_by(|stream| match &mut stream.inner {
             Inner::Tcp(stream) => stream.write_vectored(buffers),
             Inner::Unix(stream) => stream.write_vectored(buffers),
-        }
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -367,6 +400,29 @@ mod tests {
                 assert_eq!(other.read(&mut [0; 2]).expect("read"), 1);
                 return;
             }
+        }
+    }
+
+    /// A server with Nagle's algorithm that answers in two writes has the second one wait for the
+    /// acknowledgement of the first one.
+    #[test]
+    fn an_answer_is_acknowledged_at_once_although_the_end_of_the_handshake_was_put_off() {
+        let listener = net::TcpListener::bind("127.0.0.1:0").expect("listens");
+        let address = listener.local_addr().expect("an address").into();
+        let mut stream = Stream::connect(&address, true).expect("connects");
+        stream.write_all(b"x").expect("sent");
+        assert!(sys::acknowledges_at_once(stream.as_fd()));
+    }
+
+    #[test]
+    fn a_handshake_ends_when_there_is_nothing_to_write_after_all_or_the_stream_moves() {
+        let listener = net::TcpListener::bind("127.0.0.1:0").expect("listens");
+        listener.set_nonblocking(true).expect("non-blocking");
+        let address = listener.local_addr().expect("an address").into();
+        for end in [Stream::expect_no_write, Stream::deregister] {
+            let mut stream = Stream::connect(&address, true).expect("connects");
+            end(&mut stream);
+            listener.accept().expect("it is there");
         }
     }
 

@@ -108,22 +108,47 @@ pub(crate) fn signal_name(signal: i32) -> String {
     }
 }
 
-/// Has a TCP socket delay its acknowledgements, so that they ride on what is sent (TCP_QUICKACK off,
+/// Has a TCP socket delay its acknowledgements, so that they ride on what is sent, or not (TCP_QUICKACK,
 /// tcp(7)). nix has no name for it.
-pub(crate) fn delay_acknowledgements(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let (off, length) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+pub(crate) fn delay_acknowledgements(socket: BorrowedFd<'_>, delay: bool) -> io::Result<()> {
+    let quick = libc::c_int::from(!delay);
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the descriptor is borrowed and stays open; the value is an int, as long as is said.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::IPPROTO_TCP,
             libc::TCP_QUICKACK,
-            (&raw const off).cast(),
+            (&raw const quick).cast(),
             length,
         )
     };
     Errno::result(result)?;
     Ok(())
+}
+
+/// Whether a TCP socket acknowledges at once what comes next (TCP_QUICKACK, tcp(7)).
+#[cfg(test)]
+pub(crate) fn acknowledges_at_once(socket: BorrowedFd<'_>) -> bool {
+    let (mut quick, mut length): (libc::c_int, _) =
+        (0, size_of::<libc::c_int>() as libc::socklen_t);
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_QUICKACK);
+    let (fd, value) = (socket.as_raw_fd(), (&raw mut quick).cast());
+    // SAFETY: the descriptor is borrowed and stays open; the value is an int, as long as is said.
+    let result = unsafe { libc::getsockopt(fd, level, name, value, &raw mut length) };
+    result == 0 && quick != 0
+}
+
+/// SIOCOUTQNSD, which libc has no name for (linux/sockios.h).
+const SIOCOUTQNSD: libc::Ioctl = 0x894b;
+
+/// How many bytes a TCP socket is still to send for the first time: its peer has no room for them, or
+/// the way there has none.
+pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is borrowed and stays open; the call writes an int, and nothing else.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCOUTQNSD, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 /// Whether a signal does what it does unless somebody has said otherwise (signal(7)).

@@ -33,7 +33,8 @@ use tablecloth::limits::{NAME_BYTES, RELAY_KEPT_BYTES};
 use tablecloth::relay::{Patience, Pool, Relay, Turn};
 use tablecloth::{Address, IoEvent, Packed, Stream};
 
-const PATIENCE: Patience = Patience { connect: Duration::from_secs(1), idle: None };
+const PATIENCE: Patience =
+    Patience { connect: Duration::from_secs(1), idle: None, half_closed: None };
 
 /// Two streams with somebody at the other ends, who has sent something.
 struct Wire {

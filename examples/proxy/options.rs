@@ -1,7 +1,4 @@
 //! The proxy's flags.
-
-use std::time::Duration;
-
 use lexopt::Parser;
 use tablecloth::limits;
 use tablecloth::relay::Patience;
@@ -52,11 +49,7 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
         pairs: Vec::new(),
         file: None,
         buffer_bytes: limits::RELAY_KEPT_BYTES,
-        settings: Settings {
-            patience: Patience { connect: Duration::from_secs(5), idle: None },
-            send_proxy: false,
-            cut_removed: false,
-        },
+        settings: Settings { patience: Patience::default(), send_proxy: false, cut_removed: false },
         common: Common::new(),
     };
     // A --listen whose --to is still to come.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use super::session::ProxySession;
 
 /// The form of a packed session; the relay's is a part of it.
 pub(crate) const SCHEMA: u32 = relay::SCHEMA;
+pub(crate) const SCHEMAS: RangeInclusive<u32> = 1..=SCHEMA;
 
 pub(crate) fn pack(session: ProxySession, now: Instant) -> Packed {
     let ProxySession { relay, peer, route, upstream, tried, is_cut: _ } = session;
@@ -37,7 +39,7 @@ pub(crate) fn unpack(
     let error =
         |field: &str| io::Error::new(io::ErrorKind::InvalidData, format!("field {field:?}"));
     let Packed { schema, state, streams } = packed;
-    if schema != SCHEMA {
+    if !SCHEMAS.contains(&schema) {
         return Err(error("schema"));
     }
     let mut rest = state.as_slice();

@@ -68,14 +68,13 @@ impl ProxySession {
         pool: &mut Pool,
     ) -> Verdict {
         if self.is_cut {
+            self.relay.reset();
             self.log_end(&"its route was removed");
             return Verdict::Close;
         }
-        let was_connecting = self.relay.is_connecting();
         let turn = self.relay.turn(event, cx.now(), settings.patience, pool);
         let verdict = self.conclude(cx, turn, settings);
-        // Another deadline counts once it is connected, and it may be the earlier one.
-        if event.is_timeout() || was_connecting && !self.relay.is_connecting() {
+        if event.is_timeout() {
             self.wake_in_time(cx, settings);
         }
         verdict
@@ -92,6 +91,9 @@ impl ProxySession {
     }
 
     fn conclude(&mut self, cx: &mut Context<'_>, turn: Turn, settings: &Settings) -> Verdict {
+        if self.relay.hastens() {
+            self.wake_in_time(cx, settings);
+        }
         match turn {
             Turn::Wait => Verdict::Keep,
             Turn::Flush => Verdict::Flush,

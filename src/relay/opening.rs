@@ -95,7 +95,9 @@ impl Opening<'_> {
             back: Way::default(),
             // What has taken bytes is connected.
             connecting: written == 0,
+            breaking: None,
             active: now,
+            hastened: false,
         }
     }
 

@@ -2,28 +2,33 @@
 //!
 //! | field | bytes | says |
 //! | --- | --- | --- |
-//! | flags | 1 | connecting, and of each direction whether its end was read and passed on |
+//! | flags | 1 | connecting, of each direction whether its end was read and passed on, and which side has broken off |
 //! | waited | 8 | how long nothing had been moved, or it had been connecting, in nanoseconds |
 //! | forward moved, back moved | 8 each | bytes that were written |
 //! | forward kept, back kept | 4 and so many, each | what was read and is still to be written |
 //!
 //! Numbers are little-endian.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::way::{End, Way};
-use super::{Pool, Relay};
+use super::{Breaking, Pool, Relay, Side};
 use crate::limits;
 use crate::stream::Stream;
 use crate::wire::{Problem, WireError};
 
-/// The form of a packed relay, for an application that counts its own in step with it.
-pub const SCHEMA: u32 = 1;
+/// The form of a packed relay, for an application that counts its own in step with it. Form 1, which is
+/// understood as well, does not say which side has broken off.
+pub const SCHEMA: u32 = 2;
 
 const CONNECTING: u8 = 1;
 const FORWARD: [u8; 2] = [2, 4];
 const BACK: [u8; 2] = [8, 16];
-const FLAGS: u8 = CONNECTING | FORWARD[0] | FORWARD[1] | BACK[0] | BACK[1];
+const BROKEN_DOWNSTREAM: u8 = 32;
+const BROKEN_UPSTREAM: u8 = 64;
+const FLAGS: u8 =
+    CONNECTING | FORWARD[0] | FORWARD[1] | BACK[0] | BACK[1] | BROKEN_DOWNSTREAM | BROKEN_UPSTREAM;
 
 /// The most that can be kept in one direction, by this form and not only by this build: a read, or
 /// what the upstream is told first.
@@ -36,10 +41,16 @@ impl Relay {
     /// [`Relay::unpack`].
     #[must_use]
     pub fn pack(self, now: Instant, state: &mut Vec<u8>) -> Vec<Stream> {
-        let Self { downstream, upstream, forward, back, connecting, active } = self;
+        let Self { downstream, upstream, forward, back, connecting, breaking, active, .. } = self;
         let flag = |on: bool, bit: u8| if on { bit } else { 0 };
         let of = |way: &Way, bits: [u8; 2]| flag(way.ended, bits[0]) | flag(way.over, bits[1]);
-        state.push(flag(connecting, CONNECTING) | of(&forward, FORWARD) | of(&back, BACK));
+        let broken = match breaking.map(|breaking| breaking.by) {
+            Some(Side::Downstream) => BROKEN_DOWNSTREAM,
+            Some(Side::Upstream) => BROKEN_UPSTREAM,
+            None => 0,
+        };
+        let ways = of(&forward, FORWARD) | of(&back, BACK);
+        state.push(flag(connecting, CONNECTING) | ways | broken);
         let waited = now.saturating_duration_since(active).as_nanos();
         state.extend(u64::try_from(waited).unwrap_or(u64::MAX).to_le_bytes());
         state.extend(forward.moved.to_le_bytes());
@@ -75,13 +86,27 @@ impl Relay {
             return Err(WireError { field: "back kept", problem: Problem::TrailingBytes });
         }
         let connecting = flags & CONNECTING != 0;
+        let broken = match flags & (BROKEN_DOWNSTREAM | BROKEN_UPSTREAM) {
+            0 => None,
+            BROKEN_DOWNSTREAM => Some(Side::Downstream),
+            _ => Some(Side::Upstream),
+        };
+        // Whom nothing reaches any more.
+        let is_given_up = match broken {
+            Some(Side::Downstream) => back.over,
+            Some(Side::Upstream) => forward.over,
+            None => true,
+        };
         // The end is passed on once it was read and nothing is kept, and a relay that has passed on
-        // both is over. One that is connecting has read nothing but what the client said first.
+        // both is over, or only waits for a reset to be due. One that is connecting has read nothing but
+        // what the client said first.
         let is_whole = |way: &Way| !way.over || way.ended && way.kept.is_none();
-        let is_new = back.kept.is_none() && !forward.ended && !back.ended;
+        let is_new = back.kept.is_none() && !forward.ended && !back.ended && broken.is_none();
         let holds = is_whole(&forward)
             && is_whole(&back)
-            && !(forward.over && back.over)
+            && (broken.is_some() || !(forward.over && back.over))
+            && is_given_up
+            && flags & (BROKEN_DOWNSTREAM | BROKEN_UPSTREAM) != BROKEN_DOWNSTREAM | BROKEN_UPSTREAM
             && (!connecting || is_new)
             && flags & !FLAGS == 0;
         if !holds {
@@ -93,6 +118,12 @@ impl Relay {
             forward,
             back,
             connecting,
+            breaking: broken.map(|by| {
+                let error = io::ErrorKind::ConnectionReset.into();
+                Box::new(Breaking { by, error, look: None })
+            }),
+            // To be asked for its deadline anyway.
+            hastened: true,
             // A clock that does not go back so far has not been running for so long.
             active: now.checked_sub(Duration::from_nanos(waited)).unwrap_or(now),
         })

@@ -17,7 +17,8 @@ use super::*;
 
 /// How long anything may take before the test has failed.
 const LIMIT: Duration = Duration::from_secs(30);
-const PATIENCE: Patience = Patience { connect: Duration::from_secs(5), idle: None };
+const PATIENCE: Patience =
+    Patience { connect: Duration::from_secs(5), idle: None, half_closed: None };
 
 /// One end of a connection, as a client or an upstream has it.
 enum Outside {
@@ -385,15 +386,89 @@ fn a_reset_is_passed_on_as_a_reset_from_either_side() {
 }
 
 #[test]
-fn a_reset_comes_through_though_nobody_reads_what_was_sent_before_it() {
-    let (mut client, server, mut turns) = Loop::between(true, true, Pool::new(0));
-    turns.until("the way is full", |_| client.write(&[0; 65_536]).is_err());
-    for _ in 0..20 {
-        turns.turn();
+fn a_reset_comes_through_in_time_though_nobody_reads_what_was_sent_before_it() {
+    for pool in [Pool::new(0), Pool::default()] {
+        let (mut client, server, mut turns) = Loop::between(true, true, pool);
+        turns.until("the way is full", |_| client.write(&[0; 65_536]).is_err());
+        for _ in 0..20 {
+            turns.turn();
+        }
+        client.reset();
+        turns.until("it is heard", |turns| turns.relay.as_ref().is_some_and(is_breaking));
+        let relay = turns.relay.as_mut().expect("a relay");
+        let deadline = relay.deadline(PATIENCE).expect("one");
+        let early = relay.turn(IoEvent::timeout(), Instant::now(), PATIENCE, &mut turns.pool);
+        assert!(matches!(early, Turn::Wait), "{early:?}");
+        let late = relay.turn(IoEvent::timeout(), deadline, PATIENCE, &mut turns.pool);
+        assert!(matches!(late, Turn::Over(Ending::Reset { by: Side::Downstream, .. })), "{late:?}");
+        turns.relay = None;
+        expect_reset(server);
     }
-    client.reset();
-    turns.until("it is over", |turns| turns.ending.is_some());
-    expect_reset(server);
+}
+
+fn is_breaking(relay: &Relay) -> bool {
+    relay.breaking.is_some()
+}
+
+/// A server that has heard enough answers and closes, and what it has not read makes a reset of that.
+#[test]
+fn an_answer_in_front_of_a_reset_arrives_though_the_client_is_still_sending() {
+    for moves in [false, true] {
+        let (mut client, mut server, mut turns) = Loop::between(true, true, Pool::default());
+        client.write(b"a long upload").expect("sent");
+        let mut begun = [0; 6];
+        turns.until("it begins", |_| server.read(&mut begun).is_ok());
+        let answer = pattern(60_000, 3);
+        assert_eq!(server.write(&answer).expect("sent"), answer.len());
+        drop(server);
+        // It is the write that finds out.
+        client.write(b" goes on").expect("sent");
+        let mut client = Peer::new(client, Vec::new());
+        turns.until("all of it arrives", |turns| {
+            if moves {
+                turns.pack_and_unpack();
+            }
+            client.receive(10_000);
+            client.received.len() >= answer.len()
+        });
+        assert!(client.received == answer);
+        let end = |turns: &mut Loop| {
+            // It may be looking whether all of it was sent.
+            let event = turns.event().unwrap_or(IoEvent::timeout());
+            match turns.answer(event) {
+                Turn::Over(ending) => Some(ending),
+                Turn::Wait | Turn::Flush | Turn::Again | Turn::NotConnected(_) => None,
+            }
+        };
+        turns.turn();
+        while turns.ending.is_none() {
+            turns.ending = end(&mut turns);
+        }
+        assert!(matches!(turns.ending, Some(Ending::Reset { by: Side::Upstream, .. })));
+        turns.relay = None;
+        expect_reset(client.outside.take().expect("there"));
+    }
+}
+
+#[test]
+fn a_relay_that_is_half_closed_has_a_time_of_its_own_and_its_end_is_a_reset() {
+    let (client, server, mut turns) = Loop::between(true, true, Pool::default());
+    let patience = Patience { half_closed: Some(Duration::from_secs(60)), ..PATIENCE };
+    turns.until("it is connected", |turns| !turns.relay.as_ref().is_some_and(Relay::is_connecting));
+    let relay = turns.relay.as_mut().expect("a relay");
+    assert!(relay.hastens());
+    assert_eq!(relay.deadline(patience), None);
+    client.end();
+    turns.until("it is half-closed", |turns| turns.relay.as_ref().is_some_and(|r| r.forward.over));
+    turns.pack_and_unpack();
+    let relay = turns.relay.as_mut().expect("a relay");
+    assert!(relay.hastens() && !relay.hastens());
+    let deadline = relay.deadline(patience).expect("one");
+    let late = relay.turn(IoEvent::timeout(), deadline, patience, &mut turns.pool);
+    assert!(matches!(late, Turn::Over(Ending::HalfClosed)), "{late:?}");
+    turns.relay = None;
+    expect_reset(client);
+    drop(server);
 }
 
 #[test]
@@ -928,5 +1003,5 @@ fn a_moved_relay_has_waited_as_long_as_it_had() {
 /// What an idle session costs is little more than this.
 #[test]
 fn an_idle_relay_is_small() {
-    assert!(size_of::<Relay>() <= 184, "{}", size_of::<Relay>());
+    assert!(size_of::<Relay>() <= 192, "{}", size_of::<Relay>());
 }

@@ -74,7 +74,7 @@ impl Step {
     }
 }
 
-/// Which of the two ends broke, and how.
+/// Which of a way's two ends broke, and how.
 pub(super) enum Broken {
     Source(io::Error),
     Sink(io::Error),
@@ -101,6 +101,11 @@ impl End {
 
     pub(super) fn is_writable(&self) -> bool {
         self.writable
+    }
+
+    /// It is gone, and what it has said may still be there.
+    pub(super) fn read_out(&mut self) {
+        (self.readable, self.read_on) = (true, true);
     }
 
     /// The error that an event told of, if it is still there: reading and writing take it, too.
@@ -286,8 +291,7 @@ impl Way {
             }
             Err(error) => return Err(Broken::Source(error)),
         };
-        to.stream.before_write();
-        let drained = to.try_write(|stream| pipe.drain(stream, read));
+        let drained = to.try_write(|stream| stream.write_by(|stream| pipe.drain(stream, read)));
         let written = drained.as_ref().map_or(0, |written| *written);
         let taken = pipe.take(&mut pool.scratch[..read - written]);
         // What cannot be emptied or used is not used again: what is in it must not come to somebody
@@ -319,6 +323,12 @@ impl Way {
             false => self.kept = Some(kept),
         }
         Ok(all)
+    }
+
+    /// Nobody is left to take anything.
+    pub(super) fn give_up(&mut self) {
+        self.kept = None;
+        (self.ended, self.over) = (true, true);
     }
 
     pub(super) fn kept_bytes(&self) -> usize {
