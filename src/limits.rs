@@ -10,6 +10,21 @@ pub const EVENTS_PER_POLL: usize = 1024;
 /// signals and the handoff had their say.
 pub const SESSION_EVENTS_PER_TURN: usize = 512;
 
+/// How long sessions are served in one turn whose events are soon done, and how long the others are. One of
+/// each is served in any case. With what is accepted and what moves, a turn has 5 ms.
+pub const LIGHT_TIME: Duration = Duration::from_millis(2);
+/// See [`LIGHT_TIME`].
+pub const HEAVY_TIME: Duration = Duration::from_millis(1);
+
+/// How long connections are accepted in one turn.
+pub const ACCEPTING_TIME: Duration = Duration::from_millis(1);
+
+/// An event that takes so long is one of bulk: a small message takes some microseconds. A session that has
+/// had so many more of them lately than of others is [served](HEAVY_TIME) as one whose events take long.
+pub const HEAVY_EVENT: Duration = Duration::from_micros(40);
+/// See [`HEAVY_EVENT`].
+pub const HEAVY_AFTER: u8 = 4;
+
 /// Sessions in a row that may have their event before the first of them is to flush what it has read
 /// ([`Verdict::Flush`](crate::Verdict::Flush)): enough to stay on one way through the kernel for a
 /// while, few enough that the first of them waits for some microseconds only.
@@ -180,7 +195,7 @@ pub const OUTBOX_RETRY: Duration = Duration::from_millis(10);
 pub const SLOW_HANDLER: Duration = Duration::from_millis(100);
 
 /// How long sessions are packed, or put together, in one turn.
-pub const MOVING_TIME: Duration = Duration::from_millis(2);
+pub const MOVING_TIME: Duration = Duration::from_millis(1);
 
 /// How long the end of the program waits for a process that was killed with SIGKILL, so that no
 /// zombie is left to somebody else. Longer than the kernel takes to free the memory of a large one.

@@ -313,7 +313,7 @@ impl<H: Handler> Server<H> {
             adoption: Adoption::default(),
             room: Room::new(Instant::now()),
             failures: Failures::default(),
-            pace: Pace::begin(),
+            pace: Pace::begin(Instant::now()),
             complaints: Complaints::default(),
             panicked: None,
             panicked_in: "",

@@ -1,4 +1,7 @@
-//! The sessions: a bounded slab with generations, and the queue of those that have something to do.
+//! The sessions: a bounded slab with generations, and the queues of those that have something to do.
+//!
+//! There are two queues, so that nobody waits for a neighbour's bulk: a session whose events take long,
+//! time and again, stands in one of its own, of which a turn serves a part.
 //!
 //! A slot is freed at the end of the turn in which its session ended, so that an event harvested
 //! for the closed session never meets a stranger in its slot; the generation in the token catches
@@ -6,7 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
@@ -17,8 +20,10 @@ use crate::token::{self, Kind, Token};
 /// Every session of this process.
 pub(crate) struct Sessions<S> {
     slots: Slab<Slot<S>>,
-    /// The slots that have an event pending, each once.
-    queue: VecDeque<u32>,
+    /// The slots that have an event pending, each once, in one of the two: those whose events are soon
+    /// done, and those whose are not.
+    light: VecDeque<u32>,
+    heavy: VecDeque<u32>,
     /// The slots whose session ended in this turn.
     ended: Vec<u32>,
     /// When to look at whom. An entry may be out of date: the slot knows better.
@@ -30,6 +35,15 @@ pub(crate) struct Sessions<S> {
     limit: usize,
 }
 
+/// One of the two queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Of those whose events are soon done.
+    Light,
+    /// Of those whose events take long.
+    Heavy,
+}
+
 /// Alarms that may be there beside those of the living, without being looked through.
 const ALARMS: usize = 256;
 
@@ -37,6 +51,8 @@ struct Slot<S> {
     generation: u32,
     pending: IoEvent,
     queued: bool,
+    /// How many more of its last events have taken long than have not, as far as it matters.
+    weight: u8,
     /// When the session wants to be woken.
     wake: Option<Instant>,
     /// The entry that there is among the alarms, if it is still to come.
@@ -79,7 +95,8 @@ impl<S> Sessions<S> {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             slots: Slab::new(),
-            queue: VecDeque::new(),
+            light: VecDeque::new(),
+            heavy: VecDeque::new(),
             ended: Vec::new(),
             alarms: BinaryHeap::new(),
             generation: 0,
@@ -110,7 +127,35 @@ impl<S> Sessions<S> {
 
     /// How many sessions wait for their event to be dispatched, at most.
     pub(crate) fn queued(&self) -> usize {
-        self.queue.len()
+        self.light.len() + self.heavy.len()
+    }
+
+    /// How many of them stand in that queue.
+    pub(crate) fn queued_in(&self, lane: Lane) -> usize {
+        match lane {
+            Lane::Light => self.light.len(),
+            Lane::Heavy => self.heavy.len(),
+        }
+    }
+
+    fn enqueue(&mut self, index: u32) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        slot.queued = true;
+        match slot.weight {
+            ..limits::HEAVY_AFTER => self.light.push_back(index),
+            limits::HEAVY_AFTER.. => self.heavy.push_back(index),
+        }
+    }
+
+    /// A session's event has taken so long. One that takes long now and then may only have been
+    /// interrupted.
+    pub(crate) fn weigh(&mut self, index: u32, took: Duration) {
+        if let Some(slot) = self.slots.get_mut(index as usize) {
+            slot.weight = match took >= limits::HEAVY_EVENT {
+                true => slot.weight.saturating_add(1).min(2 * limits::HEAVY_AFTER),
+                false => slot.weight.saturating_sub(1),
+            };
+        }
     }
 
     /// Where the next session goes. The token is known before the session is.
@@ -127,6 +172,7 @@ impl<S> Sessions<S> {
             generation,
             pending: IoEvent::default(),
             queued: false,
+            weight: 0,
             wake: None,
             alarm: None,
             sources: 1,
@@ -161,8 +207,7 @@ impl<S> Sessions<S> {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         slot.dormant = false;
         if slot.session.is_some() && slot.pending != IoEvent::default() && !slot.queued {
-            slot.queued = true;
-            self.queue.push_back(index);
+            self.enqueue(index);
         }
     }
 
@@ -174,16 +219,18 @@ impl<S> Sessions<S> {
         }
         slot.pending.merge(event);
         if !slot.queued && !slot.dormant {
-            slot.queued = true;
-            self.queue.push_back(token.index);
+            self.enqueue(token.index);
         }
         true
     }
 
-    /// The next session that has an event, and the event; it is off the queue then.
-    pub(crate) fn next_queued(&mut self) -> Option<(Token, &mut S, IoEvent)> {
+    /// The next session in that queue, and its event; it is off the queue then.
+    pub(crate) fn next_in(&mut self, lane: Lane) -> Option<(Token, &mut S, IoEvent)> {
         loop {
-            let index = self.queue.pop_front()?;
+            let index = match lane {
+                Lane::Light => self.light.pop_front()?,
+                Lane::Heavy => self.heavy.pop_front()?,
+            };
             let Some(slot) = self.slots.get_mut(index as usize) else { continue };
             slot.queued = false;
             // Ended while it was queued: its slot is still there.
@@ -202,8 +249,7 @@ impl<S> Sessions<S> {
         if let Some(slot) = self.slots.get_mut(index as usize) {
             slot.pending.merge(event);
             if !slot.queued && !slot.dormant {
-                slot.queued = true;
-                self.queue.push_back(index);
+                self.enqueue(index);
             }
         }
     }
@@ -345,8 +391,6 @@ impl<S> Sessions<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const READABLE: IoEvent = IoEvent::readable();
@@ -365,14 +409,14 @@ mod tests {
         assert!(sessions.note(old, READABLE));
         sessions.end(old.index);
         assert!(!sessions.note(old, READABLE), "ended in this turn");
-        assert!(sessions.next_queued().is_none(), "queued before it ended");
+        assert!(sessions.next_in(Lane::Light).is_none(), "queued before it ended");
 
         assert!(sessions.free_ended());
         let new = open(&mut sessions, "new");
         assert_eq!(new.index, old.index, "the slot is used again");
         assert!(!sessions.note(old, READABLE), "stale");
         assert!(sessions.note(new, READABLE));
-        assert_eq!(sessions.next_queued().map(|(_, name, _)| *name), Some("new"));
+        assert_eq!(sessions.next_in(Lane::Light).map(|(_, name, _)| *name), Some("new"));
     }
 
     #[test]
@@ -391,12 +435,39 @@ mod tests {
         let token = open(&mut sessions, "one");
         sessions.note(token, READABLE);
         sessions.note(token, IoEvent::writable());
-        let (token, _, event) = sessions.next_queued().expect("queued once");
+        let (token, _, event) = sessions.next_in(Lane::Light).expect("queued once");
         assert!(event.is_readable() && event.is_writable());
-        assert!(sessions.next_queued().is_none());
+        assert!(sessions.next_in(Lane::Light).is_none());
 
         sessions.again(token.index, event);
         assert_eq!(sessions.queued(), 1);
+    }
+
+    #[test]
+    fn a_session_whose_events_take_long_time_and_again_stands_in_a_queue_of_its_own() {
+        let mut sessions = Sessions::new(8);
+        let (bulk, small) = (open(&mut sessions, "bulk"), open(&mut sessions, "small"));
+        let lane_of = |sessions: &mut Sessions<_>, token| {
+            sessions.note(token, READABLE);
+            let lanes = [Lane::Light, Lane::Heavy];
+            let lane = lanes.into_iter().find(|lane| sessions.queued_in(*lane) > 0);
+            assert!(lane.and_then(|lane| sessions.next_in(lane)).is_some());
+            lane.expect("one of them")
+        };
+        for _ in 1..limits::HEAVY_AFTER {
+            sessions.weigh(bulk.index, limits::HEAVY_EVENT);
+            assert_eq!(lane_of(&mut sessions, bulk), Lane::Light, "it may be by chance");
+        }
+        for _ in 0..100 {
+            sessions.weigh(bulk.index, limits::HEAVY_EVENT);
+            assert_eq!(lane_of(&mut sessions, bulk), Lane::Heavy);
+            assert_eq!(lane_of(&mut sessions, small), Lane::Light);
+        }
+        for _ in 0..=limits::HEAVY_AFTER {
+            assert_eq!(lane_of(&mut sessions, bulk), Lane::Heavy, "some are short by chance, too");
+            sessions.weigh(bulk.index, Duration::ZERO);
+        }
+        assert_eq!(lane_of(&mut sessions, bulk), Lane::Light);
     }
 
     #[test]
@@ -408,7 +479,7 @@ mod tests {
         assert!(!sessions.free_ended(), "not while it is queued");
         let new = open(&mut sessions, "new");
         assert_ne!(new.index, old.index);
-        assert!(sessions.next_queued().is_none());
+        assert!(sessions.next_in(Lane::Light).is_none());
         assert!(sessions.free_ended());
     }
 
@@ -421,14 +492,14 @@ mod tests {
         sessions.wake_at(one.index, after(10));
         sessions.wake_at(one.index, after(30));
         sessions.ring(after(20));
-        assert!(sessions.next_queued().is_none(), "put off");
+        assert!(sessions.next_in(Lane::Light).is_none(), "put off");
         sessions.wake_at(one.index, after(25));
         assert_eq!(sessions.next_alarm(), Some(after(25)));
         sessions.ring(after(40));
-        let event = sessions.next_queued().map(|(_, _, event)| event);
+        let event = sessions.next_in(Lane::Light).map(|(_, _, event)| event);
         assert_eq!(event, Some(IoEvent::timeout()));
         sessions.ring(after(90));
-        assert!(sessions.next_queued().is_none(), "once");
+        assert!(sessions.next_in(Lane::Light).is_none(), "once");
         assert_eq!(sessions.next_alarm(), None);
     }
 
@@ -446,7 +517,7 @@ mod tests {
         }
         assert!(sessions.alarms.len() < 2 * ALARMS, "{}", sessions.alarms.len());
         sessions.ring(far);
-        assert_eq!(sessions.next_queued().map(|(_, name, _)| *name), Some("stays"));
+        assert_eq!(sessions.next_in(Lane::Light).map(|(_, name, _)| *name), Some("stays"));
     }
 
     #[test]
@@ -460,7 +531,7 @@ mod tests {
         let new = open(&mut sessions, "new");
         assert_eq!(new.index, old.index);
         sessions.ring(start);
-        assert!(sessions.next_queued().is_none());
+        assert!(sessions.next_in(Lane::Light).is_none());
     }
 
     #[test]

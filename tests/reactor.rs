@@ -8,7 +8,7 @@ mod harness;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{PATIENCE, Start, until};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -16,13 +16,15 @@ use rustix::process::{Resource, Rlimit};
 use tablecloth::machine::State;
 use tablecloth::{
     Accepted, Address, Config, Context, Error, Handler, IoEvent, Server, SocketOptions, Stream,
-    Verdict,
+    Verdict, limits,
 };
 
 /// Answers each byte, but for the greedy, who always have more to do.
 #[derive(Default)]
 struct Echo {
     greedy_calls: u64,
+    /// How long each of these takes.
+    greed: Duration,
     opened: u64,
 }
 
@@ -51,6 +53,8 @@ impl Handler for Echo {
                 },
                 Err(_) if *greedy => {
                     self.greedy_calls += 1;
+                    let begun = Instant::now();
+                    while begun.elapsed() < self.greed {}
                     return Verdict::Again;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Verdict::Keep,
@@ -127,6 +131,30 @@ fn a_session_that_never_has_enough_starves_neither_the_others_nor_new_ones() {
     let calls = server.handler().greedy_calls;
     turn(&mut server);
     assert_eq!(server.handler().greedy_calls, calls + 1, "once a turn");
+}
+
+/// What bulk takes of a turn is bounded by time: that of some events, however many sessions want more.
+#[test]
+fn nobody_waits_for_the_bulk_of_all_neighbours() {
+    let (mut server, address) = server(Config::default());
+    let mut small = Client::connect(&address);
+    let mut bulk: Vec<_> = (0..100).map(|_| Client::connect(&address)).collect();
+    bulk.iter_mut().for_each(|client| client.send(b"G"));
+    server.handler_mut().greed = 4 * limits::HEAVY_EVENT;
+    let all = 100 * u64::from(2 * limits::HEAVY_AFTER);
+    until("all of them are known for it", || {
+        turn(&mut server);
+        server.handler().greedy_calls > all
+    });
+    let in_a_turn = limits::HEAVY_TIME.as_micros().div_ceil(4 * limits::HEAVY_EVENT.as_micros());
+    for _ in 0..20 {
+        small.send(b"x");
+        let before = server.handler().greedy_calls;
+        turn(&mut server);
+        let calls = server.handler().greedy_calls - before;
+        assert!(small.answered(), "in the first turn");
+        assert!((1..=in_a_turn).contains(&u128::from(calls)), "{calls} of {in_a_turn}");
+    }
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::time::Duration;
 
 use super::Server;
 use crate::config::OnPanic;
 use crate::handler::Handler;
+use crate::limits;
 use crate::machine::Event;
 
 /// What a panic was raised with.
@@ -58,11 +60,13 @@ impl<H: Handler> Server<H> {
         self.feed(Event::HandlerPanicked);
     }
 
-    /// Names a method that has kept everybody else waiting.
-    pub(super) fn note_slow(&mut self, method: &'static str) {
-        if let Some(took) = self.pace.slow() {
+    /// Names a method that has kept everybody else waiting. Answers how long it took.
+    pub(super) fn note_slow(&mut self, method: &'static str) -> Duration {
+        let took = self.pace.look();
+        if took >= limits::SLOW_HANDLER {
             log::warn!("the handler's method `{method}` took {took:?}: nobody else was served.");
         }
+        took
     }
 }
 

@@ -19,6 +19,7 @@ use crate::machine::{Event, State, Timer};
 use crate::pace::Pace;
 use crate::pid_file::PidFile;
 use crate::predecessor::Predecessor;
+use crate::sessions::Lane;
 use crate::signals::Request;
 use crate::sys;
 use crate::token::{Kind, Token};
@@ -150,7 +151,7 @@ impl<H: Handler> Server<H> {
             Err(source) => return Err(Error::System { operation: "poll", source }),
         }
         self.shared.now = Instant::now();
-        self.pace = Pace::begin();
+        self.pace = Pace::begin(self.shared.now);
 
         let mut harvest = Harvest::default();
         for event in &self.events {
@@ -344,11 +345,23 @@ impl<H: Handler> Server<H> {
             self.serve_watched(&harvest.watched);
         }
         self.sessions.ring(self.shared.now);
+        self.serve_lane(Lane::Light, limits::LIGHT_TIME);
+        self.serve_lane(Lane::Heavy, limits::HEAVY_TIME);
+        self.shared.sessions = self.sessions.len();
+    }
+
+    /// Serves those who stand in a queue, for about so long.
+    fn serve_lane(&mut self, lane: Lane, time: Duration) {
+        if self.sessions.queued_in(lane) == 0 {
+            return;
+        }
+        self.pace.look();
+        let begun = self.pace.last();
         let mut flushing = [(0, IoEvent::default()); limits::SESSIONS_PER_BATCH];
         let mut count = 0;
         // Who has more to do goes to the end of the queue, and has its turn in the next one.
-        for _ in 0..self.sessions.queued().min(limits::SESSION_EVENTS_PER_TURN) {
-            let Some((token, session, event)) = self.sessions.next_queued() else { break };
+        for _ in 0..self.sessions.queued_in(lane).min(limits::SESSION_EVENTS_PER_TURN) {
+            let Some((token, session, event)) = self.sessions.next_in(lane) else { break };
             let mut cx = Context::of(&mut self.shared, token);
             let handler = &mut self.handler;
             let mut verdict = match caught(|| handler.event(&mut cx, session, event)) {
@@ -358,7 +371,8 @@ impl<H: Handler> Server<H> {
                     continue;
                 }
             };
-            self.note_slow("event");
+            let took = self.note_slow("event");
+            self.sessions.weigh(token.index, took);
             let defers = verdict == Verdict::Flush;
             if defers {
                 flushing[count] = (token.index, event);
@@ -371,9 +385,11 @@ impl<H: Handler> Server<H> {
                 self.flush_sessions(&flushing[..count]);
                 count = 0;
             }
+            if self.pace.last() - begun >= time {
+                break;
+            }
         }
         self.flush_sessions(&flushing[..count]);
-        self.shared.sessions = self.sessions.len();
     }
 
     /// Whoever reads a socket of its own hears of it, and again if it was not read to the end.
@@ -434,7 +450,11 @@ impl<H: Handler> Server<H> {
         let expects = self.predecessor.as_ref().map_or_else(Expect::default, |it| it.expects);
         let (to_come, sockets) = (expects.sessions as usize, expects.sockets as usize);
         let ceiling = self.room.ceiling(self.shared.now, sockets);
+        let mut begun = None;
         for _ in 0..limits::ACCEPTS_PER_TURN {
+            if begun.is_some_and(|at| self.pace.last() - at >= limits::ACCEPTING_TIME) {
+                return;
+            }
             if self.sessions.is_full(to_come) {
                 self.listeners.pause_full(self.sessions.len(), to_come);
                 return;
@@ -464,6 +484,7 @@ impl<H: Handler> Server<H> {
                 }
             };
             self.note_slow("open");
+            begun.get_or_insert(self.pace.last());
             match opened {
                 Ok(session) => {
                     self.sessions.insert(vacancy, session);
