@@ -71,6 +71,10 @@ impl Handler for Proxy {
         session.flush(cx, &self.settings, &mut self.pool)
     }
 
+    fn closing(&mut self, _: &mut Context<'_>, session: &mut ProxySession) {
+        session.cut_off();
+    }
+
     fn schemas(&self) -> Option<RangeInclusive<u32>> {
         Some(packed::SCHEMAS)
     }
@@ -80,7 +84,8 @@ impl Handler for Proxy {
         cx: &mut Context<'_>,
         session: ProxySession,
     ) -> Result<Packed, ProxySession> {
-        Ok(session.pack(cx.now()))
+        // It stays until its upstream has taken it into its queue.
+        if session.relay.is_queueing() { Err(session) } else { Ok(session.pack(cx.now())) }
     }
 
     /// A session of a route that is gone stays as it is, or is cut: it is taken over in any case, or

@@ -59,6 +59,13 @@ pub trait Handler {
         Verdict::Keep
     }
 
+    /// The session is closed although it has not come to its end: it has not drained in time, or the
+    /// process was told to exit at once. It is dropped next, and its peer sees the end of the stream, unless
+    /// it is [reset](Stream::reset_on_close) here, which does not make half of something look whole.
+    fn closing(&mut self, cx: &mut Context<'_>, session: &mut Self::Session) {
+        let _ = (cx, session);
+    }
+
     /// The schemas of packed sessions that [`Handler::unpack`] understands, oldest and newest. None
     /// by default: sessions do not move, they drain.
     fn schemas(&self) -> Option<RangeInclusive<u32>> {

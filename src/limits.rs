@@ -116,6 +116,9 @@ pub const RELAY_LAST_WAIT: Duration = Duration::from_secs(1);
 /// How often it looks: the kernel tells nobody that everything was sent.
 pub const RELAY_LAST_LOOK: Duration = Duration::from_millis(10);
 
+/// How often a Unix listener whose queue is full is asked for a place in it.
+pub const QUEUE_LOOK: Duration = Duration::from_millis(10);
+
 /// What all relays of a process may keep together of what was read and could not be written,
 /// unless it is said otherwise.
 pub const RELAY_KEPT_BYTES: usize = 64 * 1024 * 1024;

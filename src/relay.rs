@@ -201,6 +201,10 @@ impl Relay {
     /// only moves on, with every byte.
     #[must_use]
     pub fn deadline(&self, patience: Patience) -> Option<Instant> {
+        if let Some(next) = self.upstream.stream.queues_until() {
+            let last = self.active.checked_add(patience.connect);
+            return Some(last.map_or(next, |last| next.min(last)));
+        }
         let patience = match &self.breaking {
             _ if self.connecting => Some(patience.connect),
             Some(breaking) if breaking.look.is_some() => return breaking.look,
@@ -240,6 +244,20 @@ impl Relay {
         let _ = self.upstream.stream.reset_on_close();
     }
 
+    /// Whether the upstream is a Unix listener whose queue is full: it is asked for a place now and then.
+    /// Such a relay cannot move.
+    #[must_use]
+    pub fn is_queueing(&self) -> bool {
+        self.upstream.stream.queues_until().is_some()
+    }
+
+    /// Looks after both peers, by [`Stream::keep_alive`].
+    pub fn keep_alive(&self, after: Option<Duration>) {
+        // Fails for a socket that is gone anyway.
+        let _ = self.downstream.stream.keep_alive(after);
+        let _ = self.upstream.stream.keep_alive(after);
+    }
+
     /// Whether the upstream connection is still to be made.
     #[must_use]
     pub fn is_connecting(&self) -> bool {
@@ -267,6 +285,13 @@ impl Relay {
 
     /// Until the connection is made, or not.
     fn connect(&mut self, now: Instant, patience: Patience) -> Option<Turn> {
+        if self.upstream.stream.queues_until().is_some() {
+            // What events say of a socket that is not connected yet is nothing.
+            match self.upstream.queue_up(now) {
+                Ok(()) => self.hastened = true,
+                Err(error) => return Some(Turn::NotConnected(error)),
+            }
+        }
         if let Some(error) = self.upstream.failure() {
             return Some(Turn::NotConnected(error));
         }

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{self, Shutdown};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
@@ -15,6 +16,7 @@ use nix::sys::socket::{
 };
 
 use crate::address::Address;
+use crate::limits;
 use crate::socket::address_of;
 use crate::sys;
 use crate::wire::Family;
@@ -39,6 +41,16 @@ pub struct Stream {
     /// This process has connected it to a loopback address, or it is a Unix stream.
     local: bool,
     prudence: Prudence,
+    /// It is not connected yet, because the listener's queue is full.
+    queueing: Option<Box<Queueing>>,
+}
+
+/// A Unix listener whose queue is full says so at once, and there is nothing that tells when it has room
+/// (EAGAIN, connect(2)). So it is asked now and then.
+#[derive(Debug)]
+struct Queueing {
+    name: sys::Name,
+    next: Instant,
 }
 
 /// What is put off for a connection that may live for one write only.
@@ -75,6 +87,7 @@ impl Stream {
             acknowledged: None,
             local: false,
             prudence: Prudence::None,
+            queueing: None,
         }
     }
 
@@ -91,7 +104,7 @@ impl Stream {
     /// rides on them, which spares one segment of a short connection. If they do not come, the kernel
     /// sends it when an acknowledgement has been delayed for long enough (TCP_QUICKACK, tcp(7)).
     pub(crate) fn connect(address: &Address, has_bytes: bool) -> io::Result<Self> {
-        let mut stream = Self::new(connect(address, has_bytes)?);
+        let mut stream = connect(address, has_bytes)?;
         stream.local = match address {
             Address::Internet(internet) => internet.ip().to_canonical().is_loopback(),
             Address::Path(_) | Address::Abstract(_) | Address::Unnamed => true,
@@ -142,6 +155,53 @@ impl Stream {
             // Fails for a socket that is gone anyway.
             let _ = stream.set_nodelay(true);
         }
+    }
+
+    /// When it is to be asked again whether the listener's queue has room, if it waits for that.
+    pub(crate) fn queues_until(&self) -> Option<Instant> {
+        self.queueing.as_ref().map(|queueing| queueing.next)
+    }
+
+    /// Asks again, if the time has come. Answers whether it is connected.
+    pub(crate) fn queue_up(&mut self, now: Instant) -> io::Result<bool> {
+        let Some(queueing) = self.queueing.as_ref().filter(|queueing| queueing.next <= now) else {
+            return Ok(self.queueing.is_none());
+        };
+        match sys::connect(self.as_fd(), &queueing.name) {
+            Ok(()) => self.queueing = None,
+            Err(Errno::EAGAIN | Errno::EINTR) => {
+                if let Some(queueing) = &mut self.queueing {
+                    queueing.next = now + limits::QUEUE_LOOK;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(self.queueing.is_none())
+    }
+
+    /// Has the kernel look after a peer that has gone without a word, or cannot be reached: after so long
+    /// without a byte it is asked whether it is there, four times, in as much time again, and what was sent
+    /// is waited for no longer than both take together (SO_KEEPALIVE, TCP_KEEPIDLE, TCP_USER_TIMEOUT, tcp(7)).
+    /// Whoever does not answer is gone by an error, [`TimedOut`](io::ErrorKind::TimedOut). In seconds, from
+    /// 1 to 16,383; `None` looks after nobody, which is how a stream begins.
+    ///
+    /// It belongs to the connection, and moves with it. A Unix stream needs none.
+    pub fn keep_alive(&self, after: Option<Duration>) -> io::Result<()> {
+        if self.family() == Family::Unix {
+            return Ok(());
+        }
+        let seconds = after.map(|after| after.as_secs().clamp(1, 16_383) as u32);
+        if let Some(seconds) = seconds {
+            setsockopt(self, sockopt::TcpKeepIdle, &seconds)?;
+            setsockopt(self, sockopt::TcpKeepInterval, &seconds.div_ceil(4))?;
+            setsockopt(self, sockopt::TcpKeepCount, &4)?;
+        }
+        setsockopt(
+            self,
+            sockopt::TcpUserTimeout,
+            &seconds.map_or(0, |seconds| 2 * 1000 * seconds),
+        )?;
+        Ok(setsockopt(self, sockopt::KeepAlive, &seconds.is_some())?)
     }
 
     /// Whether it was connected to a peer that is known to be on this machine, so that it is likely to
@@ -275,7 +335,7 @@ impl Inner {
 
 /// As mio does, with the options set before there is a connection. (And mio cuts off an abstract name
 /// that begins with a NUL.)
-fn connect(address: &Address, has_bytes: bool) -> io::Result<Inner> {
+fn connect(address: &Address, has_bytes: bool) -> io::Result<Stream> {
     let name = address.to_name().and_then(|name| sys::Name::new(&name));
     let name = name.ok_or(io::ErrorKind::InvalidInput)?;
     let (domain, family) = match address {
@@ -293,10 +353,31 @@ fn connect(address: &Address, has_bytes: bool) -> io::Result<Inner> {
         Family::Tcp => setsockopt(&socket, sockopt::TcpNoDelay, &true)?,
         Family::Unix => {}
     }
-    match sys::connect(socket.as_fd(), &name) {
-        Ok(()) | Err(Errno::EINPROGRESS) => Ok(Inner::of(socket, family)),
-        Err(error) => Err(error.into()),
-    }
+    let queueing = match (sys::connect(socket.as_fd(), &name), family) {
+        (Ok(()) | Err(Errno::EINPROGRESS), Family::Tcp) => {
+            if is_connected_to_itself(&socket, address) {
+                return Err(Errno::ECONNREFUSED.into());
+            }
+            None
+        }
+        (Ok(()), Family::Unix) => None,
+        (Err(Errno::EAGAIN), Family::Unix) => {
+            Some(Box::new(Queueing { name, next: Instant::now() + limits::QUEUE_LOOK }))
+        }
+        (Err(error), _) => return Err(error.into()),
+    };
+    let mut stream = Stream::new(Inner::of(socket, family));
+    stream.queueing = queueing;
+    Ok(stream)
+}
+
+/// Where nobody listens on a port that the kernel may give to whoever connects
+/// (`net.ipv4.ip_local_port_range`, ip(7)), it may give that very port: the socket is its own peer then.
+fn is_connected_to_itself(socket: &OwnedFd, address: &Address) -> bool {
+    /// Below it no port is given by the kernel.
+    const LEAST_EPHEMERAL: u16 = 1024;
+    address.port().is_some_and(|port| port >= LEAST_EPHEMERAL)
+        && address_of(socket).is_ok_and(|own| own.satisfies(address))
 }
 
 /// A connected stream of a loop of one's own; it is not registered yet.
@@ -424,6 +505,72 @@ mod tests {
             end(&mut stream);
             listener.accept().expect("it is there");
         }
+    }
+
+    #[test]
+    fn a_socket_that_is_its_own_peer_is_told_from_others() {
+        let name = |socket: &OwnedFd| address_of(socket).expect("a name");
+        let new = || {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let socket = socket::socket(AddressFamily::Inet, SockType::Stream, flags, None);
+            let socket = socket.expect("a socket");
+            let any = Address::from(net::SocketAddr::from(([127, 0, 0, 1], 0))).to_name();
+            let any = any.and_then(|any| sys::Name::new(&any)).expect("a name");
+            sys::bind(socket.as_fd(), &any).expect("bound");
+            socket
+        };
+        let alone = new();
+        let own = name(&alone).to_name().and_then(|own| sys::Name::new(&own)).expect("a name");
+        sys::connect(alone.as_fd(), &own).expect("connected to itself");
+        assert!(is_connected_to_itself(&alone, &name(&alone)));
+        let other = new();
+        assert!(!is_connected_to_itself(&other, &name(&alone)));
+    }
+
+    #[test]
+    fn a_unix_listener_whose_queue_is_full_is_asked_again() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let path = place.path().join("full");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("listens");
+        socket::listen(&listener, socket::Backlog::new(0).expect("a length")).expect("listens");
+        let address = Address::Path(path);
+        let first = Stream::connect(&address, false).expect("connects");
+        assert_eq!(first.queues_until(), None);
+        let mut second = Stream::connect(&address, true).expect("waits");
+        let next = second.queues_until().expect("a time");
+        assert!(!second.queue_up(next).expect("full"));
+        let later = second.queues_until().expect("a time");
+        assert!(later > next);
+        listener.accept().expect("the first one");
+        assert!(!second.queue_up(next).expect("not yet"), "it is not asked before the time");
+        assert!(second.queue_up(later).expect("connects"));
+        second.write_all(b"x").expect("sent");
+        let (mut other, _) = listener.accept().expect("the second one");
+        assert_eq!(other.read(&mut [0; 2]).expect("read"), 1);
+        drop(listener);
+        let gone = Stream::connect(&address, false).expect_err("nobody listens");
+        assert_eq!(gone.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_stream_is_looked_after_for_as_long_as_is_said() {
+        let listener = net::TcpListener::bind("127.0.0.1:0").expect("listens");
+        let address = listener.local_addr().expect("an address").into();
+        let stream = Stream::connect(&address, false).expect("connects");
+        let of = |stream: &Stream| {
+            let get = |option| socket::getsockopt(stream, option).expect("an option");
+            let idle = socket::getsockopt(stream, sockopt::TcpKeepIdle).expect("an option");
+            let most = socket::getsockopt(stream, sockopt::TcpUserTimeout).expect("an option");
+            (get(sockopt::KeepAlive), idle, most)
+        };
+        assert!(!of(&stream).0);
+        stream.keep_alive(Some(Duration::from_secs(60))).expect("set");
+        assert_eq!(of(&stream), (true, 60, 120_000));
+        stream.keep_alive(Some(Duration::ZERO)).expect("set");
+        assert_eq!(of(&stream), (true, 1, 2000));
+        stream.keep_alive(Some(Duration::MAX)).expect("set");
+        stream.keep_alive(None).expect("set");
+        assert_eq!((of(&stream).0, of(&stream).2), (false, 0));
     }
 
     #[test]

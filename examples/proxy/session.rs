@@ -166,6 +166,12 @@ impl ProxySession {
         );
     }
 
+    /// Neither end is to take for the whole what is only a part.
+    pub(crate) fn cut_off(&self) {
+        self.relay.reset();
+        self.log_end(&"cut off");
+    }
+
     pub(crate) fn pack(self, now: Instant) -> Packed {
         packed::pack(self, now)
     }

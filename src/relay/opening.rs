@@ -66,7 +66,8 @@ impl Opening<'_> {
     /// An error says that no byte was written, because it could not be connected to, or was broken off
     /// at once. The stream is deregistered then; another one may be tried.
     pub fn send(&mut self, upstream: &mut Stream) -> io::Result<()> {
-        if !upstream.is_local() || self.written > 0 || self.bytes == 0 {
+        let is_queueing = upstream.queues_until().is_some();
+        if !upstream.is_local() || is_queueing || self.written > 0 || self.bytes == 0 {
             return Ok(());
         }
         match nothing_if_it_would_wait(upstream.write(&self.pool.scratch[..self.bytes])) {
@@ -97,7 +98,7 @@ impl Opening<'_> {
             connecting: written == 0,
             breaking: None,
             active: now,
-            hastened: false,
+            hastened: true,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::time::Instant;
 
 use super::pool::{Kept, Pool};
 use crate::io_event::IoEvent;
@@ -101,6 +102,13 @@ impl End {
 
     pub(super) fn is_writable(&self) -> bool {
         self.writable
+    }
+
+    /// Asks for a place in the queue of its listener. It can be written to once it has one.
+    pub(super) fn queue_up(&mut self, now: Instant) -> io::Result<()> {
+        (self.readable, self.fin, self.error, self.read_on) = (false, false, false, false);
+        self.writable = self.stream.queue_up(now)?;
+        Ok(())
     }
 
     /// It is gone, and what it has said may still be there.

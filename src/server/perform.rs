@@ -233,6 +233,7 @@ impl<H: Handler> Server<H> {
             Action::CloseSessions => {
                 if self.sessions.len() > 0 {
                     log::warn!("closing {} sessions: {event}.", self.sessions.len());
+                    self.tell_of_closing();
                     self.sweep = Some(Sweep::new(Walk::Close));
                 }
             }
@@ -504,6 +505,20 @@ impl<H: Handler> Server<H> {
     /// The turn under way included.
     pub(super) fn longest_turn_by_now(&self) -> Duration {
         self.longest_turn.max(self.shared.now.elapsed())
+    }
+
+    /// Sessions that have not come to their end are closed.
+    fn tell_of_closing(&mut self) {
+        let mut next = 0;
+        while let Some((token, _)) = self.sessions.next_from(next) {
+            next = token.index + 1;
+            self.guarded("closing", None, |server| {
+                if let Some((token, session)) = server.sessions.get_mut(token.index) {
+                    server.handler.closing(&mut Context::of(&mut server.shared, token), session);
+                }
+            });
+            self.shared.session = None;
+        }
     }
 
     /// `Exited`: the listeners' last copies go, and the log says what ended.
