@@ -2,15 +2,23 @@
 //!
 //!     cargo run --release --example proxy -- --listen localhost:8080 --to localhost:9090
 //!
-//! or with a file of routes, which every HUP takes anew:
+//! or with a file of routes and settings, which every HUP takes anew (`examples/proxy/README.md`):
 //!
 //!     # who listens, and where it leads
 //!     localhost:8080 -> 10.0.0.1:80, 10.0.0.2:80
 //!     unix:/run/front.sock -> localhost:9090
+//!
+//! USR1 writes to the log what happened on each route, and to each upstream, in numbers.
 
 // The printable form of messages is the demo's alone.
+#[path = "proxy/access.rs"]
+mod access;
 #[allow(dead_code, reason = "each example uses its part of it")]
 mod common;
+#[path = "proxy/counters.rs"]
+mod counters;
+#[path = "proxy/file.rs"]
+mod file;
 #[path = "proxy/header.rs"]
 mod header;
 #[path = "proxy/options.rs"]
@@ -21,6 +29,12 @@ mod packed;
 mod routes;
 #[path = "proxy/session.rs"]
 mod session;
+#[path = "proxy/settings.rs"]
+mod settings;
+#[path = "proxy/turns.rs"]
+mod turns;
+#[path = "proxy/upstreams.rs"]
+mod upstreams;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -28,11 +42,14 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use common::{descriptors, logging, output};
+use nix::libc::SIGUSR1;
 use options::Options;
 use routes::Route;
-use session::{ProxySession, Settings};
+use session::ProxySession;
+use settings::Settings;
 use tablecloth::relay::Pool;
 use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Verdict};
+use turns::Turns;
 
 /// For standard input and output, the loop, and an upgrade.
 const SPARE_DESCRIPTORS: usize = 64;
@@ -40,7 +57,10 @@ const SPARE_DESCRIPTORS: usize = 64;
 /// Relays every connection to one of its route's upstreams.
 struct Proxy {
     routes: Vec<Rc<Route>>,
+    /// For sessions whose route is gone.
     settings: Settings,
+    cut_removed: bool,
+    turns: Option<Turns>,
     pool: Pool,
 }
 
@@ -55,7 +75,11 @@ impl Handler for Proxy {
 
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<ProxySession> {
         let route = self.route(&accepted.listener).ok_or(io::ErrorKind::NotFound)?;
-        ProxySession::open(cx, accepted, Rc::clone(route), &self.settings, &mut self.pool)
+        let route = Rc::clone(route);
+        let turns = self.turns.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        // Nobody is accepted before the predecessor has ceased to accept, and to take turns.
+        turns.read(&self.routes);
+        ProxySession::open(cx, accepted, route, turns, &mut self.pool)
     }
 
     fn event(
@@ -64,15 +88,15 @@ impl Handler for Proxy {
         session: &mut ProxySession,
         event: IoEvent,
     ) -> Verdict {
-        session.event(cx, event, &self.settings, &mut self.pool)
+        session.event(cx, event, &mut self.pool)
     }
 
     fn flush(&mut self, cx: &mut Context<'_>, session: &mut ProxySession) -> Verdict {
-        session.flush(cx, &self.settings, &mut self.pool)
+        session.flush(cx, &mut self.pool)
     }
 
-    fn closing(&mut self, _: &mut Context<'_>, session: &mut ProxySession) {
-        session.cut_off();
+    fn closing(&mut self, cx: &mut Context<'_>, session: &mut ProxySession) {
+        session.cut_off(cx.now());
     }
 
     fn schemas(&self) -> Option<RangeInclusive<u32>> {
@@ -91,51 +115,82 @@ impl Handler for Proxy {
     /// A session of a route that is gone stays as it is, or is cut: it is taken over in any case, or
     /// the predecessor would keep it.
     fn unpack(&mut self, cx: &mut Context<'_>, packed: Packed) -> io::Result<ProxySession> {
-        let mut session = ProxySession::unpack(packed, &self.routes, cx.now(), &self.pool)?;
-        if session.is_of_removed_route() && self.settings.cut_removed {
+        let (routes, settings) = (&self.routes, &self.settings);
+        let mut session = packed::unpack(packed, routes, settings, cx.now(), &self.pool)?;
+        if session.route.is_removed && self.cut_removed {
             session.cut();
         }
-        session.wake_in_time(cx, &self.settings);
+        session.follow_route(cx);
+        session.wake_in_time(cx);
         Ok(session)
+    }
+
+    fn signal(&mut self, _: &mut Context<'_>, _: i32) {
+        for route in &self.routes {
+            log::info!("{}: {}", route.name, route.counters);
+            for upstream in route.upstreams.iter() {
+                log::info!("{} to {}: {}", route.name, upstream.text, upstream.counters);
+            }
+        }
     }
 }
 
 /// Makes the routes before the server, and says what is wrong with them after it: only then does a
 /// predecessor hear of it.
 fn serve(mut options: Options) -> Result<(), String> {
+    let written = match options.file.take() {
+        Some(file) => file::read(&file, &mut options),
+        None => file::of_flags(&options),
+    };
+    // The file may have said at which level.
     logging::start_buffered(options.common.log_level)?;
-    let (routes, settings) = (routes::load(&options), options.settings);
+    let routes = written.and_then(routes::make);
     // A session has two descriptors: accepting pauses before there are none left for an upstream.
     let listeners = routes.as_ref().map_or(0, Vec::len);
     let left = descriptors::raise_limit().saturating_sub(SPARE_DESCRIPTORS + listeners);
     let config = &mut options.common.config;
     config.max_sessions = config.max_sessions.min(left / 2).max(1);
-    let pool = Pool::new(options.buffer_bytes);
-    let proxy = Proxy { routes: Vec::new(), settings, pool };
+    config.user_signals = vec![SIGUSR1];
+    let proxy = Proxy {
+        routes: Vec::new(),
+        settings: options.settings,
+        cut_removed: options.cut_removed,
+        turns: None,
+        pool: Pool::new(options.buffer_bytes),
+    };
     let mut server =
         Server::new(options.common.config, proxy).map_err(|error| error.to_string())?;
     logging::go();
-    let routes = match routes {
-        Ok(routes) => routes,
+    let listening = routes.and_then(|routes| {
+        for route in &routes {
+            let bound = server.listen_with(&route.name, &route.listen, &options.common.socket);
+            let bound = bound.map_err(|error| format!("{}: {error}", route.place))?;
+            if let Some(upstream) = route.leads_to_itself(&bound) {
+                let Route { place, listen, .. } = route;
+                return Err(format!("{place}: {listen} leads to itself, by {}", upstream.text));
+            }
+        }
+        let turns = server.file("turns", Turns::make).map_err(|error| error.to_string())?;
+        Ok((routes, turns))
+    });
+    let (routes, turns) = match listening {
+        Ok(listening) => listening,
         Err(error) => {
             server.refuse(&error);
             return Err(error);
         }
     };
-    for route in &routes {
-        if let Err(error) = server.listen_with(&route.name, &route.listen, &options.common.socket) {
-            let error = format!("{}: {error}", route.place);
-            server.refuse(&error);
-            return Err(error);
-        }
-    }
-    server.handler_mut().routes = routes.into_iter().map(Rc::new).collect();
+    let proxy = server.handler_mut();
+    proxy.routes = routes.into_iter().map(Rc::new).collect();
+    proxy.turns = Some(Turns::new(turns));
     logging::finish();
     server.run().map_err(|error| error.to_string())
 }
 
 pub(crate) fn main() -> ExitCode {
-    tablecloth::Config::default().hold_signals();
+    let mut config = tablecloth::Config::default();
+    config.user_signals = vec![SIGUSR1];
+    config.hold_signals();
     let (status, error) = match options::parse(lexopt::Parser::from_env()) {
         Ok(None) => {
             output::print(&format_args!("{}\n{}", options::HELP, common::options::HELP));

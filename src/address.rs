@@ -54,11 +54,13 @@ const AF_INET6: u16 = 10;
 const SUN_PATH_BYTES: usize = 108;
 
 impl Address {
-    /// Every address that a text stands for, the one to bind first in front.
+    /// Every address that a text stands for, one at the least; the one to bind first is in front.
     ///
     /// A host name may have several; IPv4 comes first, because `localhost` means 127.0.0.1 to most
-    /// clients and scripts.
-    pub(crate) fn resolve(text: &str) -> Result<Vec<Self>, Error> {
+    /// clients and scripts. Host names are looked up, which may ask a name server and block.
+    ///
+    /// It is an error if the text is no address, or if its name is not known.
+    pub fn resolve(text: &str) -> Result<Vec<Self>, Error> {
         let error = |reason: &str| Error::Address { text: text.into(), reason: reason.into() };
         if let Some(name) = text.strip_prefix("unix:") {
             let address = match name.strip_prefix('@') {

@@ -4,8 +4,14 @@
 #![allow(clippy::expect_used, reason = "a test says what it expects")]
 #![allow(dead_code, reason = "of the proxy a part is tried out here")]
 
+#[path = "../examples/proxy/access.rs"]
+mod access;
 #[path = "../examples/common/mod.rs"]
 mod common;
+#[path = "../examples/proxy/counters.rs"]
+mod counters;
+#[path = "../examples/proxy/file.rs"]
+mod file;
 #[path = "../examples/proxy/header.rs"]
 mod header;
 #[path = "../examples/proxy/options.rs"]
@@ -16,6 +22,12 @@ mod packed;
 mod routes;
 #[path = "../examples/proxy/session.rs"]
 mod session;
+#[path = "../examples/proxy/settings.rs"]
+mod settings;
+#[path = "../examples/proxy/turns.rs"]
+mod turns;
+#[path = "../examples/proxy/upstreams.rs"]
+mod upstreams;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -27,11 +39,13 @@ use mio::{Events, Poll, Token};
 use options::Options;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use routes::{Route, Upstream};
-use session::{ProxySession, Settings};
+use routes::Route;
+use session::ProxySession;
+use settings::Settings;
 use tablecloth::limits::{NAME_BYTES, RELAY_KEPT_BYTES};
 use tablecloth::relay::{Patience, Pool, Relay, Turn};
 use tablecloth::{Address, IoEvent, Packed, Stream};
+use upstreams::Upstream;
 
 const PATIENCE: Patience =
     Patience { connect: Duration::from_secs(1), idle: None, half_closed: None };
@@ -73,7 +87,7 @@ fn any_state() -> impl Strategy<Value = Vec<u8>> {
     let kept = vec(any::<u8>(), 0..20);
     let fields = (any::<u8>(), [number.clone(), number.clone(), number], [kept.clone(), kept]);
     let whole = fields.prop_map(|(flags, numbers, kept)| {
-        let mut state = vec![flags & 0b1_1111];
+        let mut state = vec![flags & 0b111_1111];
         numbers.iter().for_each(|number| state.extend(number.to_le_bytes()));
         for kept in kept {
             state.extend((kept.len() as u32).to_le_bytes());
@@ -135,19 +149,23 @@ fn any_text() -> impl Strategy<Value = String> {
     vec(word, 0..40).prop_map(|words| words.concat())
 }
 
-fn options(file: &str) -> Options {
-    let settings = Settings { patience: PATIENCE, send_proxy: false, cut_removed: false };
+fn options() -> Options {
     Options {
         pairs: Vec::new(),
-        file: Some(file.into()),
+        file: None,
         buffer_bytes: RELAY_KEPT_BYTES,
-        settings,
+        cut_removed: false,
+        settings: Settings::default(),
         common: Common::new(),
     }
 }
 
 fn route() -> Rc<Route> {
-    Rc::new(Route::removed("127.0.0.1:80"))
+    Rc::new(Route::removed("127.0.0.1:80", Settings::default()))
+}
+
+fn unpack(packed: Packed, now: Instant, pool: &Pool) -> std::io::Result<ProxySession> {
+    packed::unpack(packed, &[route()], &Settings::default(), now, pool)
 }
 
 proptest! {
@@ -156,10 +174,11 @@ proptest! {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), text).expect("written");
         let path = file.path().to_str().expect("text");
-        match routes::load(&options(path)) {
+        match file::read(path, &mut options()).and_then(routes::make) {
             Ok(routes) => for route in routes {
                 prop_assert!((1..=NAME_BYTES).contains(&route.name.len()));
-                prop_assert!(route.next() < route.upstreams.len());
+                let next = route.upstreams.next(&[], Instant::now());
+                prop_assert_eq!(next.is_some(), !route.upstreams.is_empty());
             },
             Err(error) => {
                 prop_assert!(error.starts_with(path), "{error:?}");
@@ -200,6 +219,7 @@ proptest! {
         texts in vec(vec(any::<u8>(), 0..20), 0..4),
         rest in any_state(),
         streams in 0..3_usize,
+        schema in 0..4_u32,
     ) {
         let mut state = Vec::new();
         for text in texts {
@@ -209,9 +229,9 @@ proptest! {
         state.extend(rest);
         let mut wire = Wire::new();
         wire.streams.truncate(streams);
-        let packed = Packed { schema: packed::SCHEMA, state, streams: wire.streams };
+        let packed = Packed { schema, state, streams: wire.streams };
         let pool = Pool::new(RELAY_KEPT_BYTES);
-        if let Err(error) = packed::unpack(packed, &[route()], Instant::now(), &pool) {
+        if let Err(error) = unpack(packed, Instant::now(), &pool) {
             prop_assert!(!error.to_string().is_empty());
         }
     }
@@ -219,20 +239,36 @@ proptest! {
     #[test]
     fn a_session_that_moves_is_the_same_whoever_its_client_is(
         peer in any_peer(),
-        tried in any::<u16>(),
-        flags in prop::sample::select(vec![0_u8, 1, 2, 6, 8, 24]),
+        (age, connected) in (0..1_000_000_u64, any::<u32>()),
+        flags in prop::sample::select(vec![0_u8, 1, 2, 6, 8, 24, 38, 62, 70, 88]),
     ) {
         let pool = Pool::new(RELAY_KEPT_BYTES);
         let wire = Wire::new();
         let now = Instant::now();
         let state = [&[flags][..], &[0; 32]].concat();
-        let relay = Relay::unpack(&state, wire.streams, now, &pool).expect("a relay");
-        let upstream = Rc::new(Upstream { text: "unix:/run/up".into(), address: None });
-        let session =
-            ProxySession { relay, peer: peer.clone(), route: route(), upstream, tried, is_cut: false };
+        let Ok(relay) = Relay::unpack(&state, wire.streams, now, &pool) else {
+            // Neither of its sides is given up.
+            prop_assert!(matches!(flags, 38 | 88), "{}", flags);
+            return Ok(());
+        };
+        let connected = Some(connected).filter(|_| !relay.is_connecting());
+        let opened = now.checked_sub(Duration::from_micros(age)).unwrap_or(now);
+        let session = ProxySession {
+            relay,
+            peer: peer.clone(),
+            route: route(),
+            upstream: Rc::new(Upstream::new("unix:/run/up", None, 1, false)),
+            tried: Vec::new(),
+            opened,
+            attempted: now,
+            connected,
+            is_cut: false,
+            look_after: None,
+        };
         let packed = packed::pack(session, now);
-        let session = packed::unpack(packed, &[route()], now, &pool).expect("the same");
+        let session = unpack(packed, now, &pool).expect("the same");
         prop_assert_eq!(&session.peer, &peer);
-        prop_assert_eq!((&*session.upstream.text, session.tried), ("unix:/run/up", tried));
+        prop_assert_eq!(&*session.upstream.text, "unix:/run/up");
+        prop_assert_eq!((session.opened, session.connected), (opened, connected));
     }
 }

@@ -2,27 +2,30 @@
 //! ahead of everything else. (HAProxy, `doc/proxy-protocol.txt`, section 2.2.)
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::ffi::OsStrExt;
 
 use tablecloth::Address;
 
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// Version 2, on behalf of another.
 const PROXY: u8 = 0x21;
+/// Version 2, and nothing is said of the client: he has no address that means anything to the receiver.
+/// (A Unix address could be sent, but HAProxy closes the connection on which one comes.)
+const LOCAL: u8 = 0x20;
+const UNSPECIFIED: u8 = 0x00;
 const TCP_V4: u8 = 0x11;
 const TCP_V6: u8 = 0x21;
-const UNIX_STREAM: u8 = 0x31;
-/// A Unix address has a fixed length, filled up with zeros.
-const UNIX_BYTES: usize = 108;
 
 /// The header for a connection from `source` to `destination`, which are of one family.
 pub(crate) fn encode(source: &Address, destination: &Address) -> Vec<u8> {
-    let (family, addresses) = match (source, destination) {
-        (Address::Internet(from), Address::Internet(to)) => internet(*from, *to),
-        _ => (UNIX_STREAM, [unix(source), unix(destination)].concat()),
+    let (command, family, addresses) = match (source, destination) {
+        (Address::Internet(from), Address::Internet(to)) => {
+            let (family, addresses) = internet(*from, *to);
+            (PROXY, family, addresses)
+        }
+        _ => (LOCAL, UNSPECIFIED, Vec::new()),
     };
     let mut header = SIGNATURE.to_vec();
-    header.extend([PROXY, family]);
+    header.extend([command, family]);
     header.extend((addresses.len() as u16).to_be_bytes());
     header.extend(addresses);
     header
@@ -50,16 +53,4 @@ fn internet(from: SocketAddr, to: SocketAddr) -> (u8, Vec<u8>) {
     addresses.extend(from.port().to_be_bytes());
     addresses.extend(to.port().to_be_bytes());
     (family, addresses)
-}
-
-fn unix(address: &Address) -> [u8; UNIX_BYTES] {
-    let mut bytes = [0; UNIX_BYTES];
-    let (start, name) = match address {
-        Address::Path(path) => (0, path.as_os_str().as_bytes()),
-        Address::Abstract(name) => (1, name.as_slice()),
-        Address::Unnamed | Address::Internet(_) => (0, &[][..]),
-    };
-    let length = name.len().min(UNIX_BYTES - start);
-    bytes[start..start + length].copy_from_slice(&name[..length]);
-    bytes
 }

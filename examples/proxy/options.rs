@@ -1,10 +1,10 @@
 //! The proxy's flags.
+
 use lexopt::Parser;
 use tablecloth::limits;
-use tablecloth::relay::Patience;
 
 use super::common::options::{self, Common};
-use super::session::Settings;
+use super::settings::{Settings, on_or_off};
 
 /// The help text, without the common flags.
 pub(crate) const HELP: &str = "\
@@ -14,31 +14,50 @@ usage: proxy --listen ADDRESS --to ADDRESS [--listen ADDRESS --to ADDRESS ...] [
        proxy --routes FILE [flags]
 
 An address is HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME. Host names are looked up
-at the start and with every HUP.
+at the start and with every HUP; each of their addresses is an upstream.
 
   --listen ADDRESS         where clients connect; its --to follows
   --to ADDRESS             where that leads; several, separated by commas, are used
-                           in turn, and one that cannot be connected to is passed over
-  --routes FILE            a line for each: LISTEN -> UPSTREAM[, UPSTREAM...]; what
-                           follows a # is a comment. HUP takes the file anew
-  --cut-removed            an upgrade cuts the sessions of routes that are gone;
+                           in turn; one that cannot be connected to is passed over,
+                           and left alone for a while. Behind an address there may
+                           be weight=N and backup
+  --routes FILE            routes and settings, which HUP takes anew: every flag below
+                           can stand in it (examples/proxy/README.md)
+
+for all routes, or in the file for one:
+  --connect-timeout SECS   how long an upstream may take to be connected to; a fifth
+                           of it, and at most 1, if there is another one [5]
+  --idle-timeout SECS      a session is reset when nothing came for so long; 0 is
+                           never [0]
+  --half-closed-timeout SECS
+                           the same for one of which one side has ended [300]
+  --keepalive SECS         after so long without a byte the kernel asks whether the
+                           peer is there, and gives up after as long again; 0 is
+                           never [60]
+  --send-proxy             tell upstreams who the client is: PROXY protocol, version 2
+  --policy POLICY          round-robin, or fewest (sessions, for its weight)
+                           [round-robin]
+  --allow WHOM, --deny WHOM
+                           who may connect: all, unix, ADDRESS or ADDRESS/BITS; of
+                           several, the first that fits decides [allow all]
+  --session-log            a line for each session that has ended
+
+for the whole process:
+  --cut-removed            an upgrade resets the sessions of routes that are gone;
                            without it they go on to their own end
   --max-sessions N         at that many, accepting pauses and clients wait in the
                            kernel's queue [65536, or as many as there are
                            descriptors for]
-  --connect-timeout SECS   how long an upstream may take to be connected to [5]
-  --idle-timeout SECS      a session is closed when nothing came for so long; 0 is
-                           never [0]
   --buffer-mib N           how much all sessions together may keep of what their
-                           receivers do not take [64]
-  --send-proxy             tell upstreams who the client is: PROXY protocol, version 2";
+                           receivers do not take [64]";
 
-/// What the flags say.
+/// What the flags say, and the file beyond them.
 pub(crate) struct Options {
     /// `--listen` and its `--to`.
     pub(crate) pairs: Vec<(String, String)>,
     pub(crate) file: Option<String>,
     pub(crate) buffer_bytes: usize,
+    pub(crate) cut_removed: bool,
     pub(crate) settings: Settings,
     pub(crate) common: Common,
 }
@@ -49,7 +68,8 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
         pairs: Vec::new(),
         file: None,
         buffer_bytes: limits::RELAY_KEPT_BYTES,
-        settings: Settings { patience: Patience::default(), send_proxy: false, cut_removed: false },
+        cut_removed: false,
+        settings: Settings::default(),
         common: Common::new(),
     };
     // A --listen whose --to is still to come.
@@ -70,26 +90,7 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
                 options.pairs.push((listen, to));
             }
             "--routes" => options.file = Some(options::text(&mut parser, &flag)?),
-            "--cut-removed" => options.settings.cut_removed = true,
-            "--send-proxy" => options.settings.send_proxy = true,
-            "--max-sessions" => {
-                let most = number(&mut parser, &flag)?;
-                if most == 0 {
-                    return Err(format!("{flag} 0: expected at least 1"));
-                }
-                options.common.config.max_sessions = most;
-            }
-            "--buffer-mib" => {
-                options.buffer_bytes = number(&mut parser, &flag)?.saturating_mul(1024 * 1024);
-            }
-            "--connect-timeout" => {
-                options.settings.patience.connect = options::seconds(&mut parser, &flag)?;
-            }
-            "--idle-timeout" => {
-                let idle = options::seconds(&mut parser, &flag)?;
-                options.settings.patience.idle = Some(idle).filter(|idle| !idle.is_zero());
-            }
-            _ if options.common.take(&flag, &mut parser)? => {}
+            _ if options.take(&flag, &mut parser)? => {}
             _ => return Err(format!("unknown flag {flag}; --help names all flags")),
         }
     }
@@ -100,6 +101,29 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
         (None, true) => Err("no route: --listen and --to, or --routes; --help says more".into()),
         (Some(_), false) => Err("--routes and --listen: expected one of them".into()),
         (Some(_), true) | (None, false) => Ok(Some(options)),
+    }
+}
+
+impl Options {
+    /// Takes a flag that can stand in the file as well, if it is one; its value follows in the parser.
+    pub(crate) fn take(&mut self, flag: &str, parser: &mut Parser) -> Result<bool, String> {
+        match flag {
+            "--cut-removed" => self.cut_removed = on_or_off(parser, flag)?,
+            "--max-sessions" => {
+                let most = number(parser, flag)?;
+                if most == 0 {
+                    return Err(format!("{flag} 0: expected at least 1"));
+                }
+                self.common.config.max_sessions = most;
+            }
+            "--buffer-mib" => {
+                self.buffer_bytes = number(parser, flag)?.saturating_mul(1024 * 1024);
+            }
+            _ => {
+                return Ok(self.settings.take(flag, parser)? || self.common.take(flag, parser)?);
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -1,31 +1,37 @@
 //! A session on its way to the successor, in bytes: by which route it came, from whom, where it
-//! leads, how many upstreams were tried, and then the relay's own state.
+//! leads, since when, how long it took to connect, and then the relay's own state.
 
 use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tablecloth::relay::{self, Pool, Relay};
 use tablecloth::{Address, Packed};
 
-use super::routes::{Route, Upstream};
-use super::session::ProxySession;
+use super::routes::Route;
+use super::session::{LOOKED_AFTER, ProxySession};
+use super::settings::Settings;
+use super::upstreams::Upstream;
 
-/// The form of a packed session; the relay's is a part of it.
+/// The form of a packed session; the relay's is a part of it. Form 1 says nothing of times.
 pub(crate) const SCHEMA: u32 = relay::SCHEMA;
 pub(crate) const SCHEMAS: RangeInclusive<u32> = 1..=SCHEMA;
+const WITH_TIMES: u32 = 2;
 
 pub(crate) fn pack(session: ProxySession, now: Instant) -> Packed {
-    let ProxySession { relay, peer, route, upstream, tried, is_cut: _ } = session;
+    let ProxySession { relay, peer, route, upstream, tried, opened, connected, .. } = session;
     let mut state = Vec::new();
     for text in [&*route.name, &text_of(&peer), &upstream.text] {
         // Each of them is an address, which is no longer than a line of the routes.
         state.extend((text.len() as u16).to_le_bytes());
         state.extend(text.as_bytes());
     }
-    state.extend(tried.to_le_bytes());
+    state.extend((tried.len() as u16).to_le_bytes());
+    let age = u64::try_from(now.saturating_duration_since(opened).as_micros());
+    state.extend(age.unwrap_or(u64::MAX).to_le_bytes());
+    state.extend(connected.unwrap_or(u32::MAX).to_le_bytes());
     let streams = relay.pack(now, &mut state);
     Packed { schema: SCHEMA, state, streams }
 }
@@ -33,6 +39,7 @@ pub(crate) fn pack(session: ProxySession, now: Instant) -> Packed {
 pub(crate) fn unpack(
     packed: Packed,
     routes: &[Rc<Route>],
+    settings: &Settings,
     now: Instant,
     pool: &Pool,
 ) -> io::Result<ProxySession> {
@@ -46,17 +53,40 @@ pub(crate) fn unpack(
     let name = text(&mut rest).ok_or_else(|| error("route"))?;
     let peer = text(&mut rest).ok_or_else(|| error("peer"))?;
     let leads_to = text(&mut rest).ok_or_else(|| error("upstream"))?;
-    let tried = take::<2>(&mut rest).map(u16::from_le_bytes).ok_or_else(|| error("tried"))?;
+    // How many upstreams were tried, which counts anew by the routes of this process.
+    take::<2>(&mut rest).ok_or_else(|| error("tried"))?;
+    let (mut age, mut connected) = (Duration::ZERO, None);
+    if schema >= WITH_TIMES {
+        let micros = take(&mut rest).map(u64::from_le_bytes).ok_or_else(|| error("age"))?;
+        age = Duration::from_micros(micros);
+        let took = take(&mut rest).map(u32::from_le_bytes).ok_or_else(|| error("connected"))?;
+        connected = Some(took);
+    }
     let relay = Relay::unpack(rest, streams, now, pool)
         .map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
     let route = routes.iter().find(|route| *route.name == *name);
-    let route = route.map_or_else(|| Rc::new(Route::removed(name)), Rc::clone);
+    let removed = || Rc::new(Route::removed(name, settings.clone()));
+    let route = route.map_or_else(removed, Rc::clone);
     // An upstream that the route has no longer is kept by the sessions that it has.
     let known = route.upstreams.iter().find(|upstream| *upstream.text == *leads_to);
-    let unknown = || Rc::new(Upstream { text: leads_to.into(), address: None });
-    let upstream = known.map_or_else(unknown, Rc::clone);
-    let peer = peer_of(peer);
-    Ok(ProxySession { relay, peer, route, upstream, tried, is_cut: false })
+    let upstream =
+        known.map_or_else(|| Rc::new(Upstream::new(leads_to, None, 1, false)), Rc::clone);
+    // Of one that is connected and does not say how long that took, nothing is known.
+    let connected = (!relay.is_connecting()).then(|| connected.unwrap_or_default());
+    route.counters.opened();
+    upstream.counters.opened();
+    Ok(ProxySession {
+        relay,
+        peer: peer_of(peer),
+        route,
+        upstream,
+        tried: Vec::new(),
+        opened: now.checked_sub(age).unwrap_or(now),
+        attempted: now,
+        connected,
+        is_cut: false,
+        look_after: now.checked_add(LOOKED_AFTER),
+    })
 }
 
 /// Before a name whose text does not say it, with two digits for each byte.

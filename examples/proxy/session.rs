@@ -2,21 +2,24 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tablecloth::relay::{Patience, Pool, Relay, Turn};
+use nix::errno::Errno;
+use tablecloth::relay::{Pool, Relay, Turn};
 use tablecloth::{Accepted, Address, Context, IoEvent, Packed, Stream, Verdict};
 
-use super::routes::{Route, Upstream};
-use super::{header, packed};
+use super::header;
+use super::packed;
+use super::routes::Route;
+use super::turns::Turns;
+use super::upstreams::Upstream;
 
-/// What holds for every session.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Settings {
-    pub(crate) patience: Patience,
-    pub(crate) send_proxy: bool,
-    pub(crate) cut_removed: bool,
-}
+/// An upstream that does not answer is given up after a fifth of the time, and at most this, if there is
+/// another one.
+const HANGS: Duration = Duration::from_secs(1);
+/// How old a session is when the kernel is told to look after its peers: most do not become so old, and
+/// are spared the calls.
+pub(crate) const LOOKED_AFTER: Duration = Duration::from_secs(5);
 
 /// A client and its upstream.
 pub(crate) struct ProxySession {
@@ -24,39 +27,67 @@ pub(crate) struct ProxySession {
     pub(crate) peer: Address,
     pub(crate) route: Rc<Route>,
     pub(crate) upstream: Rc<Upstream>,
-    /// How many upstreams were tried, with the one at hand.
-    pub(crate) tried: u16,
+    /// The places of the upstreams that could not be connected to.
+    pub(crate) tried: Vec<u16>,
+    pub(crate) opened: Instant,
+    /// When it began to connect to the upstream.
+    pub(crate) attempted: Instant,
+    /// How long that took, in microseconds, once it is done.
+    pub(crate) connected: Option<u32>,
     /// It ends with its first event.
     pub(crate) is_cut: bool,
+    /// When the kernel is to be told to look after its peers, if it was not yet.
+    pub(crate) look_after: Option<Instant>,
 }
 
 impl ProxySession {
-    /// Connects to the route's next upstream, or the one after it, and so on.
+    /// Connects to the upstream whose turn it is, or the one after it, and so on.
     pub(crate) fn open(
         cx: &mut Context<'_>,
         accepted: Accepted,
         route: Rc<Route>,
-        settings: &Settings,
+        turns: &Turns,
         pool: &mut Pool,
     ) -> io::Result<Self> {
         let Accepted { stream, peer, .. } = accepted;
-        let first = match settings.send_proxy {
+        if !route.settings.access.allows(&peer) {
+            route.counters.refused();
+            let reason = format!("{} does not allow it", route.name);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
+        }
+        let first = match route.settings.send_proxy {
             true => header::encode(&peer, &stream.local_address()?),
             false => Vec::new(),
         };
         let mut opening = Relay::open(stream, &first, pool)?;
-        let (start, mut tried) = (route.next(), 0);
-        let to_send = opening.has_bytes();
+        let (to_send, mut tried) = (opening.has_bytes(), Vec::new());
         let send = |upstream: &mut Stream| opening.send(upstream);
-        let (upstream, relay) = match connect(cx, &route, start, &mut tried, to_send, send) {
+        let connected = connect(cx, &route, &mut tried, to_send, send);
+        turns.write(&route);
+        let (upstream, relay) = match connected {
             Ok((upstream, to)) => (upstream, opening.to(to, cx.now())),
             Err((to, error)) => {
                 opening.reset();
+                route.counters.failed();
                 return Err(io::Error::other(gave_up(&peer, &route, &to, &error)));
             }
         };
-        let session = Self { relay, peer, route, upstream, tried, is_cut: false };
-        session.wake_in_time(cx, settings);
+        route.counters.opened();
+        upstream.counters.opened();
+        let mut session = Self {
+            relay,
+            peer,
+            route,
+            upstream,
+            tried,
+            opened: cx.now(),
+            attempted: cx.now(),
+            connected: None,
+            is_cut: false,
+            look_after: cx.now().checked_add(LOOKED_AFTER),
+        };
+        session.note_connected(cx.now());
+        session.wake_in_time(cx);
         Ok(session)
     }
 
@@ -64,146 +95,197 @@ impl ProxySession {
         &mut self,
         cx: &mut Context<'_>,
         event: IoEvent,
-        settings: &Settings,
         pool: &mut Pool,
     ) -> Verdict {
         if self.is_cut {
             self.relay.reset();
-            self.log_end(&"its route was removed");
+            self.end(cx.now(), &"its route was removed");
             return Verdict::Close;
         }
-        let turn = self.relay.turn(event, cx.now(), settings.patience, pool);
-        let verdict = self.conclude(cx, turn, settings);
+        let turn = self.relay.turn(event, cx.now(), self.route.settings.patience, pool);
+        self.note_connected(cx.now());
+        let hangs = event.is_timeout() && matches!(turn, Turn::Wait) && self.hangs(cx.now());
+        let verdict = match hangs {
+            true => self.fall_through(cx, io::ErrorKind::TimedOut.into()),
+            false => self.conclude(cx, turn),
+        };
         if event.is_timeout() {
-            self.wake_in_time(cx, settings);
+            self.look_after(cx.now());
+            self.wake_in_time(cx);
         }
         verdict
     }
 
-    pub(crate) fn flush(
-        &mut self,
-        cx: &mut Context<'_>,
-        settings: &Settings,
-        pool: &mut Pool,
-    ) -> Verdict {
+    pub(crate) fn flush(&mut self, cx: &mut Context<'_>, pool: &mut Pool) -> Verdict {
         let turn = self.relay.flush(cx.now(), pool);
-        self.conclude(cx, turn, settings)
+        self.conclude(cx, turn)
     }
 
-    fn conclude(&mut self, cx: &mut Context<'_>, turn: Turn, settings: &Settings) -> Verdict {
+    fn conclude(&mut self, cx: &mut Context<'_>, turn: Turn) -> Verdict {
         if self.relay.hastens() {
-            self.wake_in_time(cx, settings);
+            self.wake_in_time(cx);
         }
         match turn {
             Turn::Wait => Verdict::Keep,
             Turn::Flush => Verdict::Flush,
             Turn::Again => Verdict::Again,
-            Turn::NotConnected(error) => self.fall_through(cx, error, settings),
+            Turn::NotConnected(error) => self.fall_through(cx, error),
             Turn::Over(ending) => {
-                self.log_end(&ending);
+                self.end(cx.now(), &ending);
                 Verdict::Close
             }
         }
     }
 
-    /// The relay's deadline moves on with each byte; it is looked at again when it would have passed.
-    pub(crate) fn wake_in_time(&self, cx: &mut Context<'_>, settings: &Settings) {
-        if let Some(deadline) = self.relay.deadline(settings.patience) {
-            cx.wake_at(deadline);
+    fn note_connected(&mut self, now: Instant) {
+        if self.connected.is_none() && !self.relay.is_connecting() {
+            let took = now.saturating_duration_since(self.attempted);
+            self.connected = Some(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+            self.upstream.connected(took);
+            self.route.counters.connected(took);
+            // They are of no use any more.
+            self.tried = Vec::new();
         }
     }
 
+    /// The relay's deadline moves on with each byte; it is looked at again when it would have passed.
+    pub(crate) fn wake_in_time(&self, cx: &mut Context<'_>) {
+        let deadline = self.relay.deadline(self.route.settings.patience);
+        let is_connecting = self.relay.is_connecting() && self.route.upstreams.has_turns();
+        let hangs = self.attempted.checked_add(self.patience_with_one()).filter(|_| is_connecting);
+        let hangs = hangs.filter(|at| *at > cx.now());
+        if let Some(at) = [deadline, hangs, self.look_after].into_iter().flatten().min() {
+            cx.wake_at(at);
+        }
+    }
+
+    fn look_after(&mut self, now: Instant) {
+        if self.look_after.take_if(|at| *at <= now).is_some() {
+            self.relay.keep_alive(self.route.settings.keep_alive);
+        }
+    }
+
+    /// How long an upstream may take to answer if there is another one.
+    fn patience_with_one(&self) -> Duration {
+        (self.route.settings.patience.connect / 5).min(HANGS)
+    }
+
+    /// Whether the upstream should have answered by now, and there is another one.
+    fn hangs(&self, now: Instant) -> bool {
+        self.relay.is_connecting()
+            && now.saturating_duration_since(self.attempted) >= self.patience_with_one()
+            && self.route.upstreams.has_another(&self.upstream, &self.tried, now)
+    }
+
     /// The next upstream, after one that could not be connected to.
-    fn fall_through(
-        &mut self,
-        cx: &mut Context<'_>,
-        error: io::Error,
-        settings: &Settings,
-    ) -> Verdict {
+    fn fall_through(&mut self, cx: &mut Context<'_>, error: io::Error) -> Verdict {
         log::debug!("upstream {} of {}: {error}", self.upstream.text, self.route.name);
-        let upstreams = &self.route.upstreams;
-        let Some(at) = upstreams.iter().position(|other| other.text == self.upstream.text) else {
-            return self.give_up(cx.now(), &self.upstream, &error);
-        };
-        let to_send = self.relay.has_bytes_to_send();
-        match connect(cx, &self.route, at + 1, &mut self.tried, to_send, |_| Ok(())) {
-            Ok((upstream, stream)) => {
-                self.upstream = upstream;
-                self.relay.reconnect(stream, cx.now());
-                self.wake_in_time(cx, settings);
-                Verdict::Keep
-            }
-            Err((_, none)) if none.kind() == io::ErrorKind::NotFound => {
-                self.give_up(cx.now(), &self.upstream, &error)
+        self.upstream.failed(cx.now());
+        match self.go_on(cx) {
+            Ok(()) => Verdict::Keep,
+            Err((none, _)) if none.address.is_none() => {
+                self.give_up(cx.now(), &Rc::clone(&self.upstream), &error)
             }
             Err((upstream, error)) => self.give_up(cx.now(), &upstream, &error),
         }
     }
 
-    fn give_up(&self, now: Instant, upstream: &Upstream, error: &io::Error) -> Verdict {
+    /// Connects to another upstream of its route.
+    fn go_on(&mut self, cx: &mut Context<'_>) -> Result<(), (Rc<Upstream>, io::Error)> {
+        if self.upstream.address.is_some() {
+            self.tried.push(self.upstream.place());
+        }
+        let to_send = self.relay.has_bytes_to_send();
+        let (upstream, stream) = connect(cx, &self.route, &mut self.tried, to_send, |_| Ok(()))?;
+        self.upstream.counters.left();
+        upstream.counters.opened();
+        self.upstream = upstream;
+        self.attempted = cx.now();
+        self.relay.reconnect(stream, cx.now());
+        self.wake_in_time(cx);
+        Ok(())
+    }
+
+    /// It has come from a process with other routes: if it is still connecting to an upstream that its
+    /// route does not have any more, it takes one that it has.
+    pub(crate) fn follow_route(&mut self, cx: &mut Context<'_>) {
+        let is_lost = self.relay.is_connecting() && self.upstream.address.is_none();
+        if is_lost && !self.route.upstreams.is_empty() {
+            if let Err((upstream, error)) = self.go_on(cx) {
+                // It may still be connected to the one that it waits for.
+                log::debug!("upstream {} of {}: {error}", upstream.text, self.route.name);
+            }
+        }
+    }
+
+    fn give_up(&mut self, now: Instant, upstream: &Upstream, error: &io::Error) -> Verdict {
         if let Some(more) = self.route.complaints.borrow_mut().line(now) {
             log::warn!("{}{more}", gave_up(&self.peer, &self.route, upstream, error));
         }
         self.relay.reset();
+        self.route.counters.failed();
+        self.end(now, &"never connected");
         Verdict::Close
-    }
-
-    pub(crate) fn is_of_removed_route(&self) -> bool {
-        self.route.upstreams.is_empty()
     }
 
     pub(crate) fn cut(&mut self) {
         self.is_cut = true;
     }
 
-    fn log_end(&self, how: &dyn std::fmt::Display) {
-        let (forward, back) = self.relay.moved();
-        log::debug!(
-            "session of [{}] by {} to {}: {how}; {forward} bytes there, {back} back",
+    /// Neither end is to take for the whole what is only a part.
+    pub(crate) fn cut_off(&mut self, now: Instant) {
+        self.relay.reset();
+        self.end(now, &"cut off");
+    }
+
+    /// It is over here: counted, and in the log if that is wanted.
+    fn end(&mut self, now: Instant, how: &dyn std::fmt::Display) {
+        let (there, back) = self.relay.moved();
+        self.upstream.counters.ended(there, back);
+        self.route.counters.ended(there, back);
+        if self.connected.is_none() {
+            self.upstream.was_left();
+        }
+        let level = match self.route.settings.session_log {
+            true => log::Level::Info,
+            false => log::Level::Debug,
+        };
+        log::log!(
+            level,
+            "session of [{}] by {} to {}: {how}; {there} bytes there, {back} back; {:.3} s, connected \
+             in {:.3} ms",
             self.peer,
             self.route.name,
             self.upstream.text,
+            now.saturating_duration_since(self.opened).as_secs_f64(),
+            f64::from(self.connected.unwrap_or_default()) / 1000.0,
         );
     }
 
-    /// Neither end is to take for the whole what is only a part.
-    pub(crate) fn cut_off(&self) {
-        self.relay.reset();
-        self.log_end(&"cut off");
-    }
-
     pub(crate) fn pack(self, now: Instant) -> Packed {
+        self.upstream.counters.left();
+        self.route.counters.left();
+        if self.connected.is_none() {
+            self.upstream.was_left();
+        }
         packed::pack(self, now)
-    }
-
-    pub(crate) fn unpack(
-        packed: Packed,
-        routes: &[Rc<Route>],
-        now: Instant,
-        pool: &Pool,
-    ) -> io::Result<Self> {
-        packed::unpack(packed, routes, now, pool)
     }
 }
 
-/// Begins to connect to the first of the upstreams from `start` on that does not fail at once, each
-/// one tried no more than once, and has what there is sent to it if it is connected by then. What is
-/// not connected to is named; `NotFound` if none is left.
+/// Begins to connect to the first of the upstreams whose turn it is that does not fail at once, and has
+/// what there is sent to it if it is connected by then. What is not connected to is named; it is one
+/// without an address if none is left.
 fn connect(
     cx: &mut Context<'_>,
     route: &Route,
-    start: usize,
-    tried: &mut u16,
+    tried: &mut Vec<u16>,
     to_send: bool,
     mut send: impl FnMut(&mut Stream) -> io::Result<()>,
 ) -> Result<(Rc<Upstream>, Stream), (Rc<Upstream>, io::Error)> {
-    let count = route.upstreams.len();
-    let nowhere = Upstream { text: "(none)".into(), address: None };
-    let mut failed = (Rc::new(nowhere), io::ErrorKind::NotFound.into());
-    for offset in 0..count.saturating_sub(usize::from(*tried)) {
-        let upstream = &route.upstreams[(start + offset) % count];
-        *tried += 1;
-        let Some(address) = &upstream.address else { continue };
+    let mut failed = None;
+    while let Some(upstream) = route.upstreams.next(tried, cx.now()) {
+        // Every one of a route has an address.
+        let Some(address) = &upstream.address else { break };
         let connected = match to_send {
             true => cx.connect_to_send(address, 1),
             false => cx.connect(address, 1),
@@ -211,10 +293,27 @@ fn connect(
         let sent = connected.and_then(|mut stream| send(&mut stream).map(|()| stream));
         match sent {
             Ok(stream) => return Ok((Rc::clone(upstream), stream)),
-            Err(error) => failed = (Rc::clone(upstream), error),
+            Err(error) if is_our_own(&error) => {
+                upstream.was_left();
+                return Err((Rc::clone(upstream), error));
+            }
+            Err(error) => {
+                upstream.failed(cx.now());
+                tried.push(upstream.place());
+                failed = Some((Rc::clone(upstream), error));
+            }
         }
     }
-    Err(failed)
+    Err(failed.unwrap_or_else(|| {
+        let nowhere = Upstream::new("(none)", None, 1, false);
+        (Rc::new(nowhere), io::ErrorKind::NotFound.into())
+    }))
+}
+
+/// Whether this process has not got what it needs to connect, wherever that would lead.
+fn is_our_own(error: &io::Error) -> bool {
+    let ours = [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| ours.contains(&Errno::from_raw(code)))
 }
 
 fn gave_up(peer: &Address, route: &Route, upstream: &Upstream, error: &io::Error) -> String {
