@@ -3,100 +3,21 @@
 #![allow(clippy::expect_used, reason = "a test says what it expects")]
 
 mod harness;
+#[path = "harness/proxied.rs"]
+mod proxied;
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::Duration;
 
-use harness::{Actor, PATIENCE, Start, until};
+use harness::{Start, until};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, getsockname, listen, socket,
+use proxied::{
+    addresses, connect, exchange, is_reset, name, name_at, proxy, refused, rewrite, route_to,
+    silent, unix_upstream, upgrade, upstream,
 };
-
-/// An upstream that says its name and then echoes; it ends with the test's process.
-fn upstream(name: &'static str) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
-    let address = listener.local_addr().expect("an address").to_string();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || echo(&stream, &stream, name));
-        }
-    });
-    address
-}
-
-fn unix_upstream(path: &str, name: &'static str) {
-    let listener = UnixListener::bind(path).expect("listens");
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || echo(&stream, &stream, name));
-        }
-    });
-}
-
-fn echo(mut from: impl Read, mut to: impl Write, name: &str) {
-    let _ = to.write_all(name.as_bytes());
-    let _ = std::io::copy(&mut from, &mut to);
-}
-
-/// An address that refuses.
-fn refused() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
-    listener.local_addr().expect("an address").to_string()
-}
-
-/// A proxy with a file of routes.
-fn proxy(routes: &str, args: &[&str]) -> Actor {
-    let start = Start::program("proxy");
-    let file = start.path_of("routes");
-    fs::write(&file, routes).expect("written");
-    let mut proxy = start.args(&["--routes", &file, "--log-level", "debug"]).args(args).spawn();
-    proxy.wait_for("Running: set up");
-    proxy
-}
-
-/// A proxy with one route from any port.
-fn route_to(upstreams: &str, args: &[&str]) -> Actor {
-    proxy(&format!("127.0.0.1:0 -> {upstreams}"), args)
-}
-
-/// The addresses that it has listened on, in the order of the log.
-fn addresses(proxy: &mut Actor) -> Vec<String> {
-    let lines = proxy.log.iter().filter(|line| line.contains("listening on"));
-    lines.map(|line| line.rsplit(' ').next().expect("an address").to_owned()).collect()
-}
-
-fn rewrite(proxy: &Actor, routes: &str) {
-    fs::write(proxy.place.path().join("routes"), routes).expect("written");
-}
-
-fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    stream
-}
-
-/// Who is at the other end: upstreams' names have one letter.
-fn name(stream: &mut impl Read) -> char {
-    let mut byte = [0];
-    stream.read_exact(&mut byte).expect("a name");
-    char::from(byte[0])
-}
-
-fn name_at(address: &str) -> char {
-    name(&mut connect(address))
-}
-
-fn exchange(stream: &mut (impl Read + Write), message: &[u8]) {
-    stream.write_all(message).expect("sent");
-    let mut echo = vec![0; message.len()];
-    stream.read_exact(&mut echo).expect("the echo");
-    assert_eq!(echo, message);
-}
 
 #[test]
 fn every_route_leads_to_its_upstream_by_tcp_and_by_unix_sockets() {
@@ -223,36 +144,6 @@ fn a_client_is_reset_when_no_upstream_is_there_and_the_log_says_so_once() {
     is_reset(&nowhere.address());
     nowhere.wait_for("no upstream; unix:/nowhere: No such file");
     assert_eq!(nowhere.count("no upstream; "), 1);
-}
-
-/// A reset at once may be there before connect(2) has returned, which then tells of it.
-fn is_reset(address: &str) {
-    let read = TcpStream::connect(address).and_then(|mut stream| stream.read(&mut [0]));
-    assert_eq!(read.expect_err("reset").kind(), ErrorKind::ConnectionReset);
-}
-
-/// An upstream that never answers: its queue of connections is full, and the kernel drops what comes
-/// (listen(2)).
-struct Silent {
-    _listener: std::os::fd::OwnedFd,
-    _clients: Vec<TcpStream>,
-    address: String,
-}
-
-fn silent() -> Silent {
-    use std::os::fd::AsRawFd;
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let fd = socket(AddressFamily::Inet, SockType::Stream, flags, None).expect("a socket");
-    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).expect("bound");
-    listen(&fd, Backlog::new(0).expect("none")).expect("listens");
-    let at: SockaddrIn = getsockname(fd.as_raw_fd()).expect("an address");
-    let address = format!("127.0.0.1:{}", at.port());
-    let mut clients = Vec::new();
-    let target = address.parse().expect("an address");
-    while let Ok(client) = TcpStream::connect_timeout(&target, Duration::from_millis(300)) {
-        clients.push(client);
-    }
-    Silent { _listener: fd, _clients: clients, address }
 }
 
 #[test]
@@ -431,15 +322,6 @@ fn at_the_most_sessions_accepting_pauses_with_one_line_and_resumes() {
         client.shutdown(Shutdown::Both).expect("ended");
     }
     assert_eq!(proxy.count("accepting pauses"), 1);
-}
-
-/// One upgrade, to the end of the old process; answers nothing, for its sessions speak.
-fn upgrade(proxy: &mut Actor) {
-    let alive = proxy.alive();
-    let [pid] = alive[..] else { panic!("one process: {alive:?}") };
-    proxy.signal(pid, Signal::SIGHUP);
-    proxy.wait_for("predecessor gone");
-    until("it is gone", || !harness::is_alive(pid));
 }
 
 #[test]
