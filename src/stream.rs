@@ -40,6 +40,8 @@ pub struct Stream {
     acknowledged: Option<Rc<Cell<bool>>>,
     /// This process has connected it to a loopback address, or it is a Unix stream.
     local: bool,
+    /// It ends by a reset, and not by the end of the stream.
+    resets: Cell<bool>,
     prudence: Prudence,
     /// It is not connected yet, because the listener's queue is full.
     queueing: Option<Box<Queueing>>,
@@ -86,6 +88,7 @@ impl Stream {
             shared: false,
             acknowledged: None,
             local: false,
+            resets: Cell::new(false),
             prudence: Prudence::None,
             queueing: None,
         }
@@ -289,7 +292,9 @@ impl Stream {
         match &self.inner {
             Inner::Tcp(stream) => {
                 let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
-                Ok(setsockopt(stream, sockopt::Linger, &at_once)?)
+                setsockopt(stream, sockopt::Linger, &at_once)?;
+                self.resets.set(true);
+                Ok(())
             }
             Inner::Unix(_) => Ok(()),
         }
@@ -401,9 +406,9 @@ impl From<mio::net::UnixStream> for Stream {
 /// another stream under the same token deregisters the first one himself.)
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.acknowledged.as_ref().is_some_and(|sent| sent.get()) {
+        if self.acknowledged.as_ref().is_some_and(|sent| sent.get()) && !self.resets.get() {
             // The peer is to hear of the end now, and not when the predecessor has closed its copy. Fails
-            // for a connection that is over.
+            // for a connection that is over. (A reset comes when the last copy is closed.)
             let _ = self.shutdown(Shutdown::Both);
         }
         if self.shared {
