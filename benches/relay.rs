@@ -10,6 +10,9 @@
 //! done several times with processes that are started anew. The ratio is taken round by round, to
 //! each of the others, and the middle one of the better of them is printed.
 //!
+//! How late an answer is has a bench of its own, `latency`: a saving of processor time must not be paid
+//! with it.
+//!
 //! It is meant for the kernel's own congestion control, cubic: bbr has a timer for each large
 //! segment, also on loopback, and bulk costs what those cost.
 

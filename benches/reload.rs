@@ -30,6 +30,7 @@ mod long;
 #[path = "../examples/hups/payload.rs"]
 mod payload;
 #[path = "reload/proxies.rs"]
+#[allow(dead_code, reason = "the rows of latency use all of it")]
 mod proxies;
 #[path = "../examples/hups/schedule.rs"]
 #[allow(dead_code, reason = "the storm uses all of it")]

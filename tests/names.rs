@@ -191,9 +191,10 @@ proptest! {
         destination in any_address(),
     ) {
         let header = header::encode(&source, &destination);
-        prop_assert_eq!(&header[..13], b"\r\n\r\n\0\r\nQUIT\n\x21");
+        prop_assert_eq!(&header[..12], b"\r\n\r\n\0\r\nQUIT\n");
         let said = usize::from(u16::from_be_bytes([header[14], header[15]]));
         prop_assert_eq!(header.len(), 16 + said);
-        prop_assert!(matches!((header[13], said), (0x11, 12) | (0x21, 36) | (0x31, 216)));
+        let form = (header[12], header[13], said);
+        prop_assert!(matches!(form, (0x21, 0x11, 12) | (0x21, 0x21, 36) | (0x20, 0x00, 0)));
     }
 }

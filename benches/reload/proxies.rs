@@ -13,10 +13,19 @@ use crate::common::peers::{free_port, is_installed, nginx_stream_module};
 use crate::common::process::{self, named_in};
 use crate::common::{failed, programs};
 
+/// What a proxy tells the upstream about its client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Header {
+    Nothing,
+    /// By the PROXY protocol.
+    Proxy,
+}
+
 /// How one of them is run.
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
-    command: fn(&Path, SocketAddr, SocketAddr) -> Result<Command, String>,
+    command: fn(&Path, SocketAddr, SocketAddr, Header) -> Result<Command, String>,
+    header: Header,
     signal: Signal,
     /// In a line of its log for each time that a process has taken over, but for the first.
     carried_out: &'static str,
@@ -29,6 +38,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
     let haproxy = Kind {
         name: "HAProxy",
         command: haproxy,
+        header: Header::Nothing,
         signal: Signal::USR2,
         carried_out: "New worker (",
         at_start: 1,
@@ -36,6 +46,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
     let nginx = Kind {
         name: "nginx",
         command: nginx,
+        header: Header::Nothing,
         signal: Signal::HUP,
         carried_out: "start worker process ",
         at_start: 1,
@@ -43,6 +54,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
     let ours = |name, command| Kind {
         name,
         command,
+        header: Header::Nothing,
         signal: Signal::HUP,
         carried_out: ": done; spawn ",
         at_start: 0,
@@ -54,29 +66,54 @@ pub(crate) fn kinds() -> Vec<Kind> {
     kinds
 }
 
-fn without_probation(place: &Path, at: SocketAddr, to: SocketAddr) -> Result<Command, String> {
-    let mut command = ours_as_it_is(place, at, to)?;
+impl Kind {
+    pub(crate) fn with(self, header: Header) -> Self {
+        Self { header, ..self }
+    }
+}
+
+fn without_probation(
+    place: &Path,
+    at: SocketAddr,
+    to: SocketAddr,
+    header: Header,
+) -> Result<Command, String> {
+    let mut command = ours_as_it_is(place, at, to, header)?;
     command.arg("--probation=0");
     Ok(command)
 }
 
-fn ours_as_it_is(place: &Path, at: SocketAddr, to: SocketAddr) -> Result<Command, String> {
+fn ours_as_it_is(
+    place: &Path,
+    at: SocketAddr,
+    to: SocketAddr,
+    header: Header,
+) -> Result<Command, String> {
     let routes = place.join("routes");
     fs::write(&routes, format!("{at} -> {to}\n")).map_err(failed(routes.display()))?;
     let mut command = Command::new(programs::example("proxy")?);
     command.arg("--routes").arg(routes).arg("--pid-file").arg(pid_file(place));
     command.arg("--log-level=info");
+    if header == Header::Proxy {
+        command.arg("--send-proxy");
+    }
     Ok(command)
 }
 
 /// In master-worker mode, which passes the listeners on.
-fn haproxy(place: &Path, at: SocketAddr, to: SocketAddr) -> Result<Command, String> {
+fn haproxy(
+    place: &Path,
+    at: SocketAddr,
+    to: SocketAddr,
+    header: Header,
+) -> Result<Command, String> {
     let file = place.join("haproxy.cfg");
+    let send = if header == Header::Proxy { " send-proxy-v2" } else { "" };
     let text = format!(
         "global\n nbthread 1\n maxconn 8000\n\
          stats socket {}/haproxy.sock mode 600 level admin expose-fd listeners\n\
          defaults\n mode tcp\n timeout connect 5s\n timeout client 10m\n timeout server 10m\n\
-         listen echo\n bind {at}\n server s {to}\n",
+         listen echo\n bind {at}\n server s {to}{send}\n",
         place.display()
     );
     fs::write(&file, text).map_err(failed(file.display()))?;
@@ -85,12 +122,13 @@ fn haproxy(place: &Path, at: SocketAddr, to: SocketAddr) -> Result<Command, Stri
     Ok(command)
 }
 
-fn nginx(place: &Path, at: SocketAddr, to: SocketAddr) -> Result<Command, String> {
+fn nginx(place: &Path, at: SocketAddr, to: SocketAddr, header: Header) -> Result<Command, String> {
     let file = place.join("nginx.conf");
+    let send = if header == Header::Proxy { "proxy_protocol on; " } else { "" };
     let text = format!(
         "{}daemon off;\nworker_processes 1;\nuser root;\npid {};\nerror_log stderr notice;\n\
          events {{ worker_connections 8000; }}\n\
-         stream {{ server {{ listen {at}; proxy_pass {to}; }} }}\n",
+         stream {{ server {{ listen {at}; proxy_pass {to}; {send}}} }}\n",
         nginx_stream_module(),
         pid_file(place).display()
     );
@@ -106,7 +144,7 @@ fn pid_file(place: &Path) -> PathBuf {
 
 /// One that serves, with all the processes that it comes to.
 pub(crate) struct Proxy {
-    kind: Kind,
+    pub(crate) kind: Kind,
     place: PathBuf,
     pub(crate) address: SocketAddr,
     /// What this bench had started before it.
@@ -119,7 +157,7 @@ impl Proxy {
         fs::create_dir(&place).map_err(failed(place.display()))?;
         let others = process::descendants(rustix::process::getpid());
         let address = free_port()?;
-        let mut command = (kind.command)(&place, address, upstream)?;
+        let mut command = (kind.command)(&place, address, upstream, kind.header)?;
         let log = File::create(place.join("log")).map_err(failed("make a log"))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.spawn().map_err(failed(format_args!("start {}", kind.name)))?;
