@@ -59,7 +59,9 @@ struct Queueing {
 ///
 /// The acknowledgement that ends its handshake waits for that write and rides on it. With the write that
 /// is over: an acknowledgement of what the peer answers must never wait, because a peer with Nagle's
-/// algorithm holds the rest of its answer back until then, and would be 40 ms late.
+/// algorithm holds the rest of its answer back until then, and would be 40 ms late. But the kernel takes
+/// each write soon after the handshake for an answer, and begins to put acknowledgements off again: so it
+/// is told anew with each of them, until the peer has said something.
 ///
 /// Nagle's algorithm, which holds a small segment back while another one is not acknowledged (TCP_NODELAY,
 /// tcp(7)), holds back nothing of one write, and to turn it off would be a call for nothing.
@@ -71,6 +73,8 @@ enum Prudence {
     Unwritten,
     /// It was written once: Nagle's algorithm is to be turned off before the next write.
     Written,
+    /// It was written more than once, and nothing was read.
+    Unanswered,
 }
 
 #[derive(Debug)]
@@ -131,11 +135,25 @@ impl Stream {
                 self.acknowledge_at_once();
                 Ok(written)
             }
-            Prudence::Written => {
-                self.turn_nagle_off();
-                write(self)
+            Prudence::Written | Prudence::Unanswered => {
+                if self.prudence == Prudence::Written {
+                    self.turn_nagle_off();
+                    self.prudence = Prudence::Unanswered;
+                }
+                let written = write(self);
+                self.acknowledge_at_once();
+                written
             }
         }
+    }
+
+    /// The peer has said something.
+    #[inline]
+    fn note_read(&mut self, read: io::Result<usize>) -> io::Result<usize> {
+        if self.prudence == Prudence::Unanswered && read.as_ref().is_ok_and(|read| *read > 0) {
+            self.prudence = Prudence::None;
+        }
+        read
     }
 
     /// There was nothing to write after all: the handshake comes to its end now.
@@ -419,17 +437,19 @@ impl Drop for Stream {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &mut self.inner {
+        let read = match &mut self.inner {
             Inner::Tcp(stream) => stream.read(buffer),
             Inner::Unix(stream) => stream.read(buffer),
-        }
+        };
+        self.note_read(read)
     }
 
     fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        match &mut self.inner {
+        let read = match &mut self.inner {
             Inner::Tcp(stream) => stream.read_vectored(buffers),
             Inner::Unix(stream) => stream.read_vectored(buffers),
-        }
+        };
+        self.note_read(read)
     }
 }
 
@@ -496,8 +516,15 @@ mod tests {
         let listener = net::TcpListener::bind("127.0.0.1:0").expect("listens");
         let address = listener.local_addr().expect("an address").into();
         let mut stream = Stream::connect(&address, true).expect("connects");
-        stream.write_all(b"x").expect("sent");
-        assert!(sys::acknowledges_at_once(stream.as_fd()));
+        for write in 1..=5 {
+            stream.write_all(b"x").expect("sent");
+            assert!(sys::acknowledges_at_once(stream.as_fd()), "after write {write}");
+        }
+        let (mut peer, _) = listener.accept().expect("accepted");
+        peer.write_all(b"y").expect("sent");
+        let mut heard = [0];
+        while stream.read(&mut heard).is_err() {}
+        assert_eq!((stream.prudence, heard), (Prudence::None, *b"y"));
     }
 
     #[test]
