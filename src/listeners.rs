@@ -282,11 +282,15 @@ impl Listeners {
     }
 
     /// The paths that end with this process, for somebody to unlink, who may have to wait for a disk.
-    /// The sockets of those that nobody claimed come with them, to be open until it is done.
+    /// Their sockets come with them, to be open until it is done: by that the file is known for theirs.
     pub(crate) fn take_paths(&mut self) -> Vec<(Bound, Option<OwnedFd>)> {
         let mut paths = self.take_abandoned();
-        let bound = self.named.iter_mut().filter_map(|named| named.bound.take());
-        paths.extend(bound.map(|bound| (bound, None)));
+        // The sockets themselves may be closed before that.
+        let bound = self.named.iter_mut().filter_map(|named| {
+            let open = named.held.as_fd().try_clone_to_owned().ok();
+            named.bound.take().map(|bound| (bound, open))
+        });
+        paths.extend(bound);
         paths
     }
 

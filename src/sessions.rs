@@ -362,14 +362,14 @@ impl<S> Sessions<S> {
         }
     }
 
-    /// Ends a session: it is dropped now, its slot is freed at the end of the turn.
-    pub(crate) fn end(&mut self, index: u32) {
-        let Some(slot) = self.slots.get_mut(index as usize) else { return };
-        if slot.session.take().is_some() {
-            self.live -= 1;
-            self.sockets -= slot.sources.count_ones() as usize;
-            self.ended.push(index);
-        }
+    /// Ends a session, and gives it back to be dropped now; its slot is freed at the end of the turn.
+    pub(crate) fn end(&mut self, index: u32) -> Option<S> {
+        let slot = self.slots.get_mut(index as usize)?;
+        let session = slot.session.take()?;
+        self.live -= 1;
+        self.sockets -= slot.sources.count_ones() as usize;
+        self.ended.push(index);
+        Some(session)
     }
 
     /// Frees the slots of this turn's ended sessions. Answers whether there were any.

@@ -196,12 +196,16 @@ fn install_again(signal: i32) -> io::Result<()> {
 }
 
 /// Blocks these signals in this thread, and in those that it will start, until a server of this
-/// process lets them through.
+/// process lets them through; and has a file at its size limit end nobody.
 pub(crate) fn hold(meanings: &[(i32, Request)]) {
     let set = set_of(meanings);
     HELD.fetch_or(to_mask(&set), Ordering::Relaxed);
     // It fails for an unknown way to change the mask only (pthread_sigmask(3)).
     let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None);
+    // The set-up may have something to say, too. Where that fails, the server says so.
+    if !meanings.iter().any(|(signal, _)| *signal == SIGXFSZ) {
+        let _ = Before::outlive_full_files();
+    }
 }
 
 /// The signals of these that there are; others are refused in words when they are installed.

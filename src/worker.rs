@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use mio::Waker;
+use nix::sys::signal::SigSet;
 
 use crate::limits;
 
@@ -103,6 +104,8 @@ impl Desk {
 
     /// Does what there is, until there has been nothing for a while.
     fn work(&self) {
+        // Signals are for the loop's thread, which may hold them: here they would do what they do by default.
+        let _ = SigSet::all().thread_block();
         let mut pile = self.lock();
         loop {
             while let Some(job) = pile.jobs.pop_front() {

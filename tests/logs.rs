@@ -172,7 +172,7 @@ fn the_exit_status_is_the_same_whether_or_not_somebody_reads() {
     ] {
         // A pipe that nobody can read any more, for both.
         let dead = || {
-            let (reader, writer) = std::io::pipe().expect("a pipe");
+            let (reader, writer) = nix::unistd::pipe().expect("a pipe");
             drop(reader);
             writer
         };
@@ -181,6 +181,25 @@ fn the_exit_status_is_the_same_whether_or_not_somebody_reads() {
         let ended = command.status().expect("it starts");
         assert_eq!(ended.code(), Some(status), "{program} {args:?}");
     }
+}
+
+/// The end of a program waits for nobody, if what it has to say last is said to a reader that stands still.
+#[test]
+fn an_error_at_the_start_ends_the_program_although_nobody_reads_it() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("listens");
+    let address = taken.local_addr().expect("an address").to_string();
+    let (reader, writer) = nix::unistd::pipe().expect("a pipe");
+    let mut filler = std::fs::File::from(writer.try_clone().expect("a duplicate"));
+    let capacity = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETPIPE_SZ).expect("a size");
+    std::io::Write::write_all(&mut filler, &vec![b'x'; capacity as usize]).expect("filled");
+    let mut demo = std::process::Command::new(harness::example("demo"))
+        .args(["--listen", &address])
+        .stderr(writer)
+        .spawn()
+        .expect("started");
+    until("it has ended", || demo.try_wait().expect("a child").is_some());
+    assert_eq!(demo.wait().expect("a status").code(), Some(1));
+    drop(reader);
 }
 
 #[test]

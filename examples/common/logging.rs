@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::sys::signal::SigSet;
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
 use simplelog::{Config, ConfigBuilder, WriteLogger};
 
@@ -225,6 +226,8 @@ impl Buffer {
 
 /// The thread that writes, which may wait for as long as the log's reader likes.
 fn write() {
+    // Signals are for the server's thread, which holds them at times.
+    let _ = SigSet::all().thread_block();
     loop {
         let mut buffer = lock();
         buffer.is_idle = true;

@@ -1,8 +1,16 @@
-//! What a program says before and after it serves. A reader that has gone away changes nothing: neither
-//! the exit status, nor by a panic, which `println!` and `eprintln!` would raise.
+//! What a program says before and after it serves. A reader that has gone away, or stands still, changes
+//! nothing: neither the exit status, by a panic as `println!` and `eprintln!` would raise it, nor the end.
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+
+/// How long a line on standard error waits for a reader, and how often it is tried meanwhile.
+const PATIENCE: Duration = Duration::from_millis(200);
+const RETRY: Duration = Duration::from_millis(5);
 
 /// On standard output.
 pub(crate) fn print(text: &dyn Display) {
@@ -11,5 +19,21 @@ pub(crate) fn print(text: &dyn Display) {
 
 /// On standard error, in one write.
 pub(crate) fn complain(program: &str, error: &dyn Display) {
-    let _ = io::stderr().write_all(format!("{program}: {error}\n").as_bytes());
+    let line = format!("{program}: {error}\n");
+    let (mut left, deadline) = (line.as_bytes(), Instant::now() + PATIENCE);
+    while !left.is_empty() {
+        // Where the position is, if there is one.
+        let here = u64::MAX;
+        match pwritev2(io::stderr(), &[IoSlice::new(left)], here, ReadWriteFlags::NOWAIT) {
+            Ok(written) => left = left.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if Instant::now() < deadline => thread::sleep(RETRY),
+            // It cannot say whether it would have to be waited for: a file, or a terminal.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::SPIPE) => {
+                let _ = io::stderr().write_all(left);
+                return;
+            }
+            Err(_) => return,
+        }
+    }
 }

@@ -11,6 +11,9 @@ use lexopt::Parser;
 use super::options::Options;
 use super::settings::Settings;
 
+/// More than the longest host name with a port, or Unix path, has.
+const ADDRESS_BYTES: usize = 300;
+
 /// A route as it was written.
 pub(crate) struct Written {
     /// Where: a file, a line and a column, or a flag.
@@ -127,6 +130,10 @@ fn upstream(place: &Place<'_>, text: &str) -> Result<WrittenUpstream, String> {
     let Some(address) = words.next() else {
         return Err(place.error(text, "an upstream is missing"));
     };
+    // What a session says of it when it moves has to fit.
+    if address.len() > ADDRESS_BYTES {
+        return Err(place.error(address, "an address of more than 300 bytes"));
+    }
     let mut upstream = WrittenUpstream {
         place: place.of(address),
         address: address.into(),

@@ -454,7 +454,7 @@ impl<H: Handler> Server<H> {
         } else {
             let count = packet.adopted.len();
             log::error!("the predecessor does not read: {count} sessions stay its own");
-            packet.adopted.into_iter().for_each(|index| self.sessions.end(index));
+            packet.adopted.into_iter().for_each(|index| self.end_session(index));
         }
         fault::at(Point::AckSaid);
     }

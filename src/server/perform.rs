@@ -239,7 +239,7 @@ impl<H: Handler> Server<H> {
             }
             Action::ClosePanicked => {
                 if let Some(index) = self.panicked.take() {
-                    self.sessions.end(index);
+                    self.end_session(index);
                 }
             }
             Action::RenewTimers => {
@@ -466,7 +466,12 @@ impl<H: Handler> Server<H> {
         if paths.is_empty() {
             return;
         }
-        let unlink = move || paths.iter().for_each(|(path, _)| path.unlink());
+        let unlink = move || {
+            for (path, open) in paths {
+                path.unlink();
+                drop(open);
+            }
+        };
         match self.worker.order(unlink) {
             // Later is no harm: at its end the process waits for the worker once more.
             Ok(done) => drop(done.recv_timeout(wait)),

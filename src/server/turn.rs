@@ -576,7 +576,15 @@ impl<H: Handler> Server<H> {
         match verdict {
             Verdict::Keep => {}
             Verdict::Again | Verdict::Flush => self.sessions.again(index, event),
-            Verdict::Close => self.sessions.end(index),
+            Verdict::Close => self.end_session(index),
+        }
+    }
+
+    /// Drops a session, whose own code may be called by that.
+    pub(super) fn end_session(&mut self, index: u32) {
+        let session = self.sessions.end(index);
+        if let Err(payload) = caught(|| drop(session)) {
+            self.note_panic("drop", None, payload);
         }
     }
 
