@@ -10,6 +10,7 @@ mod claim;
 mod tests;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -73,7 +74,7 @@ struct Named {
     bound: Option<Bound>,
     /// The file that it was bound to, for the successor.
     file: Option<FileId>,
-    /// What its file is still to be given, when this process serves.
+    /// What its file is given whenever this process takes over.
     access: Access,
 }
 
@@ -224,9 +225,18 @@ impl Listeners {
         for named in &mut self.named {
             named.unpolled = named.held.polled().is_some() && named.role != Role::Rest;
             named.ready = named.role == Role::Rest;
-            named.open_up();
         }
         self.poll(registry, now);
+    }
+
+    /// The files of Unix sockets whose mode and owner this process has a word to say about, for somebody to
+    /// give them, who may have to wait for a disk. Each time that it takes over: a successor may have
+    /// changed them, and be gone.
+    pub(crate) fn files_to_open_up(&self) -> Vec<(PathBuf, Access)> {
+        let wanted = self.named.iter().filter(|named| !named.access.is_default());
+        wanted
+            .filter_map(|named| Some((named.bound.as_ref()?.path().to_owned(), named.access)))
+            .collect()
     }
 
     /// Has those polled that are not. One that epoll has no room for (ENOMEM, ENOSPC, epoll_ctl(2)) does
@@ -320,17 +330,6 @@ impl Listeners {
 /// An event for something that was closed or paused meanwhile.
 #[derive(Debug)]
 pub(crate) struct Stale;
-
-impl Named {
-    /// Gives its file the mode and the owner that this process wants.
-    fn open_up(&mut self) {
-        let access = std::mem::take(&mut self.access);
-        let Some(bound) = &self.bound else { return };
-        if let Err((step, error)) = access.apply(bound.path()) {
-            log::warn!("{}: {step}: {error}; mode and owner stay as they are", self.address);
-        }
-    }
-}
 
 impl Held {
     /// Whether it is a listener for sessions.

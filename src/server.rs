@@ -551,6 +551,9 @@ impl<H: Handler> AsRawFd for Server<H> {
 /// Lets go, and leaves nothing behind: a server that is dropped cleans up as one that exits does. What
 /// was never taken over stays the predecessor's, and so does what was taken over by a process that is
 /// not told to stop and ends all the same.
+///
+/// One that is dropped in the middle of an upgrade leaves the service to its successor, which serves as soon as
+/// this process has ended. If the process lives on, the successor gives way after the takeover timeout.
 impl<H: Handler> Drop for Server<H> {
     fn drop(&mut self) {
         if self.shared.machine.predecessor() == Rank::Owner {

@@ -9,6 +9,7 @@ mod proxied;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use harness::until;
@@ -211,4 +212,23 @@ fn numbers_by_route_and_upstream_are_in_the_log_when_they_are_asked_for() {
     let line = proxy.wait_for(&format!("to {nobody}: 0 sessions now"));
     assert!(line.ends_with("1 failures, 0 refused"), "{line}");
     assert!(stays.as_raw_fd() > 0);
+}
+
+#[test]
+fn a_rollback_gives_a_socket_the_mode_back_that_a_successor_has_changed() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let path = place.path().join("front");
+    let route = format!("unix:{} -> {}", path.display(), upstream("A"));
+    let mode = || path.metadata().expect("there").permissions().mode() & 0o777;
+    let mut proxy = proxy(&format!("socket-mode 0666\n{route}"), &["--probation", "1000"]);
+    assert_eq!(mode(), 0o666);
+    let first = proxy.pid();
+    rewrite(&proxy, &format!("socket-mode 0600\n{route}"));
+    proxy.signal(first, Signal::SIGHUP);
+    proxy.wait_for("done; spawn");
+    until("the successor has changed it", || mode() == 0o600);
+    let successor = proxy.alive().into_iter().find(|pid| *pid != first).expect("a successor");
+    proxy.signal(successor, Signal::SIGKILL);
+    proxy.wait_for("Draining -> Running");
+    until("it is as it was", || mode() == 0o666);
 }

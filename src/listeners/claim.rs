@@ -184,6 +184,10 @@ impl Listeners {
         address: &Address,
         make: Make<'_>,
     ) -> Result<Result<Claim, String>, Failed> {
+        let access = match &make {
+            Make::Socket(options) => options.access(),
+            Make::Caller(_) => Access::default(),
+        };
         let fd = match make {
             Make::Socket(options) => match socket::make(kind, address, options) {
                 Err(("bind", error)) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -201,7 +205,7 @@ impl Listeners {
             return Ok(Err(found.describe()));
         }
         let bound = found.address.path().and_then(Bound::at);
-        Ok(Ok(Claim { made: true, ..Claim::of(fd, found.address, bound) }))
+        Ok(Ok(Claim { made: true, access, ..Claim::of(fd, found.address, bound) }))
     }
 
     /// Listens on all addresses of a port, although the predecessor listens on some of them; it cannot

@@ -327,7 +327,16 @@ fn a_socket_s_file_has_its_mode_before_anybody_can_connect_and_an_inherited_one_
     after.close_unclaimed();
     assert_eq!(mode_of(path), 0o602, "it may never serve");
     Loop::new().resume(&mut after);
+    let open_up = |listeners: &Listeners| {
+        for (path, access) in listeners.files_to_open_up() {
+            access.apply(&path).expect("changed");
+        }
+    };
+    open_up(&after);
     assert_eq!(mode_of(path), 0o660);
+    // And after a rollback.
+    open_up(&before);
+    assert_eq!(mode_of(path), 0o602);
 }
 
 #[test]

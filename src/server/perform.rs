@@ -198,6 +198,7 @@ impl<H: Handler> Server<H> {
                 // Whoever accepts does not drain, and what has moved has ended with the successor.
                 (self.sweep, self.next_sweep, self.moves) = (None, None, None);
                 self.listeners.resume(&self.registry, self.shared.now);
+                self.open_files_up();
             }
             Action::PauseAccepting => {
                 fault::at(Point::ReadyHeard);
@@ -476,6 +477,25 @@ impl<H: Handler> Server<H> {
             // Later is no harm: at its end the process waits for the worker once more.
             Ok(done) => drop(done.recv_timeout(wait)),
             Err(error) => log::error!("start the thread that unlinks sockets: {error}"),
+        }
+    }
+
+    /// Gives the files of Unix sockets their mode and owner. Nobody waits for that: the disk may hang.
+    fn open_files_up(&mut self) {
+        let files = self.listeners.files_to_open_up();
+        if files.is_empty() {
+            return;
+        }
+        let open_up = move || {
+            for (path, access) in files {
+                if let Err((step, error)) = access.apply(&path) {
+                    let path = path.display();
+                    log::warn!("{path}: {step}: {error}; mode and owner stay as they are");
+                }
+            }
+        };
+        if let Err(error) = self.worker.order(open_up) {
+            log::error!("start the thread that gives sockets their mode: {error}");
         }
     }
 
