@@ -49,7 +49,7 @@ fn a_panic_in_a_successor_that_is_not_proven_rolls_the_upgrade_back() {
 }
 
 #[test]
-fn who_prefers_the_end_has_it_and_a_predecessor_s_panic_leaves_the_service_to_its_successor() {
+fn who_prefers_the_end_has_it() {
     let mut actor = Start::actor().args(&["--on-panic", "end"]).serve();
     let mut client = actor.connect();
     client.send("panic\n");
