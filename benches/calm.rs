@@ -27,10 +27,9 @@ use common::failed;
 use common::figures::{head, least, line, median};
 use common::flags::{self, Flag};
 use common::process::{self, Started};
+use common::processors;
 use common::programs;
 use load::{Kind, Load, MESSAGE_BYTES, Until};
-use rustix::process::Pid;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 const GOAL: f64 = 1.05;
 /// This program is the bare server if this is its first argument.
@@ -107,14 +106,8 @@ impl Server {
 /// Puts both servers on one processor and the client on another, so that no pair is torn apart by
 /// a migration. Answers whether that could be done.
 fn pin(servers: &[Server; 2]) -> bool {
-    let Ok(allowed) = sched_getaffinity(None) else { return false };
-    let mut processors = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
-    let (Some(client), Some(server)) = (processors.next(), processors.next()) else { return false };
-    let put = |pid: Option<Pid>, processor| {
-        let mut set = CpuSet::new();
-        set.set(processor);
-        sched_setaffinity(pid, &set).is_ok()
-    };
+    let Some([client, server]) = processors::two() else { return false };
+    let put = processors::put;
     put(None, client) && servers.iter().all(|each| put(Some(each.process.pid), server))
 }
 

@@ -33,9 +33,9 @@ use common::figures::median;
 use common::flags::{self, Flag};
 use common::peers::free_port;
 use common::process::{self, Started};
+use common::processors;
 use hdrhistogram::Histogram;
 use proxies::{Header, Proxy, kinds};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// This program is the upstream if this is its first argument, with two ports behind it.
 const SERVE: &str = "serve-answers";
@@ -136,7 +136,7 @@ fn compare(
     late: &mut Histogram<u64>,
 ) -> Result<Vec<String>, String> {
     let ports = [free_port()?, free_port()?];
-    let processors = two_processors();
+    let processors = processors::two();
     pin(processors.map(|[rest, _]| rest));
     let mut upstream = Command::new(std::env::current_exe().map_err(failed("find this program"))?);
     upstream.arg(SERVE).args(ports.map(|at| at.port().to_string())).stdin(Stdio::null());
@@ -231,18 +231,9 @@ fn print(name: &str, proxies: &[Proxy], cells: &[Cell]) {
     }
 }
 
-/// The first two that this process may use.
-fn two_processors() -> Option<[usize; 2]> {
-    let allowed = sched_getaffinity(None).ok()?;
-    let mut processors = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
-    Some([processors.next()?, processors.next()?])
-}
-
 /// Puts this process, and what it starts from here on, on that processor, if there are two.
 fn pin(processor: Option<usize>) {
     let Some(processor) = processor else { return };
-    let mut set = CpuSet::new();
-    set.set(processor);
     // What is not possible makes the figures worse for all of them alike.
-    let _ = sched_setaffinity(None, &set);
+    let _ = processors::put(None, processor);
 }

@@ -44,10 +44,10 @@ use common::failed;
 use common::figures::{least, median};
 use common::flags::{self, Flag};
 use common::process::{self, Started};
+use common::processors;
 use load::{Kind, Load, MESSAGE_BYTES, Until};
 use proxies::{Proxy, Rank};
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const GOAL: f64 = 0.9;
 /// Memory first, before a load has made it grow; then some connections, and the same of many.
@@ -141,7 +141,7 @@ fn run() -> Result<(), String> {
     let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
     let mut proxies = proxies::start(place.path())?;
     // Before this process has only one of them.
-    let processors = two_processors();
+    let processors = processors::two();
     let mut pinned = pin(processors, &proxies);
     let mut rows = ROWS.map(|name| Row { name, starts: Vec::new() });
     for start in 0..starts.max(1) as usize {
@@ -283,22 +283,11 @@ impl Upstream {
     }
 }
 
-/// A processor for everything else, and one for the proxies.
-fn two_processors() -> Option<[usize; 2]> {
-    let allowed = sched_getaffinity(None).ok()?;
-    let mut processors = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor));
-    Some([processors.next()?, processors.next()?])
-}
-
 /// Puts the proxies on one processor and everything else on another. Answers whether that could be
 /// done.
 fn pin(processors: Option<[usize; 2]>, proxies: &[Proxy]) -> bool {
     let Some([rest, proxy]) = processors else { return false };
-    let put = |pid: Option<Pid>, processor| {
-        let mut set = CpuSet::new();
-        set.set(processor);
-        sched_setaffinity(pid, &set).is_ok()
-    };
+    let put = processors::put;
     put(None, rest)
         && proxies.iter().all(|each| {
             each.upstreams.iter().all(|upstream| put(Some(upstream.process.pid), rest))

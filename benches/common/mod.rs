@@ -9,7 +9,9 @@ pub(crate) mod figures;
 pub(crate) mod flags;
 pub(crate) mod peers;
 pub(crate) mod process;
+pub(crate) mod processors;
 pub(crate) mod programs;
+pub(crate) mod wait;
 
 /// An error in words, with what was being done.
 pub(crate) fn failed<E: std::fmt::Display>(

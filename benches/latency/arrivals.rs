@@ -11,12 +11,10 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
 use slab::Slab;
 
 use crate::answers::{ANSWER, REQUEST};
-use crate::common::failed;
+use crate::common::{failed, wait};
 
 /// How long after the last request the answers may take before their connections are broken.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -175,18 +173,8 @@ impl Clients {
     }
 
     fn wait(&mut self, until: Instant) -> Result<(), String> {
-        let timeout = until.saturating_duration_since(Instant::now());
-        // mio waits in whole milliseconds.
-        let timeout =
-            Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
-        let ready = [PollFd::new(self.poll.registry(), PollFlags::IN)];
-        match rustix::event::poll(&mut { ready }, Some(&timeout)) {
-            Ok(0) | Err(Errno::INTR) => return Ok(()),
-            Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
-        }
         let mut events = Events::with_capacity(256);
-        self.poll.poll(&mut events, Some(Duration::ZERO)).map_err(failed("poll"))?;
+        wait::until(&mut self.poll, &mut events, until)?;
         events.iter().try_for_each(|event| self.advance(event.token().0))
     }
 

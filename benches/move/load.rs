@@ -11,10 +11,8 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::Errno;
 
-use crate::common::failed;
+use crate::common::{failed, wait};
 
 const MESSAGE_BYTES: usize = 32;
 /// After which a session that does not answer is broken.
@@ -231,17 +229,7 @@ impl Clients {
     }
 
     fn wait(&mut self, until: Instant) -> Result<(), String> {
-        let timeout = until.saturating_duration_since(Instant::now());
-        // mio waits in whole milliseconds, too coarse for ten thousand messages a second.
-        let timeout =
-            Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
-        let ready = [PollFd::new(self.poll.registry(), PollFlags::IN)];
-        match rustix::event::poll(&mut { ready }, Some(&timeout)) {
-            Ok(0) | Err(Errno::INTR) => return Ok(()),
-            Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
-        }
-        self.poll.poll(&mut self.events, Some(Duration::ZERO)).map_err(failed("poll"))?;
+        wait::until(&mut self.poll, &mut self.events, until)?;
         let ready: Vec<usize> = self.events.iter().map(|event| event.token().0).collect();
         for key in ready {
             if let Err(what) = self.receive(key) {

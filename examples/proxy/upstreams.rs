@@ -63,6 +63,10 @@ impl Upstream {
         }
     }
 
+    pub(crate) fn place(&self) -> u16 {
+        self.place
+    }
+
     /// It was connected to, in that time.
     pub(crate) fn connected(&self, took: Duration) {
         self.failures.set(0);
@@ -179,12 +183,6 @@ impl Upstreams {
         };
         self.turn.set(((start + step + 1) % order.len().max(1)) as u32);
         Some(chosen)
-    }
-}
-
-impl Upstream {
-    pub(crate) fn place(&self) -> u16 {
-        self.place
     }
 }
 

@@ -27,6 +27,16 @@ pub(crate) enum Make<'a> {
     Caller(Maker<'a>),
 }
 
+impl Make<'_> {
+    /// What the socket's file is to be given.
+    fn access(&self) -> Access {
+        match self {
+            Self::Socket(options) => options.access(),
+            Self::Caller(_) => Access::default(),
+        }
+    }
+}
+
 /// A caller's own way of making it.
 type Maker<'a> = Box<dyn FnOnce(&Address) -> Result<OwnedFd, Failed> + 'a>;
 
@@ -137,10 +147,7 @@ impl Listeners {
         claimed: Inherited,
         make: Make<'_>,
     ) -> Result<Claim, Error> {
-        let access = match &make {
-            Make::Socket(options) => options.access(),
-            Make::Caller(_) => Access::default(),
-        };
+        let access = make.access();
         if wanted.kind == Kind::File || claimed.found.address.path().is_none() {
             let Inherited { found, fd, .. } = claimed;
             return Ok(Claim { access, ..Claim::of(fd, found.address, None) });
@@ -184,10 +191,7 @@ impl Listeners {
         address: &Address,
         make: Make<'_>,
     ) -> Result<Result<Claim, String>, Failed> {
-        let access = match &make {
-            Make::Socket(options) => options.access(),
-            Make::Caller(_) => Access::default(),
-        };
+        let access = make.access();
         let fd = match make {
             Make::Socket(options) => match socket::make(kind, address, options) {
                 Err(("bind", error)) if error.kind() == io::ErrorKind::AddrInUse => {
