@@ -117,6 +117,43 @@ fn a_log_that_nobody_reads_stops_nobody_and_says_later_what_it_has_lost() {
     assert!(text.lines().all(|line| line.starts_with('[')), "whole lines");
 }
 
+/// Lines gather before they are written to a file. A machine without a processor to spare may lose some.
+#[test]
+fn a_log_in_a_file_has_every_line_of_a_flood_or_counts_it() {
+    const MESSAGES: usize = 3000;
+    let (place, address) = (place(), free_port());
+    let (log, pid_file) = (place.path().join("log"), place.path().join("pid"));
+    let mut demo = Command::new(example("demo"))
+        .args(["--listen", &address, "--pid-file"])
+        .arg(&pid_file)
+        .stdin(Stdio::null())
+        .stderr(fs::File::create(&log).expect("a file"))
+        .spawn()
+        .expect("it starts");
+    until("it serves", || pid_file.exists());
+    let pid = Pid::from_raw(demo.id() as i32);
+    // All of it is there at once. Each byte is shown as four.
+    kill(pid, Signal::SIGSTOP).expect("it is there");
+    let mut clients = Vec::new();
+    for _ in 0..MESSAGES {
+        let mut stream = TcpStream::connect(&address).expect("a connection");
+        stream.write_all(&[0xff; 64]).expect("sent");
+        clients.push(stream);
+    }
+    kill(pid, Signal::SIGCONT).expect("it is there");
+    for mut stream in clients {
+        stream.read_exact(&mut [0; 64]).expect("an answer");
+    }
+    kill(pid, Signal::SIGTERM).expect("it is there");
+    demo.wait().expect("it ends");
+    let text = fs::read_to_string(&log).expect("text");
+    let lines = text.lines().filter(|line| line.contains("receive message")).count();
+    let counts = text.lines().filter(|line| line.contains("lines of the log were dropped"));
+    let dropped =
+        counts.filter_map(|line| line.split(' ').nth(3)?.parse::<usize>().ok()).sum::<usize>();
+    assert_eq!(lines + dropped, MESSAGES, "{dropped} dropped");
+}
+
 #[test]
 fn a_dead_route_of_a_proxy_whose_log_nobody_reads_stops_no_other_route() {
     let (place, dead, alive, upstream) = (place(), free_port(), free_port(), free_port());

@@ -26,8 +26,10 @@ const ORDINARY_BYTES: usize = BUFFER_BYTES / 2;
 const WRITE_BYTES: usize = 4096;
 
 /// How long the thread lets lines gather before it writes them: to wake it for each one would cost more
-/// than the line.
+/// than the line. When so many bytes have gathered it does not wait any longer, or there would soon be
+/// no room for the next ones.
 const LULL: Duration = Duration::from_millis(10);
+const LULL_BYTES: usize = ORDINARY_BYTES / 4;
 
 /// How long the thread stays when there is nothing to write.
 const IDLE: Duration = Duration::from_millis(200);
@@ -250,7 +252,7 @@ fn write() {
             buffer.is_asleep = true;
             buffer = LOGGED.wait_timeout(buffer, IDLE).unwrap_or_else(PoisonError::into_inner).0;
             buffer.is_asleep = false;
-            if !buffer.is_hurried {
+            if !buffer.is_hurried && buffer.bytes < LULL_BYTES {
                 buffer =
                     LOGGED.wait_timeout(buffer, LULL).unwrap_or_else(PoisonError::into_inner).0;
             }
@@ -297,9 +299,11 @@ impl Write for Sink {
         let mut buffer = lock();
         let done = buffer.write_at_once(text);
         if let Some(rest) = text.get(done..).filter(|rest| !rest.is_empty()) {
+            let before = buffer.bytes;
             buffer.add(Line { text: rest.into(), is_important: IS_IMPORTANT.get() });
             buffer.start();
-            let wakes = std::mem::take(&mut buffer.is_asleep);
+            let gathered = before < LULL_BYTES && buffer.bytes >= LULL_BYTES;
+            let wakes = std::mem::take(&mut buffer.is_asleep) || gathered;
             // Whoever is woken wants the lock.
             drop(buffer);
             if wakes {
