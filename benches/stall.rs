@@ -176,12 +176,12 @@ fn serve(mib: &str, figures: PathBuf, empty: PathBuf) -> Result<(), String> {
     config.probation = std::time::Duration::ZERO;
     let words = |error: tablecloth::Error| error.to_string();
     let own_figures = figures.try_clone().map_err(failed("duplicate a descriptor"))?;
-    let mut server = Server::new(config, Measured { figures, empty }).map_err(words)?;
+    let mut server = Server::new(config).map_err(words)?;
     server.listen("any", "127.0.0.1:0").map_err(words)?;
     // Every byte of it is written, so that every page is there.
     let ballast = std::hint::black_box(vec![1_u8; mib << 20]);
     note(&own_figures, PID, f64::from(std::process::id()))?;
-    let result = server.run().map_err(words);
+    let result = server.run(Measured { figures, empty }).map(drop).map_err(words);
     drop(ballast);
     result
 }

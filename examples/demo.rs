@@ -86,13 +86,14 @@ impl Handler for Echo {
         if session.stopping { Verdict::Again } else { Verdict::Keep }
     }
 
-    fn schemas(&self) -> Option<RangeInclusive<u32>> {
-        Some(SCHEMA..=SCHEMA)
-    }
-
     /// A line that says who it is and whether more will come, and behind it what is not sent back
     /// yet.
-    fn pack(&mut self, _: &mut Context<'_>, session: EchoSession) -> Result<Packed, EchoSession> {
+    fn pack(
+        &mut self,
+        _: &mut Context<'_>,
+        session: EchoSession,
+        _: RangeInclusive<u32>,
+    ) -> Result<Packed, EchoSession> {
         let EchoSession { stream, peer, unsent, ended, .. } = session;
         let more = if ended { "ended" } else { "open" };
         let state = [format!("{more} {peer}\n").as_bytes(), &unsent].concat();
@@ -216,12 +217,13 @@ fn serve(options: Options) -> Result<(), String> {
     logging::start_buffered(options.common.log_level)?;
     descriptors::raise_limit();
     let echo = Echo { buffer: vec![0; 64 * 1024].into() };
-    let mut server = Server::new(options.common.config, echo).map_err(|error| error.to_string())?;
+    let config = options.common.config.schemas(SCHEMA..=SCHEMA);
+    let mut server = Server::new(config).map_err(|error| error.to_string())?;
     logging::go();
     let socket = &options.common.socket;
     server.listen_with("echo", &options.listen, socket).map_err(|error| error.to_string())?;
     logging::finish();
-    server.run().map_err(|error| error.to_string())
+    server.run(echo).map(drop).map_err(|error| error.to_string())
 }
 
 fn main() -> ExitCode {

@@ -44,7 +44,8 @@ impl Handler for Shout {
 fn main() -> Result<(), Error> {
     let config = Config::default();
     config.hold_signals();
-    let mut server = Server::new(config, Shout)?;
+    let mut server = Server::new(config)?;
     server.listen("shout", "127.0.0.1:8080")?;
-    server.run()
+    server.run(Shout)?;
+    Ok(())
 }

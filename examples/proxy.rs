@@ -60,7 +60,7 @@ struct Proxy {
     /// For sessions whose route is gone.
     settings: Settings,
     cut_removed: bool,
-    turns: Option<Turns>,
+    turns: Turns,
     pool: Pool,
 }
 
@@ -76,10 +76,9 @@ impl Handler for Proxy {
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<ProxySession> {
         let route = self.route(&accepted.listener).ok_or(io::ErrorKind::NotFound)?;
         let route = Rc::clone(route);
-        let turns = self.turns.as_mut().ok_or(io::ErrorKind::NotFound)?;
         // Nobody is accepted before the predecessor has ceased to accept, and to take turns.
-        turns.read(&self.routes);
-        ProxySession::open(cx, accepted, route, turns, &mut self.pool)
+        self.turns.read(&self.routes);
+        ProxySession::open(cx, accepted, route, &self.turns, &mut self.pool)
     }
 
     fn event(
@@ -99,17 +98,18 @@ impl Handler for Proxy {
         session.cut_off(cx.now());
     }
 
-    fn schemas(&self) -> Option<RangeInclusive<u32>> {
-        Some(packed::SCHEMAS)
-    }
-
     fn pack(
         &mut self,
         cx: &mut Context<'_>,
         session: ProxySession,
+        reads: RangeInclusive<u32>,
     ) -> Result<Packed, ProxySession> {
         // It stays until its upstream has taken it into its queue.
-        if session.relay.is_queueing() { Err(session) } else { Ok(session.pack(cx.now())) }
+        let schema = *reads.end();
+        if session.relay.is_queueing() || !session.relay.can_pack(schema) {
+            return Err(session);
+        }
+        Ok(session.pack(cx.now(), schema))
     }
 
     /// A session of a route that is gone stays as it is, or is cut: it is taken over in any case, or
@@ -151,15 +151,8 @@ fn serve(mut options: Options) -> Result<(), String> {
     let config = &mut options.common.config;
     config.max_sessions = config.max_sessions.min(left / 2).max(1);
     config.user_signals = vec![SIGUSR1];
-    let proxy = Proxy {
-        routes: Vec::new(),
-        settings: options.settings,
-        cut_removed: options.cut_removed,
-        turns: None,
-        pool: Pool::new(options.buffer_bytes),
-    };
-    let mut server =
-        Server::new(options.common.config, proxy).map_err(|error| error.to_string())?;
+    let config = options.common.config.schemas(packed::SCHEMAS);
+    let mut server = Server::new(config).map_err(|error| error.to_string())?;
     logging::go();
     let listening = routes.and_then(|routes| {
         for route in &routes {
@@ -180,11 +173,15 @@ fn serve(mut options: Options) -> Result<(), String> {
             return Err(error);
         }
     };
-    let proxy = server.handler_mut();
-    proxy.routes = routes.into_iter().map(Rc::new).collect();
-    proxy.turns = Some(Turns::new(turns));
+    let proxy = Proxy {
+        routes: routes.into_iter().map(Rc::new).collect(),
+        settings: options.settings,
+        cut_removed: options.cut_removed,
+        turns: Turns::new(turns),
+        pool: Pool::new(options.buffer_bytes),
+    };
     logging::finish();
-    server.run().map_err(|error| error.to_string())
+    server.run(proxy).map(drop).map_err(|error| error.to_string())
 }
 
 pub(crate) fn main() -> ExitCode {

@@ -1,10 +1,12 @@
 //! What a user may set, with the defaults.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
+use crate::error::Error;
 use crate::limits;
 use crate::machine::Timer;
 use crate::signals::{self, Request};
@@ -15,9 +17,7 @@ use crate::signals::{self, Request};
 /// use std::time::Duration;
 /// use tablecloth::Config;
 ///
-/// let mut config = Config::default();
-/// config.pid_file = Some("/run/echo.pid".into());
-/// config.drain_timeout = Duration::from_secs(5);
+/// let config = Config::default().pid_file("/run/echo.pid").drain_timeout(Duration::from_secs(5));
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -66,6 +66,10 @@ pub struct Config {
     pub max_sessions: usize,
     /// What becomes of a panic in a method of the handler. [`OnPanic::CloseSession`].
     pub on_panic: OnPanic,
+    /// The schemas of packed sessions that this program reads, oldest and newest, by its own count from 1
+    /// on: [`Handler::unpack`](crate::Handler::unpack) understands each of them. None: sessions do not
+    /// move, they drain.
+    pub schemas: Option<RangeInclusive<u32>>,
 }
 
 /// What becomes of a panic in a method of the handler, if the program is built to unwind.
@@ -78,7 +82,7 @@ pub enum OnPanic {
     /// For a handler whose own state cannot be left half changed.
     #[default]
     CloseSession,
-    /// The panic goes on, out of [`Server::turn`](crate::Server::turn): the process ends, unless
+    /// The panic goes on, out of [`Reactor::turn`](crate::Reactor::turn): the process ends, unless
     /// somebody catches it.
     End,
 }
@@ -97,7 +101,83 @@ impl Default for Config {
             user_signals: Vec::new(),
             max_sessions: limits::SESSIONS,
             on_panic: OnPanic::default(),
+            schemas: None,
         }
+    }
+}
+
+/// Setters that chain, one for each field.
+impl Config {
+    /// Sets [`Config::upgrade_timeout`](field@Config::upgrade_timeout).
+    #[must_use]
+    pub fn upgrade_timeout(self, upgrade_timeout: Duration) -> Self {
+        Self { upgrade_timeout, ..self }
+    }
+
+    /// Sets [`Config::takeover_timeout`](field@Config::takeover_timeout).
+    #[must_use]
+    pub fn takeover_timeout(self, takeover_timeout: Duration) -> Self {
+        Self { takeover_timeout, ..self }
+    }
+
+    /// Sets [`Config::probation`](field@Config::probation).
+    #[must_use]
+    pub fn probation(self, probation: Duration) -> Self {
+        Self { probation, ..self }
+    }
+
+    /// Sets [`Config::drain_timeout`](field@Config::drain_timeout).
+    #[must_use]
+    pub fn drain_timeout(self, drain_timeout: Duration) -> Self {
+        Self { drain_timeout, ..self }
+    }
+
+    /// Sets [`Config::upgrade_signals`](field@Config::upgrade_signals).
+    #[must_use]
+    pub fn upgrade_signals(self, upgrade_signals: Vec<i32>) -> Self {
+        Self { upgrade_signals, ..self }
+    }
+
+    /// Sets [`Config::shutdown_signals`](field@Config::shutdown_signals).
+    #[must_use]
+    pub fn shutdown_signals(self, shutdown_signals: Vec<i32>) -> Self {
+        Self { shutdown_signals, ..self }
+    }
+
+    /// Sets [`Config::exit_signals`](field@Config::exit_signals).
+    #[must_use]
+    pub fn exit_signals(self, exit_signals: Vec<i32>) -> Self {
+        Self { exit_signals, ..self }
+    }
+
+    /// Sets [`Config::user_signals`](field@Config::user_signals).
+    #[must_use]
+    pub fn user_signals(self, user_signals: Vec<i32>) -> Self {
+        Self { user_signals, ..self }
+    }
+
+    /// Sets [`Config::max_sessions`](field@Config::max_sessions).
+    #[must_use]
+    pub fn max_sessions(self, max_sessions: usize) -> Self {
+        Self { max_sessions, ..self }
+    }
+
+    /// Sets [`Config::on_panic`](field@Config::on_panic).
+    #[must_use]
+    pub fn on_panic(self, on_panic: OnPanic) -> Self {
+        Self { on_panic, ..self }
+    }
+
+    /// Sets [`Config::pid_file`](field@Config::pid_file).
+    #[must_use]
+    pub fn pid_file(self, path: impl Into<PathBuf>) -> Self {
+        Self { pid_file: Some(path.into()), ..self }
+    }
+
+    /// Sets [`Config::schemas`](field@Config::schemas).
+    #[must_use]
+    pub fn schemas(self, schemas: RangeInclusive<u32>) -> Self {
+        Self { schemas: Some(schemas), ..self }
     }
 }
 
@@ -120,6 +200,16 @@ impl Config {
     /// ```
     pub fn hold_signals(&self) {
         signals::hold(&self.signals());
+    }
+
+    /// Whether the schemas are a range, and none of them stands for none.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match self.schemas.clone().map(RangeInclusive::into_inner) {
+            Some((oldest, newest)) if oldest == 0 || oldest > newest => {
+                Err(Error::Schemas { oldest, newest })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// What each of the signals asks for.

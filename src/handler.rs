@@ -5,13 +5,12 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::Instant;
 
-use mio::Registry;
-
 use crate::address::Address;
 use crate::io_event::IoEvent;
 use crate::limits;
-use crate::machine::{Machine, Predecessor, State};
+use crate::machine::{Predecessor, State};
 use crate::report::Report;
+use crate::standing::Standing;
 use crate::stream::Stream;
 use crate::token::Token;
 
@@ -66,14 +65,10 @@ pub trait Handler {
         let _ = (cx, session);
     }
 
-    /// The schemas of packed sessions that [`Handler::unpack`] understands, oldest and newest. None
-    /// by default: sessions do not move, they drain.
-    fn schemas(&self) -> Option<RangeInclusive<u32>> {
-        None
-    }
-
-    /// Takes a session apart, for it to move to the successor: the session's sockets, and in bytes
-    /// whatever the next owner has to know. Nothing of it may be read or written any more. When it wants
+    /// Takes a session apart, for it to move to a successor that reads these schemas: the session's sockets,
+    /// and in bytes whatever the next owner has to know. It is called where this program and the successor
+    /// have a schema in common ([`Config::schemas`](crate::Config::schemas)), and packs in one of those
+    /// that they have. Nothing of it may be read or written any more. When it wants
     /// to be [woken](Context::wake_at) moves along by itself. A session that cannot move now is given back as it was, and is asked to drain; it is asked again
     /// every [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL), or as soon after it as the successor
     /// has taken what is on its way. One that could not be taken, because it is too large or because the
@@ -83,8 +78,9 @@ pub trait Handler {
         &mut self,
         cx: &mut Context<'_>,
         session: Self::Session,
+        reads: RangeInclusive<u32>,
     ) -> Result<Packed, Self::Session> {
-        let _ = cx;
+        let _ = (cx, reads);
         Err(session)
     }
 
@@ -176,18 +172,14 @@ pub enum Verdict {
 /// What is at hand in a [`Handler`]'s method.
 #[derive(Debug)]
 pub struct Context<'a> {
-    pub(crate) shared: &'a mut Shared,
+    standing: &'a mut Standing,
+    desk: &'a mut Desk,
 }
 
-/// What the loop shares with the handler.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) machine: Machine,
-    pub(crate) generation: u64,
-    pub(crate) now: Instant,
+/// What a method of a handler leaves for the loop.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
     pub(crate) sessions: usize,
-    pub(crate) requests: Requests,
-    pub(crate) registry: Rc<Registry>,
     /// The session that the handler was called for, when it wants to be woken, and the sources that it
     /// has got sockets for, a bit for each.
     pub(crate) session: Option<Token>,
@@ -195,27 +187,19 @@ pub(crate) struct Shared {
     pub(crate) attached: u8,
 }
 
-/// What was asked for and not looked at yet. Several requests of a kind are one.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Requests {
-    pub(crate) upgrade: bool,
-    pub(crate) shutdown: bool,
-    pub(crate) exit: bool,
-}
-
-impl Requests {
-    pub(crate) fn any(self) -> bool {
-        self.upgrade || self.shutdown || self.exit
-    }
-}
-
 impl<'a> Context<'a> {
     /// For a method that is called for this session.
-    pub(crate) fn of(shared: &'a mut Shared, session: Token) -> Self {
-        shared.session = Some(session);
-        shared.wake = None;
-        shared.attached = 0;
-        Self { shared }
+    pub(crate) fn of(standing: &'a mut Standing, desk: &'a mut Desk, session: Token) -> Self {
+        desk.session = Some(session);
+        desk.wake = None;
+        desk.attached = 0;
+        Self { standing, desk }
+    }
+
+    /// For a method that is called for none.
+    pub(crate) fn of_none(standing: &'a mut Standing, desk: &'a mut Desk) -> Self {
+        desk.session = None;
+        Self { standing, desk }
     }
 }
 
@@ -223,13 +207,13 @@ impl Context<'_> {
     /// When this turn began, by the monotonic clock.
     #[must_use]
     pub fn now(&self) -> Instant {
-        self.shared.now
+        self.standing.now
     }
 
     /// Where the process stands.
     #[must_use]
     pub fn state(&self) -> State {
-        self.shared.machine.state()
+        self.standing.machine.state()
     }
 
     /// Whether the process drains for good: it was told to stop, and does not come back.
@@ -241,19 +225,19 @@ impl Context<'_> {
     /// 0 for the first process, and one more with each upgrade.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.shared.generation
+        self.standing.generation
     }
 
     /// Whether the process before this one is still there.
     #[must_use]
     pub fn has_predecessor(&self) -> bool {
-        self.shared.machine.predecessor() != Predecessor::Gone
+        self.standing.machine.predecessor() != Predecessor::Gone
     }
 
     /// How many sessions there are; one that is being opened is not among them.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.shared.sessions
+        self.desk.sessions
     }
 
     /// Connects a stream for the session at hand, without waiting: it is registered as the session's
@@ -281,12 +265,12 @@ impl Context<'_> {
 
     /// Registers a stream as a source of the session at hand.
     pub(crate) fn attach(&mut self, stream: &mut Stream, source: u8) -> io::Result<()> {
-        let Some(session) = self.shared.session.filter(|_| usize::from(source) < limits::SOURCES)
+        let Some(session) = self.desk.session.filter(|_| usize::from(source) < limits::SOURCES)
         else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        stream.register(&self.shared.registry, session.of_source(source).pack())?;
-        self.shared.attached |= 1 << source;
+        stream.register(&self.standing.registry, session.of_source(source).pack())?;
+        self.desk.attached |= 1 << source;
         Ok(())
     }
 
@@ -294,21 +278,21 @@ impl Context<'_> {
     /// [is a timeout](IoEvent::is_timeout), in place of the time that it may have asked for before.
     /// Not called for a session, it does nothing.
     pub fn wake_at(&mut self, at: Instant) {
-        self.shared.wake = Some(at);
+        self.desk.wake = Some(at);
     }
 
     /// Asks for an upgrade, as the signal does. The answer is in the log and the [`Report`].
     pub fn request_upgrade(&mut self) {
-        self.shared.requests.upgrade = true;
+        self.standing.requests.upgrade = true;
     }
 
     /// Asks for a shutdown, as the signal does.
     pub fn request_shutdown(&mut self) {
-        self.shared.requests.shutdown = true;
+        self.standing.requests.shutdown = true;
     }
 
     /// Asks for the end at once, as the signal does.
     pub fn request_exit(&mut self) {
-        self.shared.requests.exit = true;
+        self.standing.requests.exit = true;
     }
 }

@@ -7,6 +7,8 @@
 //!
 //! - [`Server`] is what you make and run; [`Handler`] is what you write; [`Config`] has a default
 //!   for everything.
+//! - [`Upgrader`] is for a program that has a loop, a runtime or threads of its own: the same upgrades, and
+//!   you serve.
 //! - [`state_machine`] is the contract: every state, event and action, the timers, the signals and
 //!   the invariants I1 to I7. [`machine`] is the code that it is held against.
 //! - [`Report`] is how an upgrade ended, in numbers or in words.
@@ -22,19 +24,24 @@
 //!
 //! # The house
 //!
+//! Two wings on one ground. The upgrader replaces a process and knows no session; the server serves
+//! sessions and knows no process. They meet where the server is built on the upgrader: `upgrader::Service` is
+//! all that the one asks of the other.
+//!
 //! ```text
-//!  service     relay                                           bytes between two sockets
-//!  loop        server (turn, perform, handoff, moves)  handler  config  remote
-//!  adapters    listeners sessions successor predecessor signals pid_file   never each other
-//!  kernel      sys  program  socket  socket_file  stream  worker  outbox  room  pace  report
-//!              io_event  token
+//!  wings       server                               upgrader
+//!              wing  crew  door  acceptor           turn  perform  service  alone
+//!              handoff  moves  guard                estate  successor  predecessor
+//!              sessions  pace                       pid_file  disk  worker  outbox  failures
+//!  for both    handler  relay  config  remote  standing  report
+//!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token
 //!                                                                  the only unsafe is in sys
-//!  pure        limits  timers  failures  throttle  machine  wire  address  error  fault
+//!  ground      machine  timers  wire  limits  throttle  address  error  fault
 //!                                                                  no descriptor, no clock
 //! ```
 //!
-//! Imports point down only. Adapters never import each other; the server is the one place where
-//! they meet. The machine decides, the server performs.
+//! Imports point down only, and nothing of one wing names a noun inside the other. The machine decides, the
+//! upgrader performs. A test over the `use` lines holds this picture and the code together.
 //!
 //! # Logging
 //!
@@ -74,49 +81,43 @@
 mod address;
 mod config;
 mod error;
-mod failures;
 #[doc(hidden)]
 pub mod fault;
 mod handler;
 mod io_event;
 pub mod limits;
-mod listeners;
 pub mod machine;
-mod outbox;
-mod pace;
-mod pid_file;
-mod predecessor;
 mod program;
 pub mod relay;
 mod remote;
 mod report;
 mod room;
 mod server;
-mod sessions;
 mod signals;
 mod socket;
 mod socket_file;
+mod standing;
 mod stream;
-mod successor;
 #[allow(unsafe_code)]
 mod sys;
 mod throttle;
 pub mod timers;
 mod token;
+mod upgrader;
 pub mod wire;
-mod worker;
 
 pub use address::Address;
 pub use config::{Config, OnPanic};
 pub use error::Error;
 pub use handler::{Accepted, Context, Handler, Packed, Verdict};
 pub use io_event::IoEvent;
-pub use remote::{PredecessorWatch, Remote};
+pub use remote::{PredecessorWatch, Remote, UpgradeAnswer};
 pub use report::{Cause, Failure, Report, Stage, Timings};
-pub use server::Server;
+pub use server::{Ended, Reactor, Server};
 pub use socket::SocketOptions;
 pub use stream::Stream;
 pub use throttle::{Throttle, Unsaid};
+pub use upgrader::{End, Notice, Phase, Upgrader};
 
 /// The target (`log::Record::target`) of the lines that a client can cause: about a connection that is
 /// refused or broken, and about accepting that pauses. Of each kind there are at most ten a second. A

@@ -46,6 +46,9 @@ pub const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 /// always after as many.
 pub const REST_DOUBLINGS: u32 = 5;
 
+/// Notices kept for a program that drives an [`Upgrader`](crate::Upgrader) and does not fetch them.
+pub const NOTICES: usize = 64;
+
 /// Handoff messages read in one turn.
 pub const MESSAGES_PER_TURN: usize = 64;
 

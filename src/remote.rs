@@ -2,12 +2,15 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use mio::Waker;
 
-use crate::handler::Requests;
+use crate::machine::Event;
+use crate::report::Report;
+use crate::standing::Requests;
 
 const UPGRADE: u8 = 1;
 const SHUTDOWN: u8 = 2;
@@ -20,16 +23,38 @@ const EXIT: u8 = 4;
 pub struct Remote {
     requests: Arc<AtomicU8>,
     waker: Arc<Waker>,
+    /// Who waits for the report of an upgrade.
+    waiting: Arc<Mutex<Vec<Sender<Arc<Report>>>>>,
 }
 
 impl Remote {
     pub(crate) fn new(waker: Arc<Waker>) -> Self {
-        Self { requests: Arc::default(), waker }
+        Self { requests: Arc::default(), waker, waiting: Arc::default() }
     }
 
-    /// Asks for an upgrade. The answer is in the log and the [`Report`](crate::Report).
+    /// Asks for an upgrade. The answer is in the log and the [`Report`].
     pub fn request_upgrade(&self) {
         self.request(UPGRADE);
+    }
+
+    /// Asks for an upgrade, and waits on the answer for the report of the next one that ends.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), tablecloth::Error> {
+    /// # let upgrader = tablecloth::Upgrader::new(tablecloth::Config::default())?;
+    /// let remote = upgrader.remote();
+    /// std::thread::spawn(move || match remote.upgrade().wait() {
+    ///     Some(report) => println!("{report}"),
+    ///     None => println!("it was refused, or the process has ended meanwhile"),
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn upgrade(&self) -> UpgradeAnswer {
+        let (sender, report) = channel();
+        self.waiting().push(sender);
+        self.request_upgrade();
+        UpgradeAnswer { report }
     }
 
     /// Asks for a shutdown: the sessions come to their end.
@@ -48,6 +73,30 @@ impl Remote {
         let _ = self.waker.wake();
     }
 
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Sender<Arc<Report>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An upgrade has ended.
+    pub(crate) fn announce(&self, report: &Arc<Report>) {
+        for waits in self.waiting().drain(..) {
+            // Whoever waited may have given up.
+            let _ = waits.send(Arc::clone(report));
+        }
+    }
+
+    /// There will be no answer to an upgrade that was asked for.
+    pub(crate) fn refuse(&self, event: Event) {
+        if event == Event::UpgradeRequested {
+            self.waiting().clear();
+        }
+    }
+
+    /// The loop has ended.
+    pub(crate) fn end(&self) {
+        self.waiting().clear();
+    }
+
     pub(crate) fn waker(&self) -> &Arc<Waker> {
         &self.waker
     }
@@ -62,6 +111,25 @@ impl Remote {
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Remote").finish_non_exhaustive()
+    }
+}
+
+/// The answer to [`Remote::upgrade`], which is still to come.
+#[derive(Debug)]
+pub struct UpgradeAnswer {
+    report: Receiver<Arc<Report>>,
+}
+
+impl UpgradeAnswer {
+    /// Waits for the report. `None` if there will be none: the upgrade was refused, or the process has ended
+    /// or was replaced before it. Never call it on the loop's thread, which is what makes the upgrade.
+    pub fn wait(&self) -> Option<Arc<Report>> {
+        self.report.recv().ok()
+    }
+
+    /// The same for at most that long. `None` if it has not ended by then, too.
+    pub fn wait_for(&self, timeout: Duration) -> Option<Arc<Report>> {
+        self.report.recv_timeout(timeout).ok()
     }
 }
 

@@ -206,6 +206,12 @@ pub(crate) fn is_inherited(
     Ok(is(unsafe { BorrowedFd::borrow_raw(number) }))
 }
 
+/// The epoll instance of a poll, which mio lends as a number.
+pub(crate) fn descriptor_of(poll: &mio::Poll) -> BorrowedFd<'_> {
+    // SAFETY: the poll owns it, and is borrowed for as long as it is.
+    unsafe { BorrowedFd::borrow_raw(poll.as_raw_fd()) }
+}
+
 /// Adopts a descriptor that the program was started with, and that was [looked at](is_inherited). Each
 /// number can be adopted once.
 pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {

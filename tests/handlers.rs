@@ -118,8 +118,8 @@ fn who_is_told_to_stop_before_its_spawn_has_an_answer_leaves_nobody_behind() {
     }
 }
 
-/// A handler that says what it understands.
-struct Versed(RangeInclusive<u32>);
+/// A handler of sessions that stay.
+struct Versed;
 
 impl Handler for Versed {
     type Session = Stream;
@@ -131,17 +131,13 @@ impl Handler for Versed {
     fn event(&mut self, _: &mut Context<'_>, _: &mut Stream, _: IoEvent) -> Verdict {
         Verdict::Keep
     }
-
-    fn schemas(&self) -> Option<RangeInclusive<u32>> {
-        Some(self.0.clone())
-    }
 }
 
 /// There can be one server at a time in a process, and tests are threads of one.
-fn new_server(config: &Config, schemas: RangeInclusive<u32>) -> Result<Server<Versed>, Error> {
+fn new_server(config: &Config, schemas: RangeInclusive<u32>) -> Result<Server, Error> {
     let mut made = None;
     until("there is no other server", || {
-        match Server::new(config.clone(), Versed(schemas.clone())) {
+        match Server::new(config.clone().schemas(schemas.clone())) {
             Err(Error::AnotherServer) => false,
             other => {
                 made = Some(other);
@@ -172,6 +168,7 @@ fn a_server_that_is_dropped_leaves_nothing_behind() {
     server.listen("it", &format!("unix:{}", socket.display())).expect("listens");
     let port = server.listen("port", "127.0.0.1:0").expect("listens").to_string();
     let mut client = UnixStream::connect(&socket).expect("connected");
+    let mut server = server.start(Versed);
     for _ in 0..3 {
         let state = server.turn(Some(Duration::from_millis(1))).expect("a turn");
         assert_eq!(state, State::Running);

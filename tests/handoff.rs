@@ -172,7 +172,7 @@ fn sessions_of_a_form_that_the_successor_does_not_know_stay_and_drain() {
     client.who();
     actor.signal(first, Signal::SIGHUP);
     let line = actor.wait_for("sessions stay and drain");
-    assert!(line.contains("packs schema 1, the successor understands 7 to 7"), "{line}");
+    assert!(line.contains("reads the schemas 1 to 1, the successor 7 to 7"), "{line}");
     actor.wait_for("drain, shutting down: false");
     assert_eq!(client.who().0, first);
     drop(client);

@@ -134,35 +134,12 @@ fn a_proxied_client_of_any_name_is_named_in_the_log_and_not_to_the_upstream() {
 
 #[test]
 fn a_server_asked_for_a_name_that_no_socket_can_have_says_so() {
-    let mut server = Server::new(tablecloth::Config::default(), Nobody).expect("a server");
+    let mut server = Server::new(tablecloth::Config::default()).expect("a server");
     let long = format!("unix:/{}", "x".repeat(108));
     let abstract_one = format!("unix:@{}", "x".repeat(108));
     for asked in [long.as_str(), &abstract_one, "unix:", "unix:@", "unix:/a\0b"] {
         let error = server.listen("s", asked).expect_err(asked).to_string();
         assert!(error.contains(&format!("{asked:?}")), "{error}");
-    }
-}
-
-struct Nobody;
-
-impl tablecloth::Handler for Nobody {
-    type Session = ();
-
-    fn open(
-        &mut self,
-        _: &mut tablecloth::Context<'_>,
-        _: tablecloth::Accepted,
-    ) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::Unsupported.into())
-    }
-
-    fn event(
-        &mut self,
-        _: &mut tablecloth::Context<'_>,
-        (): &mut (),
-        _: tablecloth::IoEvent,
-    ) -> tablecloth::Verdict {
-        tablecloth::Verdict::Close
     }
 }
 

@@ -231,7 +231,7 @@ fn signals_that_were_held_are_let_through_by_the_server_and_held_again_after_it(
     // Also one that the server has no use for in the end.
     let mut config = Config::default();
     config.shutdown_signals = vec![Signal::SIGTERM as i32];
-    let server = Server::new(config, Told::default()).expect("a server");
+    let server = Server::new(config).expect("a server");
     assert!(!held.iter().any(|signal| is_in("SigBlk", *signal)));
     assert!(!is_in("SigCgt", Signal::SIGQUIT));
     drop(server);
@@ -243,7 +243,7 @@ fn a_process_is_left_as_it_was_found_and_can_have_another_server() {
     let _one = ONE.lock().unwrap_or_else(|poison| poison.into_inner());
     let mut config = Config::default();
     config.user_signals = vec![Signal::SIGUSR1 as i32];
-    let make = || Server::new(config.clone(), Told::default());
+    let make = || Ok(Server::new(config.clone())?.start(Told::default()));
     let blocked: SigSet = [Signal::SIGUSR1, Signal::SIGTERM].into_iter().collect();
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None).expect("blocked");
     // Where a child's status is lost, it is lost on purpose; here nobody has said so.

@@ -265,7 +265,7 @@ proptest! {
             is_cut: false,
             look_after: None,
         };
-        let packed = packed::pack(session, now);
+        let packed = packed::pack(session, now, packed::SCHEMA);
         let session = unpack(packed, now, &pool).expect("the same");
         prop_assert_eq!(&session.peer, &peer);
         prop_assert_eq!(&*session.upstream.text, "unix:/run/up");

@@ -15,8 +15,8 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use rustix::process::{Resource, Rlimit};
 use tablecloth::machine::State;
 use tablecloth::{
-    Accepted, Address, Config, Context, Error, Handler, IoEvent, Server, SocketOptions, Stream,
-    Verdict, limits,
+    Accepted, Address, Config, Context, Error, Handler, IoEvent, Reactor, Server, SocketOptions,
+    Stream, Verdict, limits,
 };
 
 /// Answers each byte, but for the greedy, who always have more to do.
@@ -65,19 +65,23 @@ impl Handler for Echo {
 }
 
 /// A server, as soon as that of no other test is left in this process.
-fn new_server<H: Handler>(config: &Config, handler: impl Fn() -> H) -> Server<H> {
+fn new_server(config: &Config) -> Server {
     let mut server = None;
-    until("there is no other server", || match Server::new(config.clone(), handler()) {
+    until("there is no other server", || match Server::new(config.clone()) {
         Err(Error::AnotherServer) => false,
         made => server.insert(made).is_ok(),
     });
     server.expect("it was made").expect("a server")
 }
 
-fn server(config: Config) -> (Server<Echo>, String) {
-    let mut server = new_server(&config, Echo::default);
+fn listening<H: Handler>(config: &Config, handler: H) -> (Reactor<H>, String) {
+    let mut server = new_server(config);
     let address = server.listen("echo", "127.0.0.1:0").expect("listens");
-    (server, address.to_string())
+    (server.start(handler), address.to_string())
+}
+
+fn server(config: Config) -> (Reactor<Echo>, String) {
+    listening(&config, Echo::default())
 }
 
 /// A client that is answered while somebody turns.
@@ -99,7 +103,7 @@ impl Client {
     }
 }
 
-fn turn(server: &mut Server<Echo>) {
+fn turn(server: &mut Reactor<Echo>) {
     assert_eq!(server.turn(Some(Duration::from_millis(1))).expect("a turn"), State::Running);
 }
 
@@ -236,8 +240,7 @@ impl Handler for Deferring {
 
 #[test]
 fn a_batch_of_sessions_reads_before_the_first_of_them_writes() {
-    let mut server = new_server(&Config::default(), Deferring::default);
-    let address = server.listen("echo", "127.0.0.1:0").expect("listens").to_string();
+    let (mut server, address) = listening(&Config::default(), Deferring::default());
     let batch = tablecloth::limits::SESSIONS_PER_BATCH;
     let mut clients: Vec<_> = (0..batch + 3).map(|_| Client::connect(&address)).collect();
     let mut turn = |calls: usize| {
@@ -262,9 +265,8 @@ fn a_batch_of_sessions_reads_before_the_first_of_them_writes() {
 
 #[test]
 fn a_flush_that_is_not_enough_is_followed_by_another_event() {
-    let handler = || Deferring { again: true, ..Deferring::default() };
-    let mut server = new_server(&Config::default(), handler);
-    let address = server.listen("echo", "127.0.0.1:0").expect("listens").to_string();
+    let handler = Deferring { again: true, ..Deferring::default() };
+    let (mut server, address) = listening(&Config::default(), handler);
     let mut client = Client::connect(&address);
     client.send(b"x");
     until("it has had its events", || {
@@ -312,7 +314,7 @@ fn the_loop_can_be_embedded_by_its_descriptor() {
 }
 
 /// Polls the server's epoll descriptor as an outer loop would: in an outer mio loop.
-fn poll_readable(server: &Server<Echo>) -> bool {
+fn poll_readable(server: &Reactor<Echo>) -> bool {
     let mut outer = mio::Poll::new().expect("a poll");
     let fd = server.as_raw_fd();
     outer
@@ -327,9 +329,10 @@ fn poll_readable(server: &Server<Echo>) -> bool {
 #[test]
 fn another_thread_can_ask_for_a_shutdown_and_wait_for_the_predecessor() {
     let (mut server, _) = server(Config::default());
-    let (remote, watch) = (server.remote(), server.predecessor_watch());
-    assert!(!server.is_successor());
-    assert_eq!((server.generation(), server.predecessor()), (0, None));
+    let upgrader = server.upgrader();
+    let (remote, watch) = (server.remote(), upgrader.predecessor_watch());
+    assert!(!upgrader.is_successor());
+    assert_eq!((upgrader.generation(), upgrader.predecessor()), (0, None));
     let asker = std::thread::spawn(move || {
         assert!(watch.is_gone() && watch.wait(PATIENCE), "there never was one");
         remote.request_shutdown();
@@ -361,7 +364,7 @@ fn clients_that_come_and_go_at_once_do_no_harm() {
 
 #[test]
 fn a_listener_has_the_options_that_it_was_made_with() {
-    let (mut server, _) = server(Config::default());
+    let mut server = new_server(&Config::default());
     let options = SocketOptions::default().reuse_port(true).only_v6(true).backlog(7);
     let address = server.listen_with("six", "[::1]:0", &options).expect("listens");
     assert_eq!(server.address("six"), Some(&address));
@@ -375,7 +378,7 @@ fn a_listener_has_the_options_that_it_was_made_with() {
 
 #[test]
 fn a_socket_made_by_the_caller_is_taken_if_it_is_what_it_should_be() {
-    let (mut server, _) = server(Config::default());
+    let mut server = new_server(&Config::default());
     let make = |at: &Address| {
         let Address::Internet(at) = at else { return Err(io::ErrorKind::Unsupported.into()) };
         let listener = TcpListener::bind(at)?;
@@ -392,6 +395,7 @@ fn a_socket_made_by_the_caller_is_taken_if_it_is_what_it_should_be() {
     assert!(server.listen_on("udp", "127.0.0.1:0", udp).is_err());
 
     let address = server.listen_on("made", "127.0.0.1:0", make).expect("listens").to_string();
+    let mut server = server.start(Echo::default());
     let mut client = Client::connect(&address);
     client.send(b"x");
     until("it is served", || {
@@ -410,7 +414,7 @@ fn every_socket_that_is_made_is_close_on_exec_and_non_blocking() {
     };
     let place = tempfile::tempdir().expect("a temporary directory");
     let path = |name: &str| format!("unix:{}", place.path().join(name).display());
-    let (mut server, _) = server(Config::default());
+    let mut server = new_server(&Config::default());
     let udp = server.udp("udp", "127.0.0.1:0").expect("bound");
     check(udp.as_fd());
     check(server.unix_datagram("datagram", &path("datagram")).expect("bound").as_fd());
@@ -423,14 +427,6 @@ fn every_socket_that_is_made_is_close_on_exec_and_non_blocking() {
     let error = server.watch("file").expect_err("a regular file").to_string();
     assert!(error.contains("\"file\" on file: epoll_ctl: Operation not permitted"), "{error}");
     assert!(server.watch("nothing").is_err());
-}
-
-#[test]
-fn what_is_claimed_too_late_is_an_error_and_not_a_deaf_listener() {
-    let (mut server, _) = server(Config::default());
-    turn(&mut server);
-    let error = server.listen("late", "127.0.0.1:0").expect_err("too late").to_string();
-    assert!(error.contains("before the first turn"), "{error}");
 }
 
 #[test]

@@ -20,7 +20,8 @@ pub(crate) const SCHEMA: u32 = relay::SCHEMA;
 pub(crate) const SCHEMAS: RangeInclusive<u32> = 1..=SCHEMA;
 const WITH_TIMES: u32 = 2;
 
-pub(crate) fn pack(session: ProxySession, now: Instant) -> Packed {
+/// Takes a session apart, in a form that its next owner reads.
+pub(crate) fn pack(session: ProxySession, now: Instant, schema: u32) -> Packed {
     let ProxySession { relay, peer, route, upstream, tried, opened, connected, .. } = session;
     let mut state = Vec::new();
     for text in [&*route.name, &text_of(&peer), &upstream.text] {
@@ -29,11 +30,13 @@ pub(crate) fn pack(session: ProxySession, now: Instant) -> Packed {
         state.extend(text.as_bytes());
     }
     state.extend((tried.len() as u16).to_le_bytes());
-    let age = u64::try_from(now.saturating_duration_since(opened).as_micros());
-    state.extend(age.unwrap_or(u64::MAX).to_le_bytes());
-    state.extend(connected.unwrap_or(u32::MAX).to_le_bytes());
+    if schema >= WITH_TIMES {
+        let age = u64::try_from(now.saturating_duration_since(opened).as_micros());
+        state.extend(age.unwrap_or(u64::MAX).to_le_bytes());
+        state.extend(connected.unwrap_or(u32::MAX).to_le_bytes());
+    }
     let streams = relay.pack(now, &mut state);
-    Packed { schema: SCHEMA, state, streams }
+    Packed { schema, state, streams }
 }
 
 pub(crate) fn unpack(

@@ -262,13 +262,13 @@ impl ProxySession {
         );
     }
 
-    pub(crate) fn pack(self, now: Instant) -> Packed {
+    pub(crate) fn pack(self, now: Instant, schema: u32) -> Packed {
         self.upstream.counters.left();
         self.route.counters.left();
         if self.connected.is_none() {
             self.upstream.was_left();
         }
-        packed::pack(self, now)
+        packed::pack(self, now, schema)
     }
 }
 

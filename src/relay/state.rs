@@ -36,9 +36,20 @@ const KEPT_BYTES: usize = 64 * 1024;
 const _: () = assert!(limits::RELAY_READ_BYTES <= KEPT_BYTES);
 
 impl Relay {
+    /// Whether that form can say how this relay stands: form 1 cannot while one side has broken off, which
+    /// is soon over.
+    #[must_use]
+    pub fn can_pack(&self, schema: u32) -> bool {
+        match schema {
+            0 => false,
+            1 => self.breaking.is_none(),
+            2.. => true,
+        }
+    }
+
     /// Takes the relay apart: its state is appended to `state`, at most 72 KiB and 33 bytes; the
     /// answer is its streams, downstream first, which must not be read or written until
-    /// [`Relay::unpack`].
+    /// [`Relay::unpack`]. The bytes are of every form that [can say](Relay::can_pack) how it stands.
     #[must_use]
     pub fn pack(self, now: Instant, state: &mut Vec<u8>) -> Vec<Stream> {
         let Self { downstream, upstream, forward, back, connecting, breaking, active, .. } = self;

@@ -8,23 +8,118 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::Wing;
 use super::guard::caught;
 use super::moves::Moves;
-use super::{Server, Sweep, Walk};
 use crate::fault::{self, Point};
-use crate::handler::{Context, Handler, Packed};
+use crate::handler::{Context, Handler, Packed, Verdict};
 use crate::io_event::IoEvent;
 use crate::limits;
 use crate::machine::{Event, State};
-use crate::predecessor::Arrived;
 use crate::report::Milliseconds;
 use crate::stream::Stream;
-use crate::successor::Successor;
+use crate::upgrader::{Arrived, Upgrader};
 use crate::wire::{Ack, SessionEntry, Sessions};
+
+/// Sessions on their way, in both directions, and the walks over those that are still to go.
+pub(super) struct Handoff {
+    /// The schemas that this program reads.
+    schemas: Option<RangeInclusive<u32>>,
+    pub(super) sweep: Option<Sweep>,
+    /// How sessions are asked again.
+    pub(super) moving: Walk,
+    /// When a draining process asks its sessions again.
+    pub(super) next_sweep: Option<Instant>,
+    /// Walks over the sessions in which they were asked to move.
+    walks: u32,
+    /// Sessions that were sent to a successor and have no answer yet.
+    pub(super) in_flight: VecDeque<InFlight>,
+    /// Packets of sessions that were sent.
+    packets: u32,
+    /// What has moved to the successor, since it is proven.
+    pub(super) moves: Option<Moves>,
+    /// When the successor was told how many sessions are still to come, and whether there is more to tell.
+    told_to_come: Option<Instant>,
+    pub(super) tells_again: Option<Instant>,
+    /// Sessions that come from the predecessor.
+    adoption: Adoption,
+}
+
+impl Handoff {
+    pub(super) fn new(schemas: Option<RangeInclusive<u32>>) -> Self {
+        Self {
+            schemas,
+            sweep: None,
+            moving: Walk::Drain,
+            next_sweep: None,
+            walks: 0,
+            in_flight: VecDeque::new(),
+            packets: 0,
+            moves: None,
+            told_to_come: None,
+            tells_again: None,
+            adoption: Adoption::default(),
+        }
+    }
+
+    /// Whether sessions move at all.
+    pub(super) fn moves_sessions(&self) -> bool {
+        self.schemas.is_some()
+    }
+
+    /// The schemas that both this program and its successor read, if there are any.
+    fn common_schemas(&self, upgrader: &Upgrader) -> Option<RangeInclusive<u32>> {
+        let (own, theirs) = (self.schemas.as_ref()?, upgrader.successor_schemas()?);
+        let common = theirs.oldest.max(*own.start())..=theirs.newest.min(*own.end());
+        (!common.is_empty()).then_some(common)
+    }
+
+    /// Whether as many sessions are on their way as may be.
+    pub(super) fn is_window_full(&self) -> bool {
+        self.in_flight.len() >= limits::PACKETS_IN_FLIGHT
+    }
+
+    /// Whether a walk goes on only when the successor has answered.
+    pub(super) fn waits(&self, sweep: Sweep) -> bool {
+        sweep.walk == Walk::Move && self.is_window_full()
+    }
+
+    /// Whoever accepts does not drain, and what has moved has ended with the successor.
+    pub(super) fn stop(&mut self) {
+        (self.sweep, self.next_sweep, self.moves) = (None, None, None);
+    }
+}
+
+/// A walk over all sessions, in the budget of several turns.
+#[derive(Clone, Copy)]
+pub(super) struct Sweep {
+    next: u32,
+    pub(super) walk: Walk,
+    /// The handoff socket takes no more sessions: the rest waits for the next sweep.
+    full: bool,
+}
+
+impl Sweep {
+    pub(super) fn new(walk: Walk) -> Self {
+        Self { next: 0, walk, full: false }
+    }
+}
+
+/// What it is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Walk {
+    /// To hand them over, and to tell to drain who cannot move.
+    Move,
+    /// To tell them to drain.
+    Drain,
+    /// To close them.
+    Close,
+}
 
 /// A packet of sessions that was sent and not answered.
 pub(super) struct InFlight {
@@ -110,52 +205,86 @@ pub(super) struct Adoption {
     refused: usize,
 }
 
-impl<H: Handler> Server<H> {
+impl<H: Handler> Wing<H> {
+    /// Hands sessions over, tells them to drain, or closes them, as many as the budget allows.
+    pub(super) fn sweep_sessions(&mut self, upgrader: &mut Upgrader) {
+        if self.handoff.next_sweep.is_some_and(|at| at <= upgrader.standing.now) {
+            self.handoff.next_sweep = None;
+            self.handoff.sweep.get_or_insert(Sweep::new(self.handoff.moving));
+            self.handoff.walks = self.handoff.walks.wrapping_add(1);
+        }
+        let Some(mut sweep) = self.handoff.sweep else { return };
+        if sweep.walk == Walk::Move {
+            let ended = self.move_sessions(upgrader, &mut sweep);
+            self.handoff.sweep = (!ended).then_some(sweep);
+            if ended {
+                self.handoff.next_sweep = Some(upgrader.standing.now + limits::DRAIN_INTERVAL);
+            }
+            self.crew.desk.sessions = self.crew.sessions.len();
+            return;
+        }
+        for _ in 0..limits::DRAINS_PER_TURN {
+            let Some((token, _)) = self.crew.sessions.next_from(sweep.next) else {
+                self.handoff.sweep = None;
+                self.handoff.next_sweep = Some(upgrader.standing.now + limits::DRAIN_INTERVAL);
+                self.crew.desk.sessions = self.crew.sessions.len();
+                return;
+            };
+            sweep.next = token.index + 1;
+            let verdict = match sweep.walk {
+                Walk::Close => Verdict::Close,
+                Walk::Drain | Walk::Move => self.ask_to_drain(upgrader, token.index),
+            };
+            self.conclude(upgrader, token.index, verdict, IoEvent::default());
+        }
+        self.handoff.sweep = Some(sweep);
+        self.crew.desk.sessions = self.crew.sessions.len();
+    }
+
     /// The sessions, and their sockets, that a successor is to keep room for: all that there are, if it
     /// can put them together.
-    pub(super) fn sessions_to_come(&self) -> (usize, usize) {
-        let own = self.handler.schemas();
-        let successor = self.successor.as_ref().zip(own);
-        match successor.is_some_and(|(successor, own)| successor.understands(*own.end())) {
-            true => (self.sessions.len(), self.sessions.sockets()),
-            false => (0, 0),
+    pub(super) fn sessions_to_come(&self, upgrader: &Upgrader) -> (usize, usize) {
+        match self.handoff.common_schemas(upgrader) {
+            Some(_) => (self.crew.sessions.len(), self.crew.sessions.sockets()),
+            None => (0, 0),
         }
     }
 
     /// Tells the successor how many are still to come, if there are fewer by now. Those on their way it
-    /// has places for until it has taken them. Answers whether it is to be told later, because it was told
-    /// a moment ago.
-    pub(super) fn tell_to_come(&mut self) -> bool {
-        let draining = matches!(self.state(), State::Draining(_));
-        if draining && self.successor.is_some() {
-            if self.told_to_come.is_some_and(|at| self.shared.now < at + limits::OUTBOX_RETRY) {
-                return true;
-            }
-            self.told_to_come = Some(self.shared.now);
-            let on_their_way = self.in_flight.iter().flat_map(|sent| &sent.sessions);
-            let (sent, sockets) = on_their_way
-                .fold((0, 0), |(count, sockets), s| (count + 1, sockets + s.packed.streams.len()));
-            let (left, their_sockets) = self.sessions_to_come();
-            if let Some(successor) = &mut self.successor {
-                if !successor.expect(left + sent, their_sockets + sockets) {
-                    self.told_to_come = None;
-                }
-            }
+    /// has places for until it has taken them. It is told now and then, and not in each turn.
+    pub(super) fn tell_to_come(&mut self, upgrader: &mut Upgrader) {
+        let now = upgrader.standing.now;
+        self.handoff.tells_again = None;
+        let draining = matches!(upgrader.state(), State::Draining(_));
+        if !draining || upgrader.successor_schemas().is_none() {
+            return;
         }
-        false
+        let again = self.handoff.told_to_come.map(|at| at + limits::OUTBOX_RETRY);
+        if again.is_some_and(|again| now < again) {
+            self.handoff.tells_again = again;
+            return;
+        }
+        let on_their_way = self.handoff.in_flight.iter().flat_map(|sent| &sent.sessions);
+        let (sent, sockets) = on_their_way
+            .fold((0, 0), |(count, sockets), s| (count + 1, sockets + s.packed.streams.len()));
+        let (left, their_sockets) = self.sessions_to_come(upgrader);
+        let news = upgrader.tell_to_come(left + sent, their_sockets + sockets);
+        self.handoff.told_to_come = news.then_some(now);
     }
 
     /// Whether there is a successor that can put together what this process packs. Says so in the
     /// log if not.
-    pub(super) fn can_move_sessions(&self) -> bool {
-        let Some(successor) = &self.successor else { return false };
-        let Some(own) = self.handler.schemas() else { return false };
-        let moves = successor.understands(*own.end());
+    fn can_move_sessions(&self, upgrader: &Upgrader) -> bool {
+        let (Some(own), Some(theirs)) = (&self.handoff.schemas, upgrader.successor_schemas())
+        else {
+            return false;
+        };
+        let moves = self.handoff.common_schemas(upgrader).is_some();
         if !moves {
-            let theirs = successor.schemas();
             log::info!(
-                "sessions stay and drain: this process packs schema {}, the successor \
-                 understands {} to {}.",
+                "sessions stay and drain: this process reads the schemas {} to {}, the successor \
+                 {} to {}.",
+                own.start(),
                 own.end(),
                 theirs.oldest,
                 theirs.newest,
@@ -164,71 +293,73 @@ impl<H: Handler> Server<H> {
         moves
     }
 
-    /// Whether as many sessions are on their way as may be.
-    pub(super) fn is_window_full(&self) -> bool {
-        self.in_flight.len() >= limits::PACKETS_IN_FLIGHT
-    }
-
     /// Hands over as many sessions as the window allows, from where the sweep stands. Those that
     /// cannot move now are asked to drain. Answers whether the sweep has come to its end.
     ///
     /// What the socket did not take is here again, under another index, and would be found again: once
     /// it is full, the sweep moves nobody else.
-    pub(super) fn move_sessions(&mut self, sweep: &mut Sweep) -> bool {
+    pub(super) fn move_sessions(&mut self, upgrader: &mut Upgrader, sweep: &mut Sweep) -> bool {
         let whole = (limits::SESSIONS_BYTES, limits::SESSIONS_BYTES);
-        let (most, alone) = self.successor.as_ref().map_or(whole, Successor::packet_bytes);
+        let (most, alone) = upgrader.packet_bytes().unwrap_or(whole);
         let mut load = Load::new(most);
         let begun = Instant::now();
         for _ in 0..limits::DRAINS_PER_TURN {
             let late = begun.elapsed() >= limits::MOVING_TIME;
-            if self.is_window_full() || load.is_full() || late {
+            if self.handoff.is_window_full() || load.is_full() || late {
                 break;
             }
-            let Some((token, _)) = self.sessions.next_from(sweep.next) else {
-                self.send_sessions(load);
+            let Some((token, _)) = self.crew.sessions.next_from(sweep.next) else {
+                self.send_sessions(upgrader, load);
                 self.tell_of_stuck();
                 return true;
             };
             sweep.next = token.index + 1;
-            let rests = self.sessions.rests(token.index, self.attempts, self.walks);
+            let rests =
+                self.crew.sessions.rests(token.index, upgrader.attempt(), self.handoff.walks);
             if sweep.full && !rests {
                 continue;
             }
-            let packed = if rests { None } else { self.pack(token.index, alone) };
+            let packed = if rests { None } else { self.pack(upgrader, token.index, alone) };
             match packed {
                 Some(session) if load.has_room_for(&session) => load.add(session),
                 Some(session) => {
                     let full = std::mem::replace(&mut load, Load::new(most));
-                    sweep.full |= !self.send_sessions(full);
-                    if !sweep.full && !self.is_window_full() {
+                    sweep.full |= !self.send_sessions(upgrader, full);
+                    if !sweep.full && !self.handoff.is_window_full() {
                         load.add(session);
                         continue;
                     }
                     // Back in another slot, where the sweep comes by once more.
-                    if let Some(index) = self.take_back(session, false) {
+                    if let Some(index) = self.take_back(upgrader, session, false) {
                         sweep.next = sweep.next.min(index);
                     }
                 }
                 None => {
-                    let Some((token, _)) = self.sessions.get_mut(token.index) else { continue };
-                    let verdict = self.ask_to_drain(token.index);
-                    self.conclude(token.index, verdict, IoEvent::default());
+                    let Some((token, _)) = self.crew.sessions.get_mut(token.index) else {
+                        continue;
+                    };
+                    let verdict = self.ask_to_drain(upgrader, token.index);
+                    self.conclude(upgrader, token.index, verdict, IoEvent::default());
                 }
             }
         }
-        sweep.full |= !self.send_sessions(load);
+        sweep.full |= !self.send_sessions(upgrader, load);
         false
     }
 
     /// Packs a session, if it can move, in so many bytes at the most.
-    fn pack(&mut self, index: u32, most: usize) -> Option<Outgoing> {
-        let (wake, tries) =
-            (self.sessions.wake_of(index), self.sessions.tries(index, self.attempts));
-        let (handler, shared) = (&mut self.handler, &mut self.shared);
+    fn pack(&mut self, upgrader: &mut Upgrader, index: u32, most: usize) -> Option<Outgoing> {
+        let (wake, tries) = (
+            self.crew.sessions.wake_of(index),
+            self.crew.sessions.tries(index, upgrader.attempt()),
+        );
+        let reads = self.handoff.common_schemas(upgrader)?;
+        let (handler, standing) = (&mut self.crew.handler, &mut upgrader.standing);
+        let desk = &mut self.crew.desk;
         let (mut taken_apart, mut panicked) = (None, None);
-        self.sessions.lend(index, |token, session| {
-            let mut cx = Context::of(shared, token);
-            match caught(|| handler.pack(&mut cx, session)) {
+        self.crew.sessions.lend(index, |token, session| {
+            let mut cx = Context::of(standing, desk, token);
+            match caught(|| handler.pack(&mut cx, session, reads.clone())) {
                 Ok(Ok(packed)) => {
                     taken_apart = Some(packed);
                     None
@@ -240,15 +371,15 @@ impl<H: Handler> Server<H> {
                 }
             }
         });
-        self.shared.session = None;
+        self.crew.desk.session = None;
         if let Some(payload) = panicked {
-            self.note_panic("pack", None, payload);
+            self.note_panic(upgrader, "pack", None, payload);
             return None;
         }
         self.note_slow("pack");
         let session = Outgoing { packed: taken_apart?, wake, tries };
         let Packed { schema, state, streams } = &session.packed;
-        let understood = self.successor.as_ref().is_some_and(|s| s.understands(*schema));
+        let understood = reads.contains(schema);
         let fits = state.len() <= limits::STATE_BYTES
             && size_of_packed(&session.packed) <= most
             && streams.len() <= limits::SOURCES
@@ -260,17 +391,16 @@ impl<H: Handler> Server<H> {
         self.note_stuck(|| {
             format!("schema {schema}, {bytes} bytes and {sockets} sockets is not what can move")
         });
-        self.take_back(session, true);
+        self.take_back(upgrader, session, true);
         None
     }
 
     /// Answers whether the socket has taken what there was to send.
-    fn send_sessions(&mut self, mut load: Load) -> bool {
-        let Some(successor) = self.successor.as_ref().filter(|_| !load.sessions.is_empty()) else {
-            self.take_all_back(load.sessions);
+    fn send_sessions(&mut self, upgrader: &mut Upgrader, mut load: Load) -> bool {
+        if load.sessions.is_empty() {
             return true;
-        };
-        self.packets = self.packets.wrapping_add(1);
+        }
+        self.handoff.packets = self.handoff.packets.wrapping_add(1);
         let now = Instant::now();
         let entry = |Outgoing { packed, wake, .. }: &mut Outgoing| {
             // From here on nobody here hears of them.
@@ -289,16 +419,16 @@ impl<H: Handler> Server<H> {
             .iter()
             .flat_map(|session| session.packed.streams.iter().map(AsFd::as_fd))
             .collect();
-        let packet = self.packets;
-        match successor.send_sessions(Sessions { packet, sessions }, &sockets) {
+        let packet = self.handoff.packets;
+        match upgrader.send_sessions(Sessions { packet, sessions }, &sockets) {
             Ok(()) => {
-                let (attempt, since, sessions) = (self.attempts, load.since, load.sessions);
-                debug_assert!(!self.is_window_full());
-                let first = self.in_flight.is_empty();
-                self.in_flight.push_back(InFlight { packet, attempt, since, sessions });
+                let (attempt, since, sessions) = (upgrader.attempt(), load.since, load.sessions);
+                debug_assert!(!self.handoff.is_window_full());
+                let first = self.handoff.in_flight.is_empty();
+                self.handoff.in_flight.push_back(InFlight { packet, attempt, since, sessions });
                 fault::at(Point::SessionsSent);
                 if first {
-                    self.feed(Event::SessionsSent);
+                    upgrader.feed(Event::SessionsSent, self);
                 }
                 true
             }
@@ -306,7 +436,7 @@ impl<H: Handler> Server<H> {
             // (ETOOMANYREFS, unix(7)); the next sweep tries again. Of a dead one the death is heard.
             Err(error) => {
                 log::debug!("{} sessions to the successor: {error}", load.sessions.len());
-                self.take_all_back(load.sessions);
+                self.take_all_back(upgrader, load.sessions);
                 false
             }
         }
@@ -314,57 +444,71 @@ impl<H: Handler> Server<H> {
 
     /// What the successor of that attempt has taken is its own, and what it has refused is asked again
     /// later.
-    pub(super) fn hear_acks(&mut self, attempt: u32, acks: Vec<Ack>) {
+    pub(super) fn hear_acks(&mut self, upgrader: &mut Upgrader, attempt: u32, acks: Vec<Ack>) {
         if acks.is_empty() {
             return;
         }
         let now = Instant::now();
         for Ack { packet, refused } in acks {
             let of_it = |sent: &InFlight| (sent.packet, sent.attempt) == (packet, attempt);
-            let Some(place) = self.in_flight.iter().position(of_it) else {
+            let Some(place) = self.handoff.in_flight.iter().position(of_it) else {
                 log::warn!("the successor acknowledged packet {packet}, which is not on its way");
                 continue;
             };
             fault::at(Point::AckHeard);
-            let Some(sent) = self.in_flight.remove(place) else { continue };
+            let Some(sent) = self.handoff.in_flight.remove(place) else { continue };
             let mut moved = 0;
             for (place, session) in (0u8..).zip(sent.sessions) {
                 if refused.contains(&place) {
                     self.note_stuck(|| "the successor refused it".into());
-                    self.take_back(session, true);
+                    self.take_back(upgrader, session, true);
                 } else {
                     moved += 1;
                 }
             }
             // The last words of a successor that is dead already are no part of this handoff.
-            if let Some(moves) = self.moves.as_mut().filter(|_| attempt == self.attempts) {
+            if let Some(moves) =
+                self.handoff.moves.as_mut().filter(|_| attempt == upgrader.attempt())
+            {
                 moves.note(sent.since, now, moved);
             }
         }
-        if self.sweep.is_none() {
+        if self.handoff.sweep.is_none() {
             self.tell_of_stuck();
         }
     }
 
     /// The successor of that attempt is dead and has said all that it had to say: what it has not
     /// acknowledged, it has not touched.
-    pub(super) fn take_back_sessions(&mut self, attempt: u32) {
-        while let Some(place) = self.in_flight.iter().position(|sent| sent.attempt == attempt) {
-            let Some(sent) = self.in_flight.remove(place) else { return };
+    pub(super) fn take_back_sessions(&mut self, upgrader: &mut Upgrader, attempt: u32) {
+        while let Some(place) =
+            self.handoff.in_flight.iter().position(|sent| sent.attempt == attempt)
+        {
+            let Some(sent) = self.handoff.in_flight.remove(place) else { return };
             log::info!("{} sessions come back.", sent.sessions.len());
-            self.take_all_back(sent.sessions);
+            self.take_all_back(upgrader, sent.sessions);
         }
     }
 
     /// Puts a session together again that this process has packed itself, and answers where it is. One
     /// that could not move rests for a while.
-    fn take_back(&mut self, session: Outgoing, rests: bool) -> Option<u32> {
+    fn take_back(
+        &mut self,
+        upgrader: &mut Upgrader,
+        session: Outgoing,
+        rests: bool,
+    ) -> Option<u32> {
         let Outgoing { mut packed, wake, tries } = session;
         packed.streams.iter_mut().for_each(Stream::deregister);
-        match self.put_together(packed, wake) {
+        match self.put_together(upgrader, packed, wake) {
             Ok(index) => {
                 if rests {
-                    self.sessions.set_rest(index, self.attempts, self.walks, tries);
+                    self.crew.sessions.set_rest(
+                        index,
+                        upgrader.attempt(),
+                        self.handoff.walks,
+                        tries,
+                    );
                 }
                 Some(index)
             }
@@ -375,86 +519,89 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    fn take_all_back(&mut self, sessions: Vec<Outgoing>) {
+    fn take_all_back(&mut self, upgrader: &mut Upgrader, sessions: Vec<Outgoing>) {
         for session in sessions {
-            self.take_back(session, false);
+            self.take_back(upgrader, session, false);
         }
     }
 
-    fn put_together(&mut self, mut packed: Packed, wake: Option<Instant>) -> std::io::Result<u32> {
-        let vacancy = self.sessions.vacancy();
+    fn put_together(
+        &mut self,
+        upgrader: &mut Upgrader,
+        mut packed: Packed,
+        wake: Option<Instant>,
+    ) -> std::io::Result<u32> {
+        let vacancy = self.crew.sessions.vacancy();
         let token = vacancy.token();
-        let mut cx = Context::of(&mut self.shared, token);
+        let mut cx = Context::of(&mut upgrader.standing, &mut self.crew.desk, token);
         for (source, stream) in (0..).zip(&mut packed.streams) {
             cx.attach(stream, source)?;
         }
-        let handler = &mut self.handler;
+        let handler = &mut self.crew.handler;
         let session = match caught(|| handler.unpack(&mut cx, packed)) {
             Ok(session) => session,
             Err(payload) => {
-                self.note_panic("unpack", None, payload);
+                self.note_panic(upgrader, "unpack", None, payload);
                 Err(std::io::Error::other("the handler panicked"))
             }
         };
-        self.shared.session = None;
+        self.crew.desk.session = None;
         self.note_slow("unpack");
-        self.sessions.insert(vacancy, session?);
-        self.sessions.add_sources(token.index, self.shared.attached);
+        self.crew.sessions.insert(vacancy, session?);
+        self.crew.sessions.add_sources(token.index, self.crew.desk.attached);
         // What it asked for when it was put together counts, or else what it had asked for before.
-        if let Some(at) = self.shared.wake.take().or(wake) {
-            self.sessions.wake_at(token.index, at);
+        if let Some(at) = self.crew.desk.wake.take().or(wake) {
+            self.crew.sessions.wake_at(token.index, at);
         }
-        self.shared.sessions = self.sessions.len();
+        self.crew.desk.sessions = self.crew.sessions.len();
         Ok(token.index)
     }
 
     /// Takes the sessions over that the predecessor has sent, for as long as a turn may take, and says
     /// so before a byte of them is touched.
-    pub(super) fn adopt_sessions(&mut self) {
-        if let Some(predecessor) = &mut self.predecessor {
-            for arrived in predecessor.take_arrived() {
-                fault::at(Point::SessionsHeard);
-                self.adoption.packets.push_back(Adopting::new(arrived));
-            }
+    pub(super) fn adopt_sessions(&mut self, upgrader: &mut Upgrader, packets: Vec<Arrived>) {
+        for arrived in packets {
+            fault::at(Point::SessionsHeard);
+            self.handoff.adoption.packets.push_back(Adopting::new(arrived));
         }
         let begun = Instant::now();
-        while let Some(mut packet) = self.adoption.packets.pop_front() {
+        while let Some(mut packet) = self.handoff.adoption.packets.pop_front() {
             while begun.elapsed() < limits::MOVING_TIME || packet.adopted.is_empty() {
                 let Some((place, (entry, sockets))) = packet.waiting.next() else { break };
-                match self.adopt(entry, sockets, &packet.acknowledged) {
+                match self.adopt(upgrader, entry, sockets, &packet.acknowledged) {
                     Ok(index) => {
-                        self.sessions.put_to_sleep(index);
+                        self.crew.sessions.put_to_sleep(index);
                         packet.adopted.push(index);
                     }
                     Err(error) => {
-                        let first = self.adoption.refused == 0;
+                        let first = self.handoff.adoption.refused == 0;
                         let level = if first { log::Level::Warn } else { log::Level::Debug };
                         log::log!(level, "a session of the predecessor is refused: {error}");
-                        self.adoption.refused += 1;
+                        self.handoff.adoption.refused += 1;
                         packet.refused.push(place);
                     }
                 }
             }
             if packet.waiting.len() > 0 {
                 // The rest in the next turn, which comes at once.
-                self.adoption.packets.push_front(packet);
-                self.handoff_left = true;
+                self.handoff.adoption.packets.push_front(packet);
+                upgrader.come_back_at_once();
                 return;
             }
-            self.acknowledge(packet);
+            self.acknowledge(upgrader, packet);
         }
     }
 
-    fn acknowledge(&mut self, packet: Adopting) {
+    fn acknowledge(&mut self, upgrader: &mut Upgrader, packet: Adopting) {
         let answer = Ack { packet: packet.packet, refused: packet.refused };
-        if self.predecessor.as_ref().is_none_or(|p| p.acknowledge(answer)) {
+        if upgrader.acknowledge(answer) {
             packet.acknowledged.set(true);
-            self.note_adopted(packet.adopted.len());
-            packet.adopted.into_iter().for_each(|index| self.sessions.wake_up(index));
+            self.note_adopted(upgrader, packet.adopted.len());
+            packet.adopted.into_iter().for_each(|index| self.crew.sessions.wake_up(index));
         } else {
             let count = packet.adopted.len();
             log::error!("the predecessor does not read: {count} sessions stay its own");
-            packet.adopted.into_iter().for_each(|index| self.end_session(index));
+            packet.adopted.into_iter().for_each(|index| self.end_session(upgrader, index));
         }
         fault::at(Point::AckSaid);
     }
@@ -463,14 +610,15 @@ impl<H: Handler> Server<H> {
     /// nobody else in meanwhile is the acceptor's business (I8).
     fn adopt(
         &mut self,
+        upgrader: &mut Upgrader,
         entry: SessionEntry,
         sockets: Vec<OwnedFd>,
         acknowledged: &Rc<Cell<bool>>,
     ) -> std::io::Result<u32> {
-        if self.state() != State::Running {
+        if upgrader.state() != State::Running {
             return Err(std::io::Error::other("this process is shutting down"));
         }
-        if self.sessions.is_exhausted() {
+        if self.crew.sessions.is_exhausted() {
             return Err(std::io::Error::other("there are as many sessions as there can be"));
         }
         let streams = sockets.into_iter().zip(entry.sockets);
@@ -478,23 +626,23 @@ impl<H: Handler> Server<H> {
         let wake =
             entry.wake.and_then(|after| Instant::now().checked_add(Duration::from_micros(after)));
         let packed = Packed { schema: entry.schema, state: entry.state, streams };
-        self.put_together(packed, wake)
+        self.put_together(upgrader, packed, wake)
     }
 
     /// Begins to hand the sessions over, or to have them drained where they cannot move.
-    pub(super) fn begin_to_move(&mut self) {
-        let walk = if self.can_move_sessions() { Walk::Move } else { Walk::Drain };
-        self.sweep = Some(Sweep::new(walk));
-        self.moving = walk;
-        self.walks = 0;
-        self.moves = Some(Moves::new(self.shared.now));
+    pub(super) fn begin_to_move(&mut self, upgrader: &mut Upgrader) {
+        let walk = if self.can_move_sessions(upgrader) { Walk::Move } else { Walk::Drain };
+        self.handoff.sweep = Some(Sweep::new(walk));
+        self.handoff.moving = walk;
+        self.handoff.walks = 0;
+        self.handoff.moves = Some(Moves::new(upgrader.standing.now));
         // From here the turn under way counts too.
-        self.longest_turn = Duration::ZERO;
+        upgrader.measure_turns();
     }
 
     /// A session could not move, and why.
     fn note_stuck(&mut self, why: impl FnOnce() -> String) {
-        if let Some(moves) = &mut self.moves {
+        if let Some(moves) = &mut self.handoff.moves {
             moves.note_stuck(why);
         }
     }
@@ -502,36 +650,36 @@ impl<H: Handler> Server<H> {
     /// Says once, for all of them, that some sessions could not move.
     fn tell_of_stuck(&mut self) {
         // Those on their way may still be refused.
-        if !self.in_flight.is_empty() {
+        if !self.handoff.in_flight.is_empty() {
             return;
         }
-        if let Some(line) = self.moves.as_mut().and_then(Moves::stuck) {
+        if let Some(line) = self.handoff.moves.as_mut().and_then(Moves::stuck) {
             log::warn!("{line}");
         }
     }
 
     /// Says what has moved, if anything has.
-    pub(super) fn tell_of_moves(&mut self) {
-        if let Some(summary) = self.moves.take().and_then(Moves::summary) {
-            log::info!("{summary}; longest turn {}.", Milliseconds(self.longest_turn_by_now()));
+    pub(super) fn tell_of_moves(&mut self, upgrader: &mut Upgrader) {
+        if let Some(summary) = self.handoff.moves.take().and_then(Moves::summary) {
+            log::info!("{summary}; longest turn {}.", Milliseconds(upgrader.longest_turn_by_now()));
         }
     }
 
-    fn note_adopted(&mut self, sessions: usize) {
-        if self.adoption.taken == 0 {
+    fn note_adopted(&mut self, upgrader: &mut Upgrader, sessions: usize) {
+        if self.handoff.adoption.taken == 0 {
             // From here the turn under way counts too.
-            self.longest_turn = Duration::ZERO;
+            upgrader.measure_turns();
         }
-        self.adoption.taken += sessions;
+        self.handoff.adoption.taken += sessions;
     }
 
     /// Says what was taken over, if anything was.
-    pub(super) fn tell_of_adopted(&self) {
-        if self.adoption.taken > 0 {
+    pub(super) fn tell_of_adopted(&self, upgrader: &Upgrader) {
+        if self.handoff.adoption.taken > 0 {
             log::info!(
                 "took {} sessions over; longest turn {}.",
-                self.adoption.taken,
-                Milliseconds(self.longest_turn_by_now()),
+                self.handoff.adoption.taken,
+                Milliseconds(upgrader.longest_turn_by_now()),
             );
         }
     }

@@ -87,11 +87,12 @@ impl Handler for Actor {
         Verdict::Keep
     }
 
-    fn schemas(&self) -> Option<RangeInclusive<u32>> {
-        self.schema.map(|schema| schema..=schema)
-    }
-
-    fn pack(&mut self, _: &mut Context<'_>, stream: Stream) -> Result<Packed, Stream> {
+    fn pack(
+        &mut self,
+        _: &mut Context<'_>,
+        stream: Stream,
+        _: RangeInclusive<u32>,
+    ) -> Result<Packed, Stream> {
         match self.schema {
             Some(schema) => {
                 let mut state = b"a stream".to_vec();
@@ -407,7 +408,7 @@ fn play(mut script: Script) -> Result<(), String> {
     let (refuse, take) = (script.refuse.clone(), script.take);
     let nap = script.deeds(0).find_map(|deed| deed.strip_prefix("nap-in-open:"));
     let nap_in_open = Duration::from_millis(nap.and_then(|nap| nap.parse().ok()).unwrap_or(0));
-    let actor = Actor {
+    let mut actor = Actor {
         udp: None,
         ballast,
         schema,
@@ -418,7 +419,9 @@ fn play(mut script: Script) -> Result<(), String> {
         arrived: 0,
         nap_in_open,
     };
-    let mut server = Server::new(script.config.clone(), actor).map_err(error)?;
+    let mut config = script.config.clone();
+    config.schemas = schema.map(|schema| schema..=schema);
+    let mut server = Server::new(config).map_err(error)?;
     let generation = server.generation();
     let mut elsewhere: Option<String> = None;
     let mut skipped: Vec<String> = Vec::new();
@@ -483,8 +486,8 @@ fn play(mut script: Script) -> Result<(), String> {
             log::info!("waited for the predecessor");
         });
     }
-    server.handler_mut().udp = udp;
-    server.run().map_err(error)
+    actor.udp = udp;
+    server.run(actor).map(drop).map_err(error)
 }
 
 /// Says the same on the handoff socket as long as there is somebody to read it.

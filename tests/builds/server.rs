@@ -55,10 +55,10 @@ fn main() -> Result<(), Error> {
     }
     config.pid_file = std::env::args_os().nth(1).map(Into::into);
     config.probation = std::time::Duration::ZERO;
-    let mut server = Server::new(config, Who { generation: 0 })?;
+    let mut server = Server::new(config)?;
     server.listen("who", "127.0.0.1:0")?;
     let generation = server.generation();
-    server.handler_mut().generation = generation;
     log::info!("generation {generation}, successor: {}", server.is_successor());
-    server.run()
+    server.run(Who { generation })?;
+    Ok(())
 }

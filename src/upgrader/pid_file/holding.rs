@@ -1,7 +1,7 @@
 //! What this process holds at its pid file's place: the file that names it, and a spare beside it.
 //!
 //! Each of these calls may take as long as the disk likes. Before the process serves they are made
-//! on its own thread, later by the [`Worker`](crate::worker::Worker). Where all goes well, no call is
+//! on its own thread, later by the [`Worker`](crate::upgrader::worker::Worker). Where all goes well, no call is
 //! made that is not needed: to publish is one rename(2).
 
 use std::fs::{self, File, OpenOptions};

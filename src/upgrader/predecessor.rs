@@ -13,11 +13,11 @@ use nix::sys::socket::{MsgFlags, SockType, getsockopt, recv, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::getppid;
 
+use super::outbox::Outbox;
 use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::limits;
 use crate::machine::Event;
-use crate::outbox::Outbox;
 use crate::sys;
 use crate::token::{Kind, Token};
 use crate::wire::{

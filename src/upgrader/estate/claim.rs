@@ -4,13 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use super::{Held, Listeners, Role};
+use super::{Door, Estate, Role, family_of};
 use crate::address::Address;
 use crate::error::Error;
 use crate::limits;
 use crate::socket::{self, Failed, Found, SocketOptions};
 use crate::socket_file::{Access, Bound, file_at};
-use crate::wire::{Entry, Family, FileId, Kind};
+use crate::wire::{Entry, FileId, Kind};
 
 /// What is asked for.
 #[derive(Clone, Copy)]
@@ -57,7 +57,7 @@ pub(super) struct Claim {
     pub(super) access: Access,
 }
 
-impl Listeners {
+impl Estate {
     /// Claims or binds a listener for sessions, at the address that the text stands for.
     pub(crate) fn listen(
         &mut self,
@@ -67,19 +67,19 @@ impl Listeners {
     ) -> Result<Address, Error> {
         let kind = if asked.starts_with("unix:") { Kind::UnixStream } else { Kind::Tcp };
         let wanted = Wanted { name, kind, asked };
-        let claim = self.obtain(wanted, make)?;
+        let claim = self.obtain(wanted, Role::Served, make)?;
         let address = claim.address.clone();
         log::info!("listening on {address}");
-        self.add(name.into(), &wanted, Role::Claimed, claim, |fd| listener(fd, kind));
+        self.add(name.into(), &wanted, Role::Served, claim);
         Ok(address)
     }
 
-    /// Claims or makes a socket that the user reads, or a file, and gives out a duplicate of it.
+    /// Claims or makes a socket that the user reads or accepts from, or a file, and gives out a duplicate
+    /// of it.
     pub(crate) fn passive(&mut self, wanted: Wanted<'_>, make: Make<'_>) -> Result<OwnedFd, Error> {
-        let claim = self.obtain(wanted, make)?;
+        let claim = self.obtain(wanted, Role::Given, make)?;
         let duplicate = claim.fd.try_clone().map_err(Error::system("duplicate a descriptor"))?;
-        let hold = |fd| Held::Passive { fd, watched: false };
-        self.add(wanted.name.into(), &wanted, Role::Claimed, claim, hold);
+        self.add(wanted.name.into(), &wanted, Role::Given, claim);
         Ok(duplicate)
     }
 
@@ -88,18 +88,10 @@ impl Listeners {
     /// Whoever asks by the text of the process before gets its socket, and no host is looked up: a name
     /// server that does not answer does not keep a process from being replaced. Where it is only the
     /// same address, that counts, whatever the name and the text are.
-    fn obtain(&mut self, wanted: Wanted<'_>, make: Make<'_>) -> Result<Claim, Error> {
+    fn obtain(&mut self, wanted: Wanted<'_>, role: Role, make: Make<'_>) -> Result<Claim, Error> {
         let Wanted { name, kind, asked } = wanted;
         let refuse = |reason| Err(Error::Name { name: name.into(), reason });
-        if name.is_empty() || name.len() > limits::NAME_BYTES || name.contains(char::is_control) {
-            return refuse("a name has 1 to 100 bytes and no control characters");
-        }
-        if self.named.iter().any(|named| *named.name == *name) {
-            return refuse("is used twice");
-        }
-        if self.named.len() >= limits::NAMED {
-            return refuse("is one too many: a process can pass on 1012 descriptors");
-        }
+        self.check_name(name)?;
         let same_text = |it: &Inherited| !asked.is_empty() && it.entry.asked == asked;
         let same_name = |it: &Inherited| it.entry.name == name;
         let mut claimed = match kind {
@@ -119,17 +111,32 @@ impl Listeners {
                 .or_else(|| exact.find_map(|at| self.take(kind, |it| it.is_at(at))));
         }
         if let Some(claimed) = claimed {
-            return self.settle(wanted, claimed, make);
+            return self.settle(wanted, role, claimed, make);
         }
         // Every text stands for at least one address.
         let [address, ..] = &addresses[..] else { return refuse("has no address") };
         let place = if kind == Kind::File { kind.to_string() } else { address.to_string() };
         let failed =
             |(step, source)| Error::Open { name: name.into(), place: place.clone(), step, source };
-        self.make(kind, address, make).map_err(failed)?.map_err(|found| {
+        self.make(kind, role, address, make).map_err(failed)?.map_err(|found| {
             let expected = format!("a {kind} on {address}");
             Error::Inherited { name: name.into(), expected, found }
         })
+    }
+
+    /// Whether that can be the name of one more.
+    pub(super) fn check_name(&self, name: &str) -> Result<(), Error> {
+        let refuse = |reason| Err(Error::Name { name: name.into(), reason });
+        if name.is_empty() || name.len() > limits::NAME_BYTES || name.contains(char::is_control) {
+            return refuse("a name has 1 to 100 bytes and no control characters");
+        }
+        if self.named.iter().any(|named| *named.name == *name) {
+            return refuse("is used twice");
+        }
+        if self.named.len() >= limits::NAMED {
+            return refuse("is one too many: a process can pass on 1012 descriptors");
+        }
+        Ok(())
     }
 
     /// Takes out of what is inherited the first one of that kind that it holds for.
@@ -144,6 +151,7 @@ impl Listeners {
     fn settle(
         &mut self,
         wanted: Wanted<'_>,
+        role: Role,
         claimed: Inherited,
         make: Make<'_>,
     ) -> Result<Claim, Error> {
@@ -160,11 +168,14 @@ impl Listeners {
             let Inherited { found, fd, .. } = claimed;
             return Ok(Claim { access, ..Claim::of(fd, found.address, Some(bound)) });
         }
-        match self.make(wanted.kind, &at, make) {
+        match self.make(wanted.kind, role, &at, make) {
             Ok(Ok(claim)) => {
-                log::warn!(
-                    "{at} was removed, and is made again; who waits for the old one is let in"
-                );
+                let waiting = match role {
+                    Role::Served | Role::Part => "who waits for the old one is let in",
+                    // They have one socket for each name.
+                    Role::Given => "who waits for the old one is reset",
+                };
+                log::warn!("{at} was removed, and is made again; {waiting}");
                 self.rests.push((wanted.name.into(), claimed));
                 Ok(claim)
             }
@@ -188,6 +199,7 @@ impl Listeners {
     fn make(
         &mut self,
         kind: Kind,
+        role: Role,
         address: &Address,
         make: Make<'_>,
     ) -> Result<Result<Claim, String>, Failed> {
@@ -195,7 +207,7 @@ impl Listeners {
         let fd = match make {
             Make::Socket(options) => match socket::make(kind, address, options) {
                 Err(("bind", error)) if error.kind() == io::ErrorKind::AddrInUse => {
-                    self.make_beside(kind, address, options, error)
+                    self.make_beside((kind, role), address, options, error)
                 }
                 result => result,
             },
@@ -215,11 +227,13 @@ impl Listeners {
     /// Listens on all addresses of a port, although the predecessor listens on some of them; it cannot
     /// let go of those before this process has taken over.
     ///
+    /// Only for what this library accepts from: whoever has a listener of their own has one for each name.
+    ///
     /// The other way round there is no good way: whoever connects to the more exact address is given to
     /// its socket at once, and would wait for a process that may never serve.
     fn make_beside(
         &self,
-        kind: Kind,
+        (kind, role): (Kind, Role),
         address: &Address,
         options: &SocketOptions,
         error: io::Error,
@@ -227,7 +241,7 @@ impl Listeners {
         let tcp = || self.inherited.iter().filter(|it| it.entry.kind == Kind::Tcp);
         let parts = tcp().filter(|it| address.may_cover(&it.found.address));
         let parts: Vec<BorrowedFd<'_>> = parts.map(|part| part.fd.as_fd()).collect();
-        if kind == Kind::Tcp && !parts.is_empty() {
+        if kind == Kind::Tcp && role == Role::Served && !parts.is_empty() {
             return socket::make_beside(&parts, address, options);
         }
         let whole = tcp().find(|it| kind == Kind::Tcp && it.found.address.may_cover(address));
@@ -252,8 +266,7 @@ impl Listeners {
             if let Some(name) = self.whole_of(&entry, &found) {
                 log::info!("{} is a part of \"{name}\", and served with it", found.address);
                 let wanted = Wanted { name: "", kind: entry.kind, asked: &entry.asked };
-                let hold = |fd| listener(fd, entry.kind);
-                self.add(name, &wanted, Role::Part, Claim::of(fd, found.address, None), hold);
+                self.add(name, &wanted, Role::Part, Claim::of(fd, found.address, None));
                 continue;
             }
             let Entry { kind, name, .. } = &entry;
@@ -269,11 +282,10 @@ impl Listeners {
             self.abandoned.extend(bound.map(|bound| (bound, fd)));
         }
         for (name, Inherited { entry, found, fd }) in std::mem::take(&mut self.rests) {
-            // What the user reads has one socket for each name.
-            if entry.kind == Kind::UnixStream {
-                let wanted = Wanted { name: "", kind: entry.kind, asked: "" };
-                let hold = |fd| listener(fd, entry.kind);
-                self.add(name, &wanted, Role::Rest, Claim::of(fd, found.address, None), hold);
+            let is_served = |named: &super::Named| named.name == name && named.role == Role::Served;
+            if self.named.iter().any(is_served) {
+                let (address, family) = (found.address, family_of(entry.kind));
+                self.last_queues.push(Door { name, address, fd: Rc::new(fd), family });
             }
         }
     }
@@ -281,11 +293,11 @@ impl Listeners {
     /// The name of the listener that is bound to an inherited one's address, too.
     fn whole_of(&self, entry: &Entry, found: &Found) -> Option<Rc<str>> {
         let is_whole = |named: &&super::Named| {
-            named.role == Role::Claimed
+            named.role == Role::Served
                 && (named.kind, entry.kind) == (Kind::Tcp, Kind::Tcp)
                 && named.address.may_cover(&found.address)
                 && (named.address.is_v4() == found.address.is_v4()
-                    || socket::has_both_families(named.held.as_fd()))
+                    || socket::has_both_families(named.fd.as_fd()))
         };
         self.named.iter().find(is_whole).map(|named| Rc::clone(&named.name))
     }
@@ -314,16 +326,10 @@ impl Inherited {
 
 impl Claim {
     /// One that is inherited.
-    fn of(fd: OwnedFd, address: Address, bound: Option<Bound>) -> Self {
+    pub(super) fn of(fd: OwnedFd, address: Address, bound: Option<Bound>) -> Self {
         let file = bound.as_ref().map(Bound::file);
         Self { fd, address, made: false, bound, file, access: Access::default() }
     }
-}
-
-/// A listener for sessions.
-fn listener(fd: OwnedFd, kind: Kind) -> Held {
-    let family = if kind == Kind::Tcp { Family::Tcp } else { Family::Unix };
-    Held::Listener { fd, family }
 }
 
 /// Whether a text asks for any port, which is not looked up.

@@ -22,10 +22,10 @@ use nix::sys::socket::{
 };
 use nix::unistd::{pipe2, read};
 
+use super::outbox::Outbox;
 use crate::fault::{self, Point};
 use crate::limits;
 use crate::machine::Event;
-use crate::outbox::Outbox;
 use crate::report::{Cause, Failure, Stage, Timings};
 use crate::sys::{self, Command};
 use crate::token::{Kind, Token};
@@ -42,9 +42,7 @@ pub(crate) struct Successor {
     attempt: u32,
     pub(crate) generation: u64,
     stage: Stage,
-    started: Instant,
-    spawned: Option<Instant>,
-    ready: Instant,
+    times: Times,
     process: Process,
     /// What is executed, and where.
     program: String,
@@ -61,12 +59,26 @@ pub(crate) struct Successor {
     outbox: Outbox,
     /// What it was told last of the sessions that are to come.
     expects: Expect,
-    /// Whether it owes an answer.
+    answers: Answers,
+    /// Why it is lost, once it is.
+    cause: Option<Cause>,
+}
+
+/// When it came to its steps.
+#[derive(Debug)]
+struct Times {
+    started: Instant,
+    spawned: Option<Instant>,
+    ready: Instant,
+}
+
+/// What it has answered, and is to answer.
+#[derive(Debug, Default)]
+struct Answers {
+    /// Whether it owes an answer to a question.
     asked: bool,
     /// Which sessions it has taken, or not, by its last answers.
     acks: Vec<Ack>,
-    /// Why it is lost, once it is.
-    cause: Option<Cause>,
 }
 
 /// Everything that a successor is made from.
@@ -150,9 +162,7 @@ impl Successor {
             attempt: plan.attempt,
             generation: plan.generation,
             stage: Stage::Spawn,
-            started: plan.started,
-            spawned: None,
-            ready: plan.started,
+            times: Times { started: plan.started, spawned: None, ready: plan.started },
             process: Process::new(answer, plan.attempt),
             program: match &plan.command.directory {
                 Some(directory) => format!(
@@ -169,8 +179,7 @@ impl Successor {
             speaks: PROTOCOL,
             outbox: Outbox::default(),
             expects: Expect::default(),
-            asked: false,
-            acks: Vec::new(),
+            answers: Answers::default(),
             cause: None,
         })
     }
@@ -188,7 +197,7 @@ impl Successor {
     /// Fetches the spawning thread's answer, if it is there.
     pub(crate) fn hear_spawn(&mut self, registry: &Registry, events: &mut Vec<Event>) {
         let Some((result, at)) = self.process.answer() else { return };
-        self.spawned = Some(at);
+        self.times.spawned = Some(at);
         if let Ok(sys::Spawned { not_entered: Some(errno), .. }) = &result {
             let reason = io::Error::from(*errno);
             log::warn!(
@@ -240,7 +249,7 @@ impl Successor {
                     let what = "ready without HELLO".into();
                     self.lose(Cause::Nonsense(what), Event::SuccessorLost, events);
                 } else if self.cause.is_none() {
-                    self.ready = now;
+                    self.times.ready = now;
                     self.stage = Stage::Takeover;
                     events.push(Event::SuccessorReady);
                 } else {
@@ -256,7 +265,7 @@ impl Successor {
     /// Asks whether it still turns. One that does not read is found out like one that does not
     /// answer.
     pub(crate) fn ask(&mut self) {
-        self.asked = true;
+        self.answers.asked = true;
         self.tell(Message::Ping);
     }
 
@@ -275,7 +284,7 @@ impl Successor {
             self.read_socket(registry, events);
             events.contains(&Event::SuccessorServing)
                 || events.contains(&Event::SuccessorAnswered)
-                || !self.acks.is_empty()
+                || !self.answers.acks.is_empty()
         }
     }
 
@@ -373,11 +382,11 @@ impl Successor {
             Message::Stopping if self.stage == Stage::Draining => {
                 events.push(Event::SuccessorStopped);
             }
-            Message::Pong if self.asked => {
-                self.asked = false;
+            Message::Pong if self.answers.asked => {
+                self.answers.asked = false;
                 events.push(Event::SuccessorAnswered);
             }
-            Message::Ack(ack) if self.stage == Stage::Draining => self.acks.push(ack),
+            Message::Ack(ack) if self.stage == Stage::Draining => self.answers.acks.push(ack),
             Message::Upgrade => events.push(Event::SuccessorWantsUpgrade),
             Message::Stopping
             | Message::Pong
@@ -489,12 +498,6 @@ impl Successor {
         news
     }
 
-    /// Whether it can put together what is packed in that form.
-    pub(crate) fn understands(&self, schema: u32) -> bool {
-        let schemas = self.hello.as_ref().map_or(NO_SCHEMAS, |hello| hello.schemas);
-        schema > 0 && (schemas.oldest..=schemas.newest).contains(&schema)
-    }
-
     /// The schemas that it can put together.
     pub(crate) fn schemas(&self) -> SchemaRange {
         self.hello.as_ref().map_or(NO_SCHEMAS, |hello| hello.schemas)
@@ -522,7 +525,7 @@ impl Successor {
 
     /// The answers since the last call.
     pub(crate) fn take_acks(&mut self) -> Vec<Ack> {
-        std::mem::take(&mut self.acks)
+        std::mem::take(&mut self.answers.acks)
     }
 
     /// How far it came, and how it ended if it did.
@@ -541,11 +544,11 @@ impl Successor {
     pub(crate) fn timings(&self, now: Instant, longest_turn: Duration) -> Timings {
         // The ready byte can be here before the spawning thread's answer: then it was spawned by the
         // time that it was ready.
-        let spawned = self.spawned.unwrap_or(self.ready);
+        let spawned = self.times.spawned.unwrap_or(self.times.ready);
         Timings {
-            spawn: spawned.saturating_duration_since(self.started),
-            set_up: self.ready.saturating_duration_since(spawned),
-            takeover: now.saturating_duration_since(self.ready),
+            spawn: spawned.saturating_duration_since(self.times.started),
+            set_up: self.times.ready.saturating_duration_since(spawned),
+            takeover: now.saturating_duration_since(self.times.ready),
             longest_turn,
         }
     }
@@ -566,7 +569,7 @@ impl Successor {
             process: self.process,
             socket: self.socket,
             speaks: self.speaks,
-            acks: self.acks,
+            acks: self.answers.acks,
         }
     }
 }

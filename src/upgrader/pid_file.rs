@@ -29,9 +29,9 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::worker::Worker;
 use crate::error::Error;
 use crate::limits;
-use crate::worker::Worker;
 use holding::Holding;
 
 /// The pid file of this process, as the loop sees it.

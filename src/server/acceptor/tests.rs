@@ -15,39 +15,57 @@ use nix::sys::socket::{getsockopt, sockopt};
 use super::*;
 use crate::socket::SocketOptions;
 use crate::socket_file::file_at;
+use crate::upgrader::{Make, Wanted};
+use crate::wire::{Entry, Kind};
+
+/// A table of names, and who lets clients in by them.
+struct Listeners {
+    estate: Estate,
+    acceptor: Acceptor,
+}
 
 fn first() -> Listeners {
-    Listeners::new(Vec::new()).expect("nothing is inherited")
+    Listeners::of(Vec::new())
 }
 
 /// What a successor gets.
 fn next(before: &Listeners) -> Listeners {
-    let passed = before.manifest().into_iter();
+    let passed = before.estate.manifest().into_iter();
     let passed = passed.map(|(entry, fd)| (entry, fd.try_clone_to_owned().expect("a duplicate")));
-    Listeners::new(passed.collect()).expect("as it was passed on")
+    Listeners::of(passed.collect())
 }
 
 /// And from a predecessor that says neither what was asked for nor which file it was.
 fn next_of_version_1(before: &Listeners) -> Listeners {
-    let mut next = next(before);
-    for inherited in &mut next.inherited {
-        (inherited.entry.asked, inherited.entry.file) = (String::new(), None);
-    }
-    next
+    let passed = before.estate.manifest().into_iter();
+    let passed = passed.map(|(entry, fd)| {
+        let entry = Entry { asked: String::new(), file: None, ..entry };
+        (entry, fd.try_clone_to_owned().expect("a duplicate"))
+    });
+    Listeners::of(passed.collect())
 }
 
 impl Listeners {
+    fn of(inherited: Vec<(Entry, OwnedFd)>) -> Self {
+        let estate = Estate::new(inherited).expect("as it was passed on");
+        Self { estate, acceptor: Acceptor::default() }
+    }
+
     fn at(&mut self, name: &str, asked: &str) -> Result<Address, Error> {
-        self.listen(name, asked, Make::Socket(&SocketOptions::default()))
+        self.estate.listen(name, asked, Make::Socket(&SocketOptions::default()))
     }
 
     fn port(&self, name: &str) -> u16 {
-        self.address(name).and_then(Address::port).expect("a port")
+        self.estate.address(name).and_then(Address::port).expect("a port")
     }
 
-    /// Whether that one is inherited.
+    /// Whether that one is the one that `before` has.
     fn has_inherited(&self, name: &str) -> bool {
-        self.named.iter().any(|named| *named.name == *name && !named.made)
+        self.estate.is_inherited(name)
+    }
+
+    fn resume(&mut self, registry: &Registry, now: Instant) {
+        self.acceptor.resume(&mut self.estate, registry, now);
     }
 }
 
@@ -69,11 +87,11 @@ impl Loop {
         self.0.poll(&mut events, Some(Duration::ZERO)).expect("polled");
         for event in &events {
             let token = Token::unpack(event.token()).expect("a token");
-            listeners.note(token).expect("a listener's");
+            listeners.acceptor.note(token).expect("a listener's");
         }
-        listeners.poll_those_refused(self.0.registry(), self.1);
+        listeners.acceptor.poll_those_refused(self.0.registry(), self.1);
         let mut names = Vec::new();
-        while let Some((name, _, _)) = listeners.accept(self.1, i32::MAX) {
+        while let Some((name, _, _)) = listeners.acceptor.accept(self.1, i32::MAX) {
             names.push((*name).to_owned());
         }
         names
@@ -88,8 +106,9 @@ fn place() -> (tempfile::TempDir, String) {
 
 /// As a server does it at its end.
 fn retire(listeners: &mut Listeners, registry: &Registry) {
-    listeners.take_paths().iter().for_each(|(path, _)| path.unlink());
-    listeners.close(registry);
+    listeners.estate.take_paths().iter().for_each(|(path, _)| path.unlink());
+    listeners.acceptor.close(registry);
+    listeners.estate.close();
 }
 
 fn path_of(asked: &str) -> &Path {
@@ -101,12 +120,12 @@ fn who_asks_by_the_same_text_inherits_and_no_host_is_looked_up() {
     let mut before = first();
     let port = before.at("web", "127.0.0.1:0").expect("bound").port().expect("a port");
     let gone = format!("no-such-host.invalid:{port}");
-    before.named[0].asked = gone.clone();
+    before.estate.set_asked("web", &gone);
     for name in ["web", "another name"] {
         let mut after = next(&before);
         assert_eq!(after.at(name, &gone).expect("inherited").port(), Some(port));
         assert!(after.has_inherited(name));
-        assert_eq!(after.manifest()[0].0.asked, gone, "and so does the next one");
+        assert_eq!(after.estate.manifest()[0].0.asked, gone, "and so does the next one");
     }
     assert!(next_of_version_1(&before).at("web", &gone).is_err(), "it would have to be looked up");
 }
@@ -145,7 +164,7 @@ fn files_are_claimed_by_their_names_alone() {
     let claim = |listeners: &mut Listeners, name: &str, from: &str| {
         let wanted = Wanted { name, kind: Kind::File, asked: "" };
         let open = || fs::File::open(from).map(OwnedFd::from).map_err(|error| ("open", error));
-        listeners.passive(wanted, Make::Caller(Box::new(|_| open()))).map(drop)
+        listeners.estate.passive(wanted, Make::Caller(Box::new(|_| open()))).map(drop)
     };
     let mut before = first();
     claim(&mut before, "one", "/dev/null").expect("opened");
@@ -164,8 +183,8 @@ fn all_addresses_are_listened_on_beside_the_one_that_the_predecessor_keeps() {
     let mut after = next(&before);
     let whole = format!("0.0.0.0:{port}");
     assert_eq!(after.at("all", &whole).expect("beside it").to_string(), whole);
-    after.close_unclaimed();
-    for (entry, fd) in after.manifest() {
+    after.estate.close_unclaimed();
+    for (entry, fd) in after.estate.manifest() {
         let shared = getsockopt(&fd, sockopt::ReusePort).expect("an option");
         assert!(!shared, "{}: nobody else can join in", entry.name);
     }
@@ -179,8 +198,8 @@ fn all_addresses_are_listened_on_beside_the_one_that_the_predecessor_keeps() {
     // And so it goes on, until somebody wants the part by itself.
     let mut later = next(&after);
     later.at("all", &whole).expect("inherited");
-    later.close_unclaimed();
-    assert_eq!(later.named.len(), 2);
+    later.estate.close_unclaimed();
+    assert_eq!(later.estate.manifest().len(), 2);
     let mut apart = next(&later);
     let part = format!("127.0.0.1:{port}");
     apart.at("all", &whole).expect("inherited");
@@ -209,14 +228,14 @@ fn a_path_that_was_removed_is_made_again_and_who_waits_for_the_old_one_is_let_in
 
     let mut after = next(&before);
     after.at("s", &asked).expect("made again");
-    after.close_unclaimed();
+    after.estate.close_unclaimed();
     let _three = UnixStream::connect(path).expect("there again");
     let mut turn = Loop::new();
     assert_eq!(turn.accepted(&mut after), [""; 0], "not before it serves");
     turn.resume(&mut after);
     assert_eq!(turn.accepted(&mut after), ["s", "s", "s"]);
-    assert_eq!(after.named.len(), 1, "nobody can come to the old one any more");
-    assert_eq!(after.manifest()[0].0.file, file_at(path));
+    assert_eq!(after.acceptor.polled.len(), 1, "nobody can come to the old one any more");
+    assert_eq!(after.estate.manifest()[0].0.file, file_at(path));
     retire(&mut after, turn.0.registry());
     assert!(!path.exists());
 }
@@ -244,13 +263,13 @@ fn a_path_that_is_another_server_s_by_now_is_left_alone_by_every_process_from_th
     for _ in 0..2 {
         let mut after = next(tables.last().expect("one"));
         after.at("s", &asked).expect("inherited");
-        after.close_unclaimed();
+        after.estate.close_unclaimed();
         assert!(after.has_inherited("s"));
         tables.push(after);
     }
     // Nor is it unlinked by one that does not want it any more.
     let mut last = next(tables.last().expect("one"));
-    last.close_unclaimed();
+    last.estate.close_unclaimed();
     tables.push(last);
     let poll = Poll::new().expect("epoll");
     for mut table in tables {
@@ -277,9 +296,9 @@ fn a_path_that_is_not_wanted_any_more_is_unlinked_when_nobody_can_come_back_to_i
     let mut before = first();
     before.at("s", &asked).expect("bound");
     let mut after = next(&before);
-    after.close_unclaimed();
+    after.estate.close_unclaimed();
     assert!(path_of(&asked).exists());
-    after.take_abandoned().iter().for_each(|(path, _)| path.unlink());
+    after.estate.take_abandoned().iter().for_each(|(path, _)| path.unlink());
     assert!(!path_of(&asked).exists());
 }
 
@@ -289,12 +308,12 @@ fn a_listener_that_epoll_refuses_is_looked_into_and_tried_again() {
     listeners.at("web", "127.0.0.1:0").expect("bound");
     let mut turn = Loop::new();
     // What is there already is refused (EEXIST, epoll_ctl(2)).
-    let number = listeners.named[0].held.polled().expect("a listener");
+    let number = listeners.estate.doors()[0].fd.as_raw_fd();
     let elsewhere = Token::single(TokenKind::Waker).pack();
     let registry = turn.0.registry().try_clone().expect("a duplicate");
     registry.register(&mut SourceFd(&number), elsewhere, Interest::WRITABLE).expect("registered");
     turn.resume(&mut listeners);
-    assert_eq!(listeners.deadline(), Some(turn.1 + limits::ACCEPT_RETRY));
+    assert_eq!(listeners.acceptor.deadline(), Some(turn.1 + limits::ACCEPT_RETRY));
 
     let address = ("127.0.0.1", listeners.port("web"));
     for _ in 0..2 {
@@ -305,10 +324,10 @@ fn a_listener_that_epoll_refuses_is_looked_into_and_tried_again() {
     registry.deregister(&mut SourceFd(&number)).expect("registered above");
     turn.1 += limits::ACCEPT_RETRY;
     assert_eq!(turn.accepted(&mut listeners), [""; 0]);
-    assert_eq!(listeners.deadline(), None);
+    assert_eq!(listeners.acceptor.deadline(), None);
     let _client = TcpStream::connect(address).expect("a connection");
     assert_eq!(turn.accepted(&mut listeners), ["web"]);
-    listeners.pause(&registry);
+    listeners.acceptor.pause(&registry);
 }
 
 #[test]
@@ -319,16 +338,16 @@ fn a_socket_s_file_has_its_mode_before_anybody_can_connect_and_an_inherited_one_
     let path = path_of(&asked);
     let options = |mode| SocketOptions::default().mode(mode);
     let mut before = first();
-    before.listen("s", &asked, Make::Socket(&options(0o602))).expect("bound");
+    before.estate.listen("s", &asked, Make::Socket(&options(0o602))).expect("bound");
     assert_eq!(mode_of(path), 0o602, "whatever the umask is");
 
     let mut after = next(&before);
-    after.listen("s", &asked, Make::Socket(&options(0o660))).expect("inherited");
-    after.close_unclaimed();
+    after.estate.listen("s", &asked, Make::Socket(&options(0o660))).expect("inherited");
+    after.estate.close_unclaimed();
     assert_eq!(mode_of(path), 0o602, "it may never serve");
     Loop::new().resume(&mut after);
     let open_up = |listeners: &Listeners| {
-        for (path, access) in listeners.files_to_open_up() {
+        for (path, access) in listeners.estate.files_to_open_up() {
             access.apply(&path).expect("changed");
         }
     };
@@ -344,7 +363,7 @@ fn an_owner_that_cannot_be_given_leaves_no_file_behind() {
     let (_place, asked) = place();
     // Not even root can give it to nobody at all (chown(2)).
     let options = SocketOptions::default().owner(Some(u32::MAX - 1), None);
-    let made = first().listen("s", &asked, Make::Socket(&options));
+    let made = first().estate.listen("s", &asked, Make::Socket(&options));
     if let Err(error) = made {
         assert!(error.to_string().contains("chown"), "{error}");
         assert!(!path_of(&asked).exists());
@@ -356,7 +375,7 @@ fn a_file_that_is_no_socket_is_neither_taken_over_nor_changed() {
     let (_place, asked) = place();
     fs::write(path_of(&asked), "precious").expect("written");
     let options = SocketOptions::default().mode(0o777);
-    let error = first().listen("s", &asked, Make::Socket(&options)).expect_err("taken");
+    let error = first().estate.listen("s", &asked, Make::Socket(&options)).expect_err("taken");
     let Error::Open { step: "bind", source, .. } = error else { panic!("{error}") };
     assert_eq!(source.kind(), io::ErrorKind::AddrInUse);
     assert_eq!(fs::read(path_of(&asked)).expect("there"), b"precious");
@@ -369,13 +388,16 @@ fn a_full_house_that_also_waits_for_a_descriptor_waits_for_a_session_to_end() {
     for pause in [Pause::Until(Instant::now()), Pause::NoDescriptor(Instant::now())] {
         let mut table = first();
         table.at("web", "127.0.0.1:0").expect("bound");
-        table.named[0].ready = true;
-        table.pause = Some(pause);
-        assert!(table.deadline().is_some());
-        table.pause_full(10, 0);
-        assert_eq!(table.deadline(), None);
-        assert!(!table.has_ready());
-        table.room_made(Instant::now());
-        assert!(table.has_ready());
+        let poll = Poll::new().expect("epoll");
+        table.resume(poll.registry(), Instant::now());
+        let mut acceptor = table.acceptor;
+        acceptor.polled[0].ready = true;
+        acceptor.pause = Some(pause);
+        assert!(acceptor.deadline().is_some());
+        acceptor.pause_full(10, 0);
+        assert_eq!(acceptor.deadline(), None);
+        assert!(!acceptor.has_ready());
+        acceptor.room_made(Instant::now());
+        assert!(acceptor.has_ready());
     }
 }

@@ -1,52 +1,57 @@
 //! What the machine says is done here, and nothing is decided.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use super::{Pending, Server, Sweep, Walk};
+use super::pid_file::PidFile;
+use super::service::Service;
+use super::successor::{Plan, Successor};
+use super::{End, Pending, Upgrader};
 use crate::error::Error;
 use crate::fault::{self, Point};
-use crate::handler::{Context, Handler};
 use crate::limits;
 use crate::machine::{Action, Drain, Event, State, Timer, Verdict};
-use crate::pid_file::PidFile;
 use crate::program;
 use crate::report::{Cause, Failure, Report, Stage, Timings};
 use crate::signals;
-use crate::socket_file::Bound;
-use crate::successor::{Plan, Successor};
 use crate::wire::Message;
 
-impl<H: Handler> Server<H> {
+impl Upgrader {
     /// Steps the machine and performs its actions; then what came of them, until nothing is left.
-    pub(super) fn feed(&mut self, event: Event) {
-        self.pending.push_back(Pending { event, attempt: None });
-        self.step_pending();
+    ///
+    /// Whoever feeds it while a step's actions are performed is heard after the last of them.
+    pub(crate) fn feed(&mut self, event: Event, service: &mut dyn Service) {
+        self.steps.pending.push_back(Pending { event, attempt: None });
+        self.step_pending(service);
     }
 
     /// The same for what the successor did or said.
-    pub(super) fn feed_of_successor(&mut self, events: Vec<Event>) {
-        let attempt = Some(self.attempts);
-        self.pending.extend(events.into_iter().map(|event| Pending { event, attempt }));
-        self.step_pending();
+    pub(super) fn feed_of_successor(&mut self, events: Vec<Event>, service: &mut dyn Service) {
+        let attempt = Some(self.succession.attempts);
+        self.steps.pending.extend(events.into_iter().map(|event| Pending { event, attempt }));
+        self.step_pending(service);
     }
 
-    fn step_pending(&mut self) {
-        while let Some(Pending { event, attempt }) = self.pending.pop_front() {
-            if attempt.is_none_or(|attempt| attempt == self.attempts) {
-                self.step(event);
+    fn step_pending(&mut self, service: &mut dyn Service) {
+        if std::mem::replace(&mut self.steps.under_way, true) {
+            return;
+        }
+        while let Some(Pending { event, attempt }) = self.steps.pending.pop_front() {
+            if attempt.is_none_or(|attempt| attempt == self.succession.attempts) {
+                self.step(event, service);
             }
         }
+        self.steps.under_way = false;
     }
 
     /// The one place where the state changes, and where it is logged.
-    fn step(&mut self, event: Event) {
-        let before = self.shared.machine.state();
-        let step = self.shared.machine.step(event);
+    fn step(&mut self, event: Event, service: &mut dyn Service) {
+        let before = self.standing.machine.state();
+        let step = self.standing.machine.step(event);
         let after = step.machine.state();
         match step.verdict {
             Verdict::Moves if before.name() != after.name() => {
@@ -59,24 +64,27 @@ impl<H: Handler> Server<H> {
             Verdict::Stays if event == Event::SessionsGone => {}
             Verdict::Stays => log::debug!("{before}: {event}."),
             Verdict::Ignored => log::debug!("{before}: {event}, which is ignored."),
-            Verdict::Refused(refusal) => log::warn!("{event}, and refused: {refusal}."),
+            Verdict::Refused(refusal) => {
+                log::warn!("{event}, and refused: {refusal}.");
+                self.remote.refuse(event);
+            }
         }
-        self.shared.machine = step.machine;
+        self.standing.machine = step.machine;
         self.note_cause(event, before);
         for action in step.actions {
-            self.perform(*action, event);
+            self.perform(*action, event, service);
         }
         if event == Event::PredecessorGone {
-            self.part_from_predecessor();
+            self.part_from_predecessor(service);
         }
         if before != after && after == State::Exited {
-            self.finish(before, event);
+            self.finish(before, event, service);
         }
     }
 
     /// What the event says of the successor, for the report.
     fn note_cause(&mut self, event: Event, before: State) {
-        let Some(successor) = &mut self.successor else { return };
+        let Some(successor) = &mut self.succession.current else { return };
         let upgrading = before == State::Upgrading;
         let unserved = upgrading || before == State::Draining(Drain::Committed);
         match event {
@@ -125,32 +133,32 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    fn perform(&mut self, action: Action, event: Event) {
+    fn perform(&mut self, action: Action, event: Event, service: &mut dyn Service) {
         match action {
-            Action::SpawnSuccessor => self.spawn_successor(),
+            Action::SpawnSuccessor => self.spawn_successor(service),
             Action::LookOnce => self.look_once(),
-            Action::CommitUpgrade => self.commit_upgrade(),
+            Action::CommitUpgrade => self.commit_upgrade(service),
             Action::PassOnUpgrade => {
-                if let Some(successor) = &mut self.successor {
+                if let Some(successor) = &mut self.succession.current {
                     successor.tell(Message::Upgrade);
                 }
             }
             Action::AskSuccessor => {
                 fault::at(Point::ProbationOver);
-                if let Some(successor) = &mut self.successor {
+                if let Some(successor) = &mut self.succession.current {
                     successor.ask();
                 }
                 fault::at(Point::PingSent);
             }
-            Action::KillSuccessor => self.kill_successor(),
-            Action::ReportUpgrade => self.report_upgrade(),
+            Action::KillSuccessor => self.kill_successor(service),
+            Action::ReportUpgrade => self.report_upgrade(service),
             Action::DropWanted => {
                 log::warn!("an upgrade was requested and is not carried out: {event}.");
             }
-            Action::CloseUnclaimed => self.listeners.close_unclaimed(),
+            Action::CloseUnclaimed => self.estate.close_unclaimed(),
             Action::AnnounceReady => {
                 fault::at(Point::SetUp);
-                if let Some(predecessor) = &mut self.predecessor {
+                if let Some(predecessor) = &mut self.before.process {
                     predecessor.announce_ready();
                 }
                 fault::at(Point::ReadySaid);
@@ -167,91 +175,71 @@ impl<H: Handler> Server<H> {
                 fault::at(Point::PongSaid);
             }
             Action::KillPredecessor => {
-                if let Some(predecessor) = &self.predecessor {
+                if let Some(predecessor) = &self.before.process {
                     predecessor.kill(self.stay_of_predecessor());
                 }
             }
             Action::UnlinkUnclaimed => {
-                let paths = self.listeners.take_abandoned();
-                self.unlink(paths, Duration::ZERO);
+                let paths = self.estate.take_abandoned();
+                self.disk.unlink(paths, Duration::ZERO);
             }
             // Nobody is served yet, and nobody will be if it cannot be written.
             Action::WritePidFile => {
-                let written = self.pid_file.as_mut().map_or(Ok(()), PidFile::publish_first);
+                let written = self.disk.pid_file.as_mut().map_or(Ok(()), PidFile::publish_first);
                 if let Err(error) = written {
-                    self.failure = Some(error);
-                    self.pending.push_back(Pending { event: Event::Failed, attempt: None });
+                    self.fate.failure = Some(error);
+                    self.steps.pending.push_back(Pending { event: Event::Failed, attempt: None });
                 }
             }
             Action::TakePidFile => self.take_pid_file(),
             Action::RestorePidFile => {
-                if let Some(pid_file) = &mut self.pid_file {
-                    pid_file.restore(&mut self.worker);
+                if let Some(pid_file) = &mut self.disk.pid_file {
+                    pid_file.restore(&mut self.disk.worker);
                 }
             }
             Action::RemovePidFile => {
-                if let Some(pid_file) = &mut self.pid_file {
-                    pid_file.remove_own(&mut self.worker);
+                if let Some(pid_file) = &mut self.disk.pid_file {
+                    pid_file.remove_own(&mut self.disk.worker);
                 }
             }
             Action::ResumeAccepting => {
-                // Whoever accepts does not drain, and what has moved has ended with the successor.
-                (self.sweep, self.next_sweep, self.moves) = (None, None, None);
-                self.listeners.resume(&self.registry, self.shared.now);
-                self.open_files_up();
+                service.resume(self);
+                self.disk.open_files_up(self.estate.files_to_open_up());
             }
             Action::PauseAccepting => {
                 fault::at(Point::ReadyHeard);
-                self.listeners.pause(&self.registry);
+                service.pause(self);
                 log::info!("quit the listening.");
             }
-            Action::CloseListeners => {
-                self.listeners.close(&self.registry);
-                log::info!("stop listening.");
-            }
+            Action::CloseListeners => self.close_listeners(service),
             Action::RetireListeners => {
-                let paths = self.listeners.take_paths();
-                self.unlink(paths, limits::UNLINK_WAIT);
-                self.listeners.close(&self.registry);
-                log::info!("stop listening.");
+                let paths = self.estate.take_paths();
+                self.disk.unlink(paths, limits::UNLINK_WAIT);
+                self.close_listeners(service);
             }
             Action::DrainListeners => {
-                let paths = self.listeners.take_paths();
-                self.unlink(paths, limits::UNLINK_WAIT);
-                self.listeners.drain(&self.registry);
-                if let Some(pid_file) = &mut self.pid_file {
-                    pid_file.let_go(&mut self.worker);
+                let paths = self.estate.take_paths();
+                self.disk.unlink(paths, limits::UNLINK_WAIT);
+                if !service.let_last_in(self) {
+                    self.close_listeners(service);
+                }
+                if let Some(pid_file) = &mut self.disk.pid_file {
+                    pid_file.let_go(&mut self.disk.worker);
                 }
             }
-            Action::DrainSessions => {
-                self.moving = Walk::Drain;
-                // Sessions that are being closed need not be told to drain.
-                if self.sweep.is_none_or(|sweep| sweep.walk != Walk::Close) {
-                    self.sweep = Some(Sweep::new(Walk::Drain));
-                }
-            }
-            Action::MoveSessions => self.begin_to_move(),
-            Action::CloseSessions => {
-                if self.sessions.len() > 0 {
-                    log::warn!("closing {} sessions: {event}.", self.sessions.len());
-                    self.tell_of_closing();
-                    self.sweep = Some(Sweep::new(Walk::Close));
-                }
-            }
-            Action::ClosePanicked => {
-                if let Some(index) = self.panicked.take() {
-                    self.end_session(index);
-                }
-            }
+            Action::DrainSessions => service.drain(self),
+            Action::MoveSessions => service.hand_over(self),
+            Action::CloseSessions => service.cut(self, event),
+            Action::ClosePanicked => service.cut_panicked(self),
             Action::RenewTimers => {
-                let (now, stood_still) = (Instant::now(), self.stood_still);
+                let (now, stood_still) = (Instant::now(), self.rhythm.stood_still);
                 log::debug!("stood still for {stood_still:?}: every deadline begins again.");
                 self.timers.renew(now, stood_still);
             }
             Action::Arm(timer) => {
                 let duration = match timer {
                     Timer::Departure => self.stay_of_predecessor(),
-                    Timer::Pause => self.failures.pause(Instant::now()),
+                    Timer::Pause => self.succession.failures.pause(Instant::now()),
                     Timer::Upgrade
                     | Timer::Takeover
                     | Timer::Status
@@ -267,31 +255,31 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    fn spawn_successor(&mut self) {
+    fn spawn_successor(&mut self, service: &mut dyn Service) {
         fault::at(Point::Spawn);
-        self.attempts = self.attempts.wrapping_add(1);
+        self.succession.attempts = self.succession.attempts.wrapping_add(1);
         // From here the turn under way counts too.
-        self.longest_turn = Duration::ZERO;
+        self.rhythm.longest_turn = Duration::ZERO;
         let blocked = self.signals.to_block();
-        let generation = self.shared.generation + 1;
+        let generation = self.standing.generation + 1;
         // A rollback must not need space on a disk that may be full by then. The answer also says that
         // this process's own writing is over, before another process can write.
-        let spare = self.pid_file.as_mut().and_then(|file| file.keep_spare(&mut self.worker));
+        let spare =
+            self.disk.pid_file.as_mut().and_then(|file| file.keep_spare(&mut self.disk.worker));
         let wait = disk_wait(self.config.upgrade_timeout);
         // What stays here, the successor does not need.
-        let moves = self.handler.schemas().is_some();
-        let staying = if moves { 0 } else { self.sessions.sockets() as u64 };
+        let staying = service.staying();
         let started = Successor::start(Plan {
-            attempt: self.attempts,
+            attempt: self.succession.attempts,
             generation,
-            command: &self.command,
+            command: &self.succession.command,
             blocked,
             blocked_mask: signals::to_mask(&blocked),
-            manifest: self.listeners.manifest(),
-            registry: &self.registry,
+            manifest: self.estate.manifest(),
+            registry: &self.standing.registry,
             waker: self.remote.waker(),
             stay: self.config.longest_stay(),
-            started: self.shared.now,
+            started: self.standing.now,
             before: Box::new(move || {
                 check_room(staying)?;
                 match spare.map(|answer| answer.recv_timeout(wait)) {
@@ -307,9 +295,9 @@ impl<H: Handler> Server<H> {
             }),
         });
         match started {
-            Ok(successor) => self.successor = Some(successor),
+            Ok(successor) => self.succession.current = Some(successor),
             Err(cause) => {
-                self.obituary = Some(Report {
+                self.succession.obituary = Some(Report {
                     from: std::process::id(),
                     to: None,
                     generation,
@@ -323,22 +311,22 @@ impl<H: Handler> Server<H> {
 
     /// Nothing of it will tell: its loss is stepped when this step's actions are done.
     fn lose_successor(&mut self) {
-        let attempt = Some(self.attempts);
-        self.pending.push_back(Pending { event: Event::SuccessorLost, attempt });
+        let attempt = Some(self.succession.attempts);
+        self.steps.pending.push_back(Pending { event: Event::SuccessorLost, attempt });
     }
 
     /// What came together with the deadline wins.
     fn look_once(&mut self) {
         fault::at(Point::LastLook);
         let (mut events, mut attempt) = (Vec::new(), None);
-        if let Some(successor) = &mut self.successor {
-            attempt = Some(self.attempts);
-            if !successor.look(&self.registry, self.shared.now, &mut events) {
+        if let Some(successor) = &mut self.succession.current {
+            attempt = Some(self.succession.attempts);
+            if !successor.look(&self.standing.registry, self.standing.now, &mut events) {
                 events.push(Event::SuccessorSilent);
             }
             // What it has said of sessions is heard in the next turn, which comes at once.
-            self.handoff_left = true;
-        } else if let Some(predecessor) = &mut self.predecessor {
+            self.rhythm.handoff_left = true;
+        } else if let Some(predecessor) = &mut self.before.process {
             predecessor.read(&mut events);
             // Of a dying one the death is heard in a moment, and then this process is the owner.
             // Nobody is served here yet, so that nobody is kept waiting by the look.
@@ -349,14 +337,14 @@ impl<H: Handler> Server<H> {
                 events.push(Event::PredecessorSilent);
             }
         }
-        self.pending.extend(events.into_iter().map(|event| Pending { event, attempt }));
+        self.steps.pending.extend(events.into_iter().map(|event| Pending { event, attempt }));
     }
 
     /// A COMMIT that does not reach the successor is no commit: nobody would accept.
-    fn commit_upgrade(&mut self) {
+    fn commit_upgrade(&mut self, service: &mut dyn Service) {
         fault::at(Point::Paused);
-        let to_come = self.sessions_to_come();
-        if let Some(successor) = &mut self.successor {
+        let to_come = service.to_come(self);
+        if let Some(successor) = &mut self.succession.current {
             // Ahead of it, so that the successor keeps their places from its first accept on (I8).
             successor.expect(to_come.0, to_come.1);
             if !successor.commit() {
@@ -369,22 +357,23 @@ impl<H: Handler> Server<H> {
 
     /// What the predecessor said, and some time more, because its clock began a little later.
     fn stay_of_predecessor(&self) -> Duration {
-        let said = self.predecessor.as_ref().map_or(Duration::MAX, |predecessor| predecessor.stay);
+        let said =
+            self.before.process.as_ref().map_or(Duration::MAX, |predecessor| predecessor.stay);
         said.saturating_add(self.config.takeover_timeout)
     }
 
     fn tell_predecessor(&mut self, message: Message) {
-        if let Some(predecessor) = &mut self.predecessor {
+        if let Some(predecessor) = &mut self.before.process {
             predecessor.tell(message);
         }
     }
 
-    fn kill_successor(&mut self) {
+    fn kill_successor(&mut self, service: &mut dyn Service) {
         let report = self.draw_up_report(Successor::outcome);
-        if let Some(successor) = self.successor.take() {
-            self.obituary = report;
-            self.dying.push(successor.kill(&self.registry));
-            self.settle_dying();
+        if let Some(successor) = self.succession.current.take() {
+            self.succession.obituary = report;
+            self.succession.dying.push(successor.kill(&self.standing.registry));
+            self.settle_dying(service);
         }
     }
 
@@ -394,7 +383,7 @@ impl<H: Handler> Server<H> {
     ) -> Option<Report> {
         let (now, longest_turn) = (Instant::now(), self.longest_turn_by_now());
         let program = self.program();
-        let successor = self.successor.as_mut()?;
+        let successor = self.succession.current.as_mut()?;
         Some(Report {
             from: std::process::id(),
             to: successor.pid(),
@@ -406,156 +395,80 @@ impl<H: Handler> Server<H> {
 
     /// What every successor executes.
     fn program(&self) -> PathBuf {
-        OsStr::from_bytes(self.command.executable.as_bytes()).into()
+        OsStr::from_bytes(self.succession.command.executable.as_bytes()).into()
     }
 
-    fn report_upgrade(&mut self) {
+    fn report_upgrade(&mut self, service: &mut dyn Service) {
         // One that was not killed has come to serve. If its death was heard of in the same turn, that
         // is the next report's.
         let served = |successor: &mut Successor, now, longest| Ok(successor.timings(now, longest));
-        let report = self.obituary.take().or_else(|| self.draw_up_report(served));
-        let Some(report) = report else { return };
+        let report = self.succession.obituary.take().or_else(|| self.draw_up_report(served));
+        let Some(report) = report.map(Arc::new) else { return };
         match &report.outcome {
             Ok(_) => log::info!("{report}."),
             Err(_) => {
-                if let Some(pid_file) = &mut self.pid_file {
-                    pid_file.discard_spare(&mut self.worker);
+                if let Some(pid_file) = &mut self.disk.pid_file {
+                    pid_file.discard_spare(&mut self.disk.worker);
                 }
                 log::error!("{report}.");
             }
         }
-        self.guarded("upgraded", None, |server| {
-            server.handler.upgraded(&mut Context { shared: &mut server.shared }, &report);
-        });
+        self.remote.announce(&report);
+        service.upgraded(self, &report);
     }
 
     /// The worker writes it, because nobody would be served meanwhile.
     fn take_pid_file(&mut self) {
         fault::at(Point::Accepting);
         let wait = disk_wait(self.config.takeover_timeout);
-        let worker = &mut self.worker;
-        if !self.pid_file.as_mut().is_some_and(|pid_file| pid_file.take_over(worker, wait)) {
+        let worker = &mut self.disk.worker;
+        if !self.disk.pid_file.as_mut().is_some_and(|pid_file| pid_file.take_over(worker, wait)) {
             // There is none, or nobody who could write it. Stepped when this step's actions are done.
-            self.pending.push_back(Pending { event: Event::PidFileWritten, attempt: None });
+            self.steps.pending.push_back(Pending { event: Event::PidFileWritten, attempt: None });
         }
     }
 
     /// Hears what became of the worker's jobs. A takeover goes on when the pid file is written, and
     /// no later than at its deadline.
-    pub(super) fn hear_pid_file(&mut self) {
-        let now = self.shared.now;
-        if self.pid_file.as_mut().is_some_and(|pid_file| pid_file.hear(now)) {
-            self.feed(Event::PidFileWritten);
+    pub(super) fn hear_pid_file(&mut self, service: &mut dyn Service) {
+        let now = self.standing.now;
+        if self.disk.pid_file.as_mut().is_some_and(|pid_file| pid_file.hear(now)) {
+            self.feed(Event::PidFileWritten, service);
         }
     }
 
-    /// At the end of the process, when nobody is served: waits until the worker has done what it was
-    /// given, or its time is over.
-    pub(super) fn part_from_worker(&mut self) {
-        if let Some(pid_file) = &mut self.pid_file {
-            pid_file.discard_spare(&mut self.worker);
-        }
-        self.worker.finish(disk_wait(self.config.takeover_timeout));
-        if let Some(pid_file) = &mut self.pid_file {
-            pid_file.hear(Instant::now());
-        }
-    }
-
-    /// Has the worker unlink these paths, and waits for it as long as a turn may take: who connects to a
-    /// path that is there still, while its socket is about to be closed, is reset.
-    fn unlink(&mut self, paths: Vec<(Bound, Option<OwnedFd>)>, wait: Duration) {
-        if paths.is_empty() {
-            return;
-        }
-        let unlink = move || {
-            for (path, open) in paths {
-                path.unlink();
-                drop(open);
-            }
-        };
-        match self.worker.order(unlink) {
-            // Later is no harm: at its end the process waits for the worker once more.
-            Ok(done) => drop(done.recv_timeout(wait)),
-            Err(error) => log::error!("start the thread that unlinks sockets: {error}"),
-        }
-    }
-
-    /// Gives the files of Unix sockets their mode and owner. Nobody waits for that: the disk may hang.
-    fn open_files_up(&mut self) {
-        let files = self.listeners.files_to_open_up();
-        if files.is_empty() {
-            return;
-        }
-        let open_up = move || {
-            for (path, access) in files {
-                if let Err((step, error)) = access.apply(&path) {
-                    let path = path.display();
-                    log::warn!("{path}: {step}: {error}; mode and owner stay as they are");
-                }
-            }
-        };
-        if let Err(error) = self.worker.order(open_up) {
-            log::error!("start the thread that gives sockets their mode: {error}");
-        }
-    }
-
-    fn part_from_predecessor(&mut self) {
-        if let Some(predecessor) = self.predecessor.take() {
-            predecessor.deregister(&self.registry);
+    fn part_from_predecessor(&mut self, service: &mut dyn Service) {
+        if let Some(predecessor) = self.before.process.take() {
+            predecessor.deregister(&self.standing.registry);
             // No more sessions come.
-            self.listeners.room_made(self.shared.now);
-            if let Some(pid_file) = &mut self.pid_file {
+            service.fewer_to_come(self);
+            if let Some(pid_file) = &mut self.disk.pid_file {
                 // One that was killed could not take away what it kept for a rollback.
-                pid_file.forget_predecessor(&mut self.worker, predecessor.pid);
+                pid_file.forget_predecessor(&mut self.disk.worker, predecessor.pid);
             }
-            self.tell_of_adopted();
             fault::at(Point::Alone);
-            self.predecessor_watch.announce();
-            self.guarded("predecessor_gone", None, |server| {
-                let mut cx = Context { shared: &mut server.shared };
-                server.handler.predecessor_gone(&mut cx);
-            });
+            self.before.watch.announce();
+            service.predecessor_gone(self);
         }
     }
 
-    /// Whether this is a turn that an upgrade may make longer than others.
-    pub(super) fn turn_counts(&self) -> bool {
-        match self.state() {
-            State::Upgrading | State::Draining(Drain::Committed | Drain::Proven) => true,
-            State::Running => self.predecessor.is_some(),
-            State::Draining(Drain::Probation | Drain::Shutdown) | State::Exited => false,
-        }
-    }
-
-    /// The turn under way included.
-    pub(super) fn longest_turn_by_now(&self) -> Duration {
-        self.longest_turn.max(self.shared.now.elapsed())
-    }
-
-    /// Sessions that have not come to their end are closed.
-    fn tell_of_closing(&mut self) {
-        let mut next = 0;
-        while let Some((token, _)) = self.sessions.next_from(next) {
-            next = token.index + 1;
-            self.guarded("closing", None, |server| {
-                if let Some((token, session)) = server.sessions.get_mut(token.index) {
-                    server.handler.closing(&mut Context::of(&mut server.shared, token), session);
-                }
-            });
-            self.shared.session = None;
-        }
+    /// The listeners' last copies here go.
+    pub(crate) fn close_listeners(&mut self, service: &mut dyn Service) {
+        service.close(self);
+        self.estate.close();
+        log::info!("stop listening.");
     }
 
     /// `Exited`: the listeners' last copies go, and the log says what ended.
-    fn finish(&mut self, before: State, event: Event) {
+    fn finish(&mut self, before: State, event: Event, service: &mut dyn Service) {
         match event {
             Event::PredecessorSilent => {
                 let deadline = self.config.takeover_timeout;
-                self.failure = Some(Error::NotCommitted { deadline });
+                self.fate.failure = Some(Error::NotCommitted { deadline });
             }
-            Event::GivenUp => self.failure = Some(Error::GivenUp),
+            Event::GivenUp => self.fate.failure = Some(Error::GivenUp),
             Event::HandlerPanicked => {
-                self.failure.get_or_insert(Error::Panicked { method: self.panicked_in });
+                self.fate.failure.get_or_insert(Error::Panicked { method: service.panicked_in() });
             }
             Event::SetUpDone
             | Event::UpgradeRequested
@@ -586,31 +499,35 @@ impl<H: Handler> Server<H> {
             | Event::DepartureTimedOut
             | Event::PauseOver => {}
         }
-        self.listeners.end_draining(&self.registry);
-        self.tell_of_moves();
-        let last = match before {
+        let end = match before {
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven) => {
+                let by = self.succession.current.as_ref().and_then(Successor::pid);
+                End::Replaced { by }
+            }
+            State::Draining(Drain::Shutdown) => End::ShutDown,
+            State::Running | State::Upgrading | State::Exited => End::Exited,
+        };
+        self.fate.end = Some(end);
+        service.exited(self);
+        let last = match end {
+            End::Replaced { .. } => {
                 fault::at(Point::Leaving);
-                self.listeners.close(&self.registry);
-                log::info!("stop listening.");
+                self.close_listeners(service);
                 "finish the old process."
             }
-            State::Draining(Drain::Shutdown)
-            | State::Running
-            | State::Upgrading
-            | State::Exited => "finish the process.",
+            End::ShutDown | End::Exited => "finish the process.",
         };
-        self.part_from_worker();
+        self.disk.part(disk_wait(self.config.takeover_timeout));
         log::info!("{last}");
     }
 
     /// Waits for killed successors, so that no zombie is left to somebody else.
     pub(super) fn bury(&mut self) {
         let deadline = Instant::now() + limits::REAP_WAIT;
-        for mut dying in std::mem::take(&mut self.dying) {
-            dying.settle_until(&self.registry, deadline);
-            if let (Some(pid_file), Some(pid)) = (&mut self.pid_file, dying.pid()) {
-                pid_file.forget_successor(&mut self.worker, pid);
+        for mut dying in std::mem::take(&mut self.succession.dying) {
+            dying.settle_until(&self.standing.registry, deadline);
+            if let (Some(pid_file), Some(pid)) = (&mut self.disk.pid_file, dying.pid()) {
+                pid_file.forget_successor(&mut self.disk.worker, pid);
             }
         }
     }
@@ -630,6 +547,6 @@ fn check_room(staying: u64) -> Result<(), Cause> {
 }
 
 /// How long a disk is waited for where the whole may take no longer than `timeout`.
-fn disk_wait(timeout: Duration) -> Duration {
+pub(super) fn disk_wait(timeout: Duration) -> Duration {
     limits::DISK_WAIT.min(timeout / limits::DISK_SHARE)
 }

@@ -1,0 +1,820 @@
+//! The upgrader: replaces this process by a successor, and knows nothing of what is served.
+//!
+//! `turn` polls and hears, `perform` does what the machine says; `successor` is the process after this one
+//! and `predecessor` the one before it; `estate` holds what passes by name; `service` is what all of them ask
+//! of whoever serves.
+
+mod alone;
+mod disk;
+mod estate;
+mod failures;
+mod outbox;
+mod perform;
+mod pid_file;
+mod predecessor;
+mod service;
+mod successor;
+mod turn;
+mod worker;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Waker};
+
+use crate::address::Address;
+use crate::config::Config;
+use crate::error::Error;
+use crate::limits;
+use crate::machine::{Event, Machine, Predecessor as Rank, State};
+use crate::program;
+use crate::remote::{PredecessorWatch, Remote};
+use crate::report::Report;
+use crate::room;
+use crate::signals::{self, Signals};
+use crate::socket::{self, SocketOptions};
+use crate::standing::{Requests, Standing};
+use crate::sys::{self, Command};
+use crate::timers::Timers;
+use crate::token::{Kind as Source, Token};
+use crate::wire::{Ack, Expect, Kind, NO_SCHEMAS, SchemaRange, Sessions};
+use alone::Alone;
+pub use alone::Notice;
+use disk::Disk;
+pub(crate) use estate::{Door, Estate, Make, Wanted};
+use failures::Failures;
+use pid_file::PidFile;
+pub(crate) use predecessor::Arrived;
+use predecessor::{Inheritance, Predecessor};
+pub(crate) use service::Service;
+use successor::{Dying, Successor};
+
+/// Replaces this process by a successor, for a program that has a loop, a runtime or threads of its own.
+///
+/// It finds the predecessor, passes sockets and files on by name, hears signals, spawns the successor and
+/// steps aside for it. What is served, and how, is the program's business. [`Server`](crate::Server) is
+/// built on it, for a program that has no loop of its own.
+///
+/// 1. Make it with [`Upgrader::new`], before the program starts threads.
+/// 2. Ask for sockets and files by name. The first process makes them, a successor inherits them.
+/// 3. Call [`Upgrader::ready`] when the program could serve.
+/// 4. Call [`Upgrader::turn`] again and again, or whenever its [descriptor](AsFd) is readable, and at
+///    the latest at [`Upgrader::next_deadline`]. It answers in which [`Phase`] the process is:
+///    accept while it is [`Phase::Serving`], and not otherwise.
+/// 5. In [`Phase::Draining`] let what there is come to its end, and then call [`Upgrader::drained`]. The
+///    process may come back to `Serving`: keep the listeners until it is [`Phase::Exited`].
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tablecloth::{Config, Phase, Upgrader};
+///
+/// # fn main() -> Result<(), tablecloth::Error> {
+/// let mut upgrader = Upgrader::new(Config::default())?;
+/// let web = upgrader.tcp("web", "127.0.0.1:8080")?;
+/// upgrader.ready()?;
+/// loop {
+///     match upgrader.turn(Some(Duration::from_millis(10)))? {
+///         Phase::Waiting => {}
+///         Phase::Serving => while let Ok((_client, _peer)) = web.accept() {},
+///         Phase::Draining => upgrader.drained(),
+///         Phase::Exited(_) => return Ok(()),
+///     }
+/// }
+/// # }
+/// ```
+///
+/// An upgrader that is dropped before it was [ready](Upgrader::ready) lets go of everything: a successor tells its
+/// predecessor why (the last error of this upgrader), and the predecessor goes on.
+pub struct Upgrader {
+    /// What handlers may see, too.
+    pub(crate) standing: Standing,
+    config: Config,
+    poll: Poll,
+    events: Events,
+    signals: Signals,
+    remote: Remote,
+    timers: Timers,
+    disk: Disk,
+    estate: Estate,
+    before: Before,
+    succession: Succession,
+    steps: Steps,
+    rhythm: Rhythm,
+    fate: Fate,
+    /// For a program that serves by itself.
+    alone: Alone,
+}
+
+/// The process before this one.
+struct Before {
+    process: Option<Predecessor>,
+    watch: PredecessorWatch,
+}
+
+/// The processes after this one: the attempt at hand, and those that failed.
+struct Succession {
+    /// What a successor is spawned from.
+    command: Arc<Command>,
+    current: Option<Successor>,
+    /// Successors that were killed and are not reaped yet.
+    dying: Vec<Dying>,
+    attempts: u32,
+    /// How the last successor ended, until it is reported.
+    obituary: Option<Report>,
+    /// Upgrades in a row that have failed.
+    failures: Failures,
+}
+
+/// Events that wait to be stepped: a step's actions are all performed before the next step.
+#[derive(Default)]
+struct Steps {
+    pending: VecDeque<Pending>,
+    under_way: bool,
+}
+
+/// An event that waits to be stepped.
+#[derive(Clone, Copy)]
+struct Pending {
+    event: Event,
+    /// The attempt that it tells of. What is left of a dead successor's last words must not be
+    /// taken for those of the next one.
+    attempt: Option<u32>,
+}
+
+/// The loop's own time.
+#[derive(Default)]
+struct Rhythm {
+    /// Until when the loop wanted to sleep, if not for ever.
+    asleep_until: Option<Instant>,
+    /// For how long this process has stood still, when it has.
+    stood_still: Duration,
+    /// When words are tried again that a handoff socket had no room for.
+    outbox_retry: Option<Instant>,
+    /// Whether the handoff had more to say than a turn's budget.
+    handoff_left: bool,
+    /// The longest turn since the upgrade was requested, since sessions began to move, or since the
+    /// first of them was taken over: whichever was last.
+    longest_turn: Duration,
+    stale_events: u64,
+}
+
+/// How it began, and how it ends.
+#[derive(Default)]
+struct Fate {
+    started: bool,
+    /// Why this process ends, if not because it was told to.
+    failure: Option<Error>,
+    /// The last error of the set-up, for the predecessor.
+    last_error: Option<String>,
+    end: Option<End>,
+    /// It has let go of everything.
+    gone: bool,
+}
+
+/// Where a process stands, for whoever serves by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It is not ready, or it is a successor that its predecessor has not committed to: it must not accept.
+    Waiting,
+    /// It serves: accept.
+    Serving,
+    /// It must not accept. What there is comes to its end, unless the process comes back to `Serving`,
+    /// because its successor has failed.
+    Draining,
+    /// It is over. There is nothing more to do.
+    Exited(End),
+}
+
+/// How a process came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum End {
+    /// A successor serves in its place.
+    Replaced {
+        /// The successor's process id.
+        by: Option<u32>,
+    },
+    /// It was told to stop, and what it served has come to its end or was cut.
+    ShutDown,
+    /// It was told to exit at once.
+    Exited,
+}
+
+impl Upgrader {
+    /// Makes an upgrader, in the first process or in the successor of the one that spawned this.
+    ///
+    /// Handles the configured signals from here on, takes the handoff out of the environment, and
+    /// tries out the pid file's place. Call it before the program starts threads: the environment
+    /// can be changed only then. A variable that had to stay is inherited by children, who
+    /// recognise it as not theirs.
+    ///
+    /// The configured signals are let through to this thread, also if the parent has blocked them, and
+    /// SIGCHLD is set to its default if it is ignored, or no successor would leave an exit status.
+    /// When the upgrader is gone, signals do what they did before. Those that come before this call
+    /// end the process, unless [`Config::hold_signals`] holds them.
+    ///
+    /// # Errors
+    ///
+    /// There can be one upgrader, or server, in a process at a time ([`Error::AnotherServer`]). What the
+    /// predecessor passes on must be what it says that it is ([`Error::Inherited`], [`Error::Handoff`],
+    /// [`Error::Environment`]). The pid file must be writable and nobody else's ([`Error::PidFile`],
+    /// [`Error::PidFileRefused`]). A predecessor is told about each of these, and goes on.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let claim = signals::Claim::new()?;
+        let schemas = config.schemas.as_ref().map_or(NO_SCHEMAS, |schemas| SchemaRange {
+            oldest: *schemas.start(),
+            newest: *schemas.end(),
+        });
+        let (predecessor, inheritance) = match Predecessor::find(schemas)? {
+            Some((predecessor, inheritance)) => (Some(predecessor), inheritance),
+            None => (None, Vec::new()),
+        };
+        let assembled = config
+            .check()
+            .and_then(|()| Self::assemble(claim, config, predecessor.as_ref(), inheritance));
+        match assembled {
+            Ok(mut upgrader) => {
+                upgrader.before.process = predecessor;
+                Ok(upgrader)
+            }
+            Err(error) => {
+                if let Some(predecessor) = &predecessor {
+                    predecessor.refuse(&error.to_string());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn assemble(
+        claim: signals::Claim,
+        config: Config,
+        predecessor: Option<&Predecessor>,
+        inheritance: Inheritance,
+    ) -> Result<Self, Error> {
+        room::reserve_table();
+        let command = Arc::new(program::of_this_process()?);
+        let estate = Estate::new(inheritance)?;
+        let before = predecessor.map(|predecessor| predecessor.pid);
+        let prepare = |path: &Path| PidFile::prepare(path, std::process::id(), before);
+        let pid_file = config.pid_file.as_deref().map(prepare).transpose()?.flatten();
+        let poll = Poll::new().map_err(Error::system("make an epoll instance"))?;
+        let registry = poll.registry().try_clone().map_err(Error::system("duplicate epoll"))?;
+        let registry = Rc::new(registry);
+        let polled = Error::system("poll");
+        let waker = Waker::new(&registry, Token::single(Source::Waker).pack()).map_err(polled)?;
+        let waker = Arc::new(waker);
+        let inherited = predecessor.map_or(0, |predecessor| predecessor.blocked);
+        let mut signals = Signals::install(claim, config.signals(), inherited)?;
+        signals.register(&registry, Token::single(Source::Signals).pack()).map_err(polled)?;
+        let (machine, generation) = match predecessor {
+            Some(predecessor) => {
+                predecessor.register(&registry).map_err(polled)?;
+                // And those that this build does not handle any more.
+                signals::unblock(predecessor.blocked)?;
+                (Machine::successor(), predecessor.generation)
+            }
+            None => (Machine::first(), 0),
+        };
+        let (now, requests) = (Instant::now(), Requests::default());
+        let watch = PredecessorWatch::new(predecessor.is_none());
+        Ok(Self {
+            standing: Standing { machine, generation, now, registry, requests },
+            poll,
+            events: Events::with_capacity(limits::EVENTS_PER_POLL),
+            signals,
+            disk: Disk::new(pid_file, Arc::clone(&waker)),
+            remote: Remote::new(waker),
+            timers: Timers::default(),
+            estate,
+            before: Before { process: None, watch },
+            succession: Succession {
+                command,
+                current: None,
+                dying: Vec::new(),
+                attempts: 0,
+                obituary: None,
+                failures: Failures::default(),
+            },
+            steps: Steps::default(),
+            rhythm: Rhythm::default(),
+            fate: Fate::default(),
+            alone: Alone::default(),
+            config,
+        })
+    }
+
+    /// Binds or inherits a TCP listener: `HOST:PORT` or `[V6]:PORT`. It does not block, and is yours to
+    /// accept from while the process is [serving](Phase::Serving).
+    ///
+    /// A successor gets the socket that its predecessor asked for by the same text, and no host is
+    /// looked up for that; or one at the same address, however that is spelled and whatever its name
+    /// was. Otherwise it is bound anew. Port 0 is any port, and under one name the same one in every
+    /// successor. Of the addresses of a host name the first of IPv4 is bound, or the first.
+    ///
+    /// What a successor does not ask for is closed with the predecessor, and not before: the predecessor
+    /// keeps the socket in case it has to come back. Until it is gone, clients that connect there wait in
+    /// the queue; when it goes, their connections are reset.
+    ///
+    /// # Errors
+    ///
+    /// After [`Upgrader::ready`], or with a name that is used already, it is [`Error::Name`]. An address
+    /// that is none, or that cannot be bound, is named by the error, and so is an inherited socket that is
+    /// something else.
+    pub fn tcp(&mut self, name: &str, address: &str) -> Result<net::TcpListener, Error> {
+        self.tcp_with(name, address, &SocketOptions::default())
+    }
+
+    /// The same on a socket that is made with these options, if none is inherited.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::tcp`].
+    pub fn tcp_with(
+        &mut self,
+        name: &str,
+        address: &str,
+        options: &SocketOptions,
+    ) -> Result<net::TcpListener, Error> {
+        let fd = self.listener(name, Kind::Tcp, address, Make::Socket(options))?;
+        Ok(fd.into())
+    }
+
+    /// The same on a socket that the caller makes, if none is inherited. It must be a stream socket bound
+    /// to that address. It is made non-blocking and close-on-exec, and made to listen if it does not.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::tcp`], and what `make` answers.
+    pub fn tcp_on(
+        &mut self,
+        name: &str,
+        address: &str,
+        make: impl FnOnce(&Address) -> io::Result<OwnedFd>,
+    ) -> Result<net::TcpListener, Error> {
+        let fd = self.listener(name, Kind::Tcp, address, by_caller(make))?;
+        Ok(fd.into())
+    }
+
+    /// Binds or inherits a listening Unix stream socket, `unix:/PATH` or `unix:@ABSTRACT`; otherwise as
+    /// [`Upgrader::tcp`].
+    ///
+    /// A socket whose path somebody has removed is bound anew. Another server's socket at the path is left
+    /// alone: then the inherited one is kept, with a warning, and nothing is unlinked at the end.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::tcp`].
+    pub fn unix(&mut self, name: &str, address: &str) -> Result<unix::net::UnixListener, Error> {
+        self.unix_with(name, address, &SocketOptions::default())
+    }
+
+    /// The same on a socket that is made with these options, if none is inherited.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::tcp`].
+    pub fn unix_with(
+        &mut self,
+        name: &str,
+        address: &str,
+        options: &SocketOptions,
+    ) -> Result<unix::net::UnixListener, Error> {
+        let fd = self.listener(name, Kind::UnixStream, address, Make::Socket(options))?;
+        Ok(fd.into())
+    }
+
+    /// Binds or inherits a UDP socket. A successor shares it from its set-up on: read it only while the
+    /// process is [serving](Phase::Serving).
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::tcp`].
+    pub fn udp(&mut self, name: &str, address: &str) -> Result<net::UdpSocket, Error> {
+        Ok(self.socket(name, Kind::Udp, address)?.into())
+    }
+
+    /// Binds or inherits a Unix datagram socket; otherwise as [`Upgrader::udp`].
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::tcp`].
+    pub fn unix_datagram(
+        &mut self,
+        name: &str,
+        address: &str,
+    ) -> Result<unix::net::UnixDatagram, Error> {
+        Ok(self.socket(name, Kind::UnixDatagram, address)?.into())
+    }
+
+    /// Binds or inherits a listening Unix seqpacket socket; otherwise as [`Upgrader::tcp`].
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::tcp`].
+    pub fn seqpacket(&mut self, name: &str, address: &str) -> Result<OwnedFd, Error> {
+        self.socket(name, Kind::UnixSeqpacket, address)
+    }
+
+    /// Opens or inherits any file by name, sockets included; `open` is called if none is inherited. Both
+    /// processes share its position and its flags while both are there (open(2)).
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::tcp`], and what `open` answers.
+    pub fn file(
+        &mut self,
+        name: &str,
+        open: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<OwnedFd, Error> {
+        self.claim(name, |estate| {
+            let wanted = Wanted { name, kind: Kind::File, asked: "" };
+            let make = |_: &Address| open().map_err(|error| ("open", error));
+            estate.passive(wanted, Make::Caller(Box::new(make)))
+        })
+    }
+
+    /// An established connection, or anything else, that the predecessor [has added](Upgrader::add_conn)
+    /// under that name. `None` if it has not. It passes on to the next successor, too, until it is
+    /// [removed](Upgrader::remove_conn).
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::tcp`].
+    pub fn conn(&mut self, name: &str) -> Result<Option<OwnedFd>, Error> {
+        let missing = || Err(io::ErrorKind::NotFound.into());
+        match self.file(name, missing) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Error::Open { step: "open", source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                self.fate.last_error = None;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Passes a descriptor on to successors under that name, from now on: a connection, for one, which the
+    /// successor takes by [`Upgrader::conn`] in its set-up. A duplicate is kept here until it is
+    /// [removed](Upgrader::remove_conn) or this process has ended. May be called at any time; a successor
+    /// that is spawned already does not get it.
+    ///
+    /// # Errors
+    ///
+    /// A name that is used already, or that is none, is [`Error::Name`].
+    pub fn add_conn(&mut self, name: &str, conn: impl AsFd) -> Result<(), Error> {
+        let duplicate = conn.as_fd().try_clone_to_owned();
+        self.estate.give(name, duplicate.map_err(Error::system("duplicate a descriptor"))?)
+    }
+
+    /// Does not pass that one on any more. Answers whether there was one: a socket or a file that was asked
+    /// for by name is one, too, and a listener of a [`Server`](crate::Server) is not.
+    pub fn remove_conn(&mut self, name: &str) -> bool {
+        self.estate.take_away(name)
+    }
+
+    fn socket(&mut self, name: &str, kind: Kind, address: &str) -> Result<OwnedFd, Error> {
+        let options = SocketOptions::default();
+        self.claim(name, |estate| {
+            estate.passive(Wanted { name, kind, asked: address }, Make::Socket(&options))
+        })
+    }
+
+    fn listener(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        address: &str,
+        make: Make<'_>,
+    ) -> Result<OwnedFd, Error> {
+        let fd =
+            self.claim(name, |estate| estate.passive(Wanted { name, kind, asked: address }, make))?;
+        if let Some(address) = self.address(name) {
+            log::info!("listening on {address}");
+        }
+        Ok(fd)
+    }
+
+    /// A listener that is accepted from here: for the server.
+    pub(crate) fn listen(
+        &mut self,
+        name: &str,
+        address: &str,
+        options: &SocketOptions,
+    ) -> Result<Address, Error> {
+        self.claim(name, |estate| estate.listen(name, address, Make::Socket(options)))
+    }
+
+    pub(crate) fn listen_on(
+        &mut self,
+        name: &str,
+        address: &str,
+        make: impl FnOnce(&Address) -> io::Result<OwnedFd>,
+    ) -> Result<Address, Error> {
+        self.claim(name, |estate| estate.listen(name, address, by_caller(make)))
+    }
+
+    /// Claims a name, before the set-up is done. Keeps the error for the predecessor, in case it is what
+    /// ends this process.
+    pub(crate) fn claim<T>(
+        &mut self,
+        name: &str,
+        claim: impl FnOnce(&mut Estate) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let late = "is claimed before the first turn, or not at all";
+        let result = match self.fate.started {
+            true => Err(Error::Name { name: name.into(), reason: late }),
+            false => claim(&mut self.estate),
+        };
+        let error = result.as_ref().err().map(Error::to_string);
+        self.fate.last_error = error.or(self.fate.last_error.take());
+        result
+    }
+
+    /// Ends the set-up because of something that only the application knows, a mistake in its
+    /// configuration for one: a predecessor is told why, in its log and its [`Report`], and goes on.
+    pub fn refuse(mut self, reason: &str) {
+        self.fate.last_error = Some(reason.into());
+    }
+
+    /// The address of a named socket.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<&Address> {
+        self.estate.address(name)
+    }
+
+    /// Says that the program could serve. The first process writes its pid file, and serves from here on. A
+    /// successor closes what it has not asked for and tells its predecessor, which answers in one of the
+    /// next [turns](Upgrader::turn). A second call does nothing.
+    ///
+    /// # Errors
+    ///
+    /// If the pid file cannot be written, that is the error, and nobody is to be served.
+    pub fn ready(&mut self) -> Result<(), Error> {
+        if !self.fate.started {
+            self.with_alone(|upgrader, alone| upgrader.set_up_done(alone));
+        }
+        self.fate.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// One turn: waits for events, at most `timeout` (for ever if `None`) and never longer than to the
+    /// next deadline, and does what is to be done about them. Answers in which phase the process is. It
+    /// calls nothing of the program.
+    ///
+    /// # Errors
+    ///
+    /// An error means that this process could not do its work, a successor that was never committed to
+    /// included; exit with a non-zero status then.
+    pub fn turn(&mut self, timeout: Option<Duration>) -> Result<Phase, Error> {
+        self.with_alone(|upgrader, alone| upgrader.turn_for(timeout, alone))?;
+        Ok(self.phase())
+    }
+
+    fn with_alone<T>(&mut self, call: impl FnOnce(&mut Self, &mut Alone) -> T) -> T {
+        let mut alone = std::mem::take(&mut self.alone);
+        let answer = call(self, &mut alone);
+        self.alone = alone;
+        answer
+    }
+
+    /// When [`Upgrader::turn`] has to be called at the latest, whether or not its descriptor is readable.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadline(&self.alone)
+    }
+
+    /// What has happened since the last call, the oldest first: [`Upgrader::turn`] notes it. At most
+    /// [`NOTICES`](limits::NOTICES) are kept for whoever does not fetch them; the oldest go first.
+    pub fn next_notice(&mut self) -> Option<Notice> {
+        self.alone.next_notice()
+    }
+
+    /// In which phase the process is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        match self.state() {
+            State::Running | State::Upgrading if !self.is_serving() => Phase::Waiting,
+            State::Running | State::Upgrading => Phase::Serving,
+            State::Draining(_) => Phase::Draining,
+            State::Exited => Phase::Exited(self.end()),
+        }
+    }
+
+    /// Whether this process is the one that accepts.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.fate.started && self.standing.machine.accepts()
+    }
+
+    /// Tells that everything that was served has come to its end. A process that drains ends then, as soon
+    /// as it may; without this word it ends when [`Config::drain_timeout`] is over. It counts until the
+    /// process serves again.
+    pub fn drained(&mut self) {
+        if matches!(self.state(), State::Draining(_)) {
+            self.alone.set_drained();
+        }
+    }
+
+    /// Asks for an upgrade, as the signal does. What becomes of it is in the log and a [`Notice`];
+    /// [`Remote::upgrade`] waits for it.
+    pub fn request_upgrade(&mut self) {
+        self.standing.requests.upgrade = true;
+    }
+
+    /// Asks for a shutdown, as the signal does.
+    pub fn request_shutdown(&mut self) {
+        self.standing.requests.shutdown = true;
+    }
+
+    /// Asks for the end at once, as the signal does.
+    pub fn request_exit(&mut self) {
+        self.standing.requests.exit = true;
+    }
+
+    /// Whether a predecessor spawned this process.
+    #[must_use]
+    pub fn is_successor(&self) -> bool {
+        self.standing.generation > 0
+    }
+
+    /// 0 for the first process, and one more with each commit.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.standing.generation
+    }
+
+    /// The predecessor's process id, as long as it is there.
+    #[must_use]
+    pub fn predecessor(&self) -> Option<u32> {
+        self.before.process.as_ref().map(|predecessor| predecessor.pid)
+    }
+
+    /// For another thread that wants to wait for the predecessor's end.
+    #[must_use]
+    pub fn predecessor_watch(&self) -> PredecessorWatch {
+        self.before.watch.clone()
+    }
+
+    /// For another thread that wants to ask for an upgrade or an end.
+    #[must_use]
+    pub fn remote(&self) -> Remote {
+        self.remote.clone()
+    }
+
+    /// Where the machine stands.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.standing.state()
+    }
+
+    /// How many events came too late for what they were meant for. They are ordinary.
+    #[must_use]
+    pub fn stale_events(&self) -> u64 {
+        self.rhythm.stale_events
+    }
+
+    /// How it has ended, once it has.
+    pub(crate) fn end(&self) -> End {
+        self.fate.end.unwrap_or(End::Exited)
+    }
+
+    pub(crate) fn has_started(&self) -> bool {
+        self.fate.started
+    }
+
+    pub(crate) fn estate(&mut self) -> &mut Estate {
+        &mut self.estate
+    }
+
+    /// Counts attempts at an upgrade.
+    pub(crate) fn attempt(&self) -> u32 {
+        self.succession.attempts
+    }
+
+    /// The schemas that the successor can put together, if there is one.
+    pub(crate) fn successor_schemas(&self) -> Option<SchemaRange> {
+        self.succession.current.as_ref().map(Successor::schemas)
+    }
+
+    /// How long a packet of sessions for the successor may be, and one with a single session.
+    pub(crate) fn packet_bytes(&self) -> Option<(usize, usize)> {
+        self.succession.current.as_ref().map(Successor::packet_bytes)
+    }
+
+    /// Sends sessions and their sockets to the successor. An error, and nothing has been sent.
+    pub(crate) fn send_sessions(
+        &self,
+        sessions: Sessions,
+        sockets: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let nobody = || io::Error::from(io::ErrorKind::NotConnected);
+        self.succession.current.as_ref().ok_or_else(nobody)?.send_sessions(sessions, sockets)
+    }
+
+    /// Has the successor keep room for that many sessions. Answers whether that was news to it.
+    pub(crate) fn tell_to_come(&mut self, sessions: usize, sockets: usize) -> bool {
+        self.succession.current.as_mut().is_some_and(|it| it.expect(sessions, sockets))
+    }
+
+    /// How many sessions are still to come from the predecessor.
+    pub(crate) fn expects(&self) -> Expect {
+        self.before.process.as_ref().map_or_else(Expect::default, |it| it.expects)
+    }
+
+    /// Answers a packet of the predecessor's sessions. `false` if the answer cannot reach it although it
+    /// lives: then they are still its own.
+    pub(crate) fn acknowledge(&self, ack: Ack) -> bool {
+        self.before.process.as_ref().is_none_or(|predecessor| predecessor.acknowledge(ack))
+    }
+
+    /// The next turn comes at once, and listens to the other process.
+    pub(crate) fn come_back_at_once(&mut self) {
+        self.rhythm.handoff_left = true;
+    }
+
+    /// From here on the longest turn is measured, the one under way included.
+    pub(crate) fn measure_turns(&mut self) {
+        self.rhythm.longest_turn = Duration::ZERO;
+    }
+
+    /// Lets go of everything, before this is dropped.
+    pub(crate) fn let_go(&mut self, service: &mut dyn Service) {
+        if std::mem::replace(&mut self.fate.gone, true) {
+            return;
+        }
+        // A step may have been left by a panic.
+        self.steps = Steps::default();
+        if self.standing.machine.predecessor() == Rank::Owner {
+            if let Some(predecessor) = &self.before.process {
+                let reason = self.fate.failure.as_ref().map(Error::to_string);
+                let reason = reason.or_else(|| self.fate.last_error.take());
+                let ended = if std::thread::panicking() { "it panicked" } else { "it ended" };
+                let reason = reason.unwrap_or_else(|| format!("{ended} before it took over"));
+                predecessor.refuse(&reason);
+            }
+            self.estate.unlink_made();
+        } else if !self.fate.started {
+            self.estate.unlink_made();
+        }
+        if self.fate.started && self.state() != State::Exited {
+            self.feed(Event::Failed, service);
+        }
+        self.bury();
+        self.remote.end();
+        self.disk.part(perform::disk_wait(self.config.takeover_timeout));
+    }
+}
+
+/// The epoll instance (epoll(7)): readable when there is something for [`Upgrader::turn`] to do
+/// besides timers. It belongs to the upgrader.
+impl AsFd for Upgrader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        sys::descriptor_of(&self.poll)
+    }
+}
+
+/// See [`AsFd`].
+impl AsRawFd for Upgrader {
+    fn as_raw_fd(&self) -> RawFd {
+        self.poll.as_raw_fd()
+    }
+}
+
+/// Lets go, and leaves nothing behind: an upgrader that is dropped cleans up as one that exits does. What
+/// was never taken over stays the predecessor's, and so does what was taken over by a process that is
+/// not told to stop and ends all the same.
+///
+/// One that is dropped in the middle of an upgrade leaves the service to its successor, which serves as soon as
+/// this process has ended. If the process lives on, the successor gives way after the takeover timeout.
+impl Drop for Upgrader {
+    fn drop(&mut self) {
+        self.with_alone(|upgrader, alone| upgrader.let_go(alone));
+    }
+}
+
+impl fmt::Debug for Upgrader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upgrader")
+            .field("machine", &self.standing.machine)
+            .field("generation", &self.standing.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A socket that the caller makes.
+fn by_caller<'a>(make: impl FnOnce(&Address) -> io::Result<OwnedFd> + 'a) -> Make<'a> {
+    Make::Caller(Box::new(|at: &Address| {
+        let fd = make(at).map_err(|error| ("make", error))?;
+        socket::complete(&fd, &SocketOptions::default())?;
+        Ok(fd)
+    }))
+}

@@ -1,0 +1,151 @@
+//! Who serves, as the upgrader sees it: the one place where the two wings of the house meet.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Upgrader;
+use super::predecessor::Arrived;
+use crate::io_event::IoEvent;
+use crate::machine::Event;
+use crate::report::Report;
+use crate::token::Token;
+use crate::wire::Ack;
+
+/// What the upgrader asks of whoever serves, and tells it. Each method but the questions is called for an
+/// action of the machine, or for what the other process has said; each may feed the machine again.
+///
+/// Every method does nothing by default: for whoever serves by a loop of their own, and looks at the
+/// [phase](super::Phase).
+pub(crate) trait Service {
+    /// An event of one of its own sources. Answers whether that is still there.
+    fn note(&mut self, token: Token, event: IoEvent) -> bool {
+        let _ = (token, event);
+        false
+    }
+
+    /// When it has something to do, at the latest.
+    fn next_deadline(&self, upgrader: &Upgrader) -> Option<Instant> {
+        let _ = upgrader;
+        None
+    }
+
+    /// A turn has begun: the events are noted.
+    fn begin_turn(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// Serves, within the budget of a turn.
+    fn serve(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// The last thing in a turn. Answers whether everything that was served has come to its end.
+    fn end_turn(&mut self, upgrader: &mut Upgrader) -> bool {
+        let _ = upgrader;
+        false
+    }
+
+    /// Accept, as [`ResumeAccepting`](crate::machine::Action::ResumeAccepting) says.
+    fn resume(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// Do not accept any more, for now.
+    fn pause(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// Let everybody in who waits, and then no more. Answers whether it does so: then it closes the
+    /// listeners itself.
+    fn let_last_in(&mut self, upgrader: &mut Upgrader) -> bool {
+        let _ = upgrader;
+        false
+    }
+
+    /// The listeners are about to be closed.
+    fn close(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// Bring what is served to its end.
+    fn drain(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// Hand over what is served, or bring it to its end.
+    fn hand_over(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// End what is served at once.
+    fn cut(&mut self, upgrader: &mut Upgrader, because: Event) {
+        let _ = (upgrader, because);
+    }
+
+    /// End the session whose method has panicked.
+    fn cut_panicked(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// How many sessions a successor is to keep room for, and how many sockets these have.
+    fn to_come(&self, upgrader: &Upgrader) -> (usize, usize) {
+        let _ = upgrader;
+        (0, 0)
+    }
+
+    /// How many descriptors of this process a successor does not need.
+    fn staying(&self) -> u64 {
+        0
+    }
+
+    /// The successor of that attempt has answered for sessions.
+    fn acknowledged(&mut self, upgrader: &mut Upgrader, attempt: u32, acks: Vec<Ack>) {
+        let _ = (upgrader, attempt, acks);
+    }
+
+    /// Whether a successor still owes an answer for sessions.
+    fn is_sending(&self) -> bool {
+        false
+    }
+
+    /// The successor of that attempt is dead, and has said all that it had to say.
+    fn successor_dead(&mut self, upgrader: &mut Upgrader, attempt: u32) {
+        let _ = (upgrader, attempt);
+    }
+
+    /// Fewer sessions are to come than there were.
+    fn fewer_to_come(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// Sessions of the predecessor, each packet of which wants an answer. Called each time that it was
+    /// listened to.
+    fn arrived(&mut self, upgrader: &mut Upgrader, packets: Vec<Arrived>) {
+        let _ = (upgrader, packets);
+    }
+
+    /// One of the user's signals came.
+    fn signal(&mut self, upgrader: &mut Upgrader, signal: i32) {
+        let _ = (upgrader, signal);
+    }
+
+    /// An upgrade of this process has ended.
+    fn upgraded(&mut self, upgrader: &mut Upgrader, report: &Arc<Report>) {
+        let _ = (upgrader, report);
+    }
+
+    /// The predecessor is dead.
+    fn predecessor_gone(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// The machine has come to `Exited`.
+    fn exited(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// The method of a handler whose panic has ended the process.
+    fn panicked_in(&self) -> &'static str {
+        ""
+    }
+}

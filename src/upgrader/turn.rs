@@ -1,0 +1,352 @@
+//! A turn of the upgrader: poll → signals → readiness pipe → handoff socket → whoever serves → timers.
+//!
+//! I/O comes before timers, so that a byte that came together with the deadline wins. Each stage
+//! has a budget; what is left over is carried to the next turn, which does not wait then.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::Upgrader;
+use super::pid_file::PidFile;
+use super::predecessor::Predecessor;
+use super::service::Service;
+use crate::error::Error;
+use crate::io_event::IoEvent;
+use crate::limits;
+use crate::machine::{Drain, Event, State, Timer};
+use crate::signals::Request;
+use crate::standing::Requests;
+use crate::sys;
+use crate::token::{Kind, Token};
+
+/// What a poll found, beside what whoever serves notes itself.
+#[derive(Default)]
+pub(super) struct Harvest {
+    woken: bool,
+    signals: bool,
+    pipe: bool,
+    successor: bool,
+    successor_died: bool,
+    dying: bool,
+    predecessor: bool,
+    predecessor_died: bool,
+}
+
+impl Upgrader {
+    /// The set-up is done: the first process serves, a successor says ready.
+    pub(crate) fn set_up_done(&mut self, service: &mut dyn Service) {
+        self.fate.started = true;
+        // The set-up may have taken long; deadlines run from here.
+        self.standing.now = Instant::now();
+        self.feed(Event::SetUpDone, service);
+    }
+
+    /// One turn, for whoever serves. Answers where the process stands.
+    pub(crate) fn turn_for(
+        &mut self,
+        timeout: Option<Duration>,
+        service: &mut dyn Service,
+    ) -> Result<State, Error> {
+        if self.state() != State::Exited {
+            let harvest = self.harvest(timeout, service)?;
+            service.begin_turn(self);
+            self.notice_pause(service);
+            self.hear_requests(&harvest, service);
+            self.hear_handoff(&harvest, service);
+            service.serve(self);
+            self.take_requests(service);
+            self.expire_timers(service);
+            self.end_turn(service);
+            self.say_again();
+            if self.turn_counts() {
+                self.rhythm.longest_turn = self.longest_turn_by_now();
+            }
+        }
+        match (self.state(), self.fate.failure.take()) {
+            (State::Exited, Some(error)) => {
+                // Said again to the predecessor when this upgrader is dropped.
+                self.fate.last_error = Some(error.to_string());
+                Err(error)
+            }
+            (state, _) => Ok(state),
+        }
+    }
+
+    /// When the next turn has to be, at the latest.
+    pub(crate) fn deadline(&self, service: &dyn Service) -> Option<Instant> {
+        if self.rhythm.handoff_left || self.standing.requests.any() {
+            return Some(self.standing.now);
+        }
+        let deadlines = [
+            service.next_deadline(self),
+            self.timers.next_deadline(),
+            self.heartbeat(),
+            self.rhythm.outbox_retry,
+            self.disk.pid_file.as_ref().and_then(PidFile::next_deadline),
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// While a deadline runs for the other process, the loop looks at the clock now and then: a pause of
+    /// this process is to be told from sleep.
+    fn heartbeat(&self) -> Option<Instant> {
+        self.timers.judges().then(|| self.standing.now + limits::HEARTBEAT)
+    }
+
+    /// Who has stood still itself is no judge of who did not answer meanwhile.
+    fn notice_pause(&mut self, service: &mut dyn Service) {
+        let late =
+            self.rhythm.asleep_until.map(|at| self.standing.now.saturating_duration_since(at));
+        if let Some(late) = late.filter(|late| *late >= limits::STOOD_STILL) {
+            if self.timers.judges() {
+                self.rhythm.stood_still = late;
+                self.feed(Event::StoodStill, service);
+            }
+        }
+    }
+
+    /// Words that did not fit into a socket.
+    fn say_again(&mut self) {
+        let successor = self.succession.current.as_mut();
+        let mut waits = successor.is_some_and(|it| it.has_said_hello() && it.flush());
+        waits |= self.before.process.as_mut().is_some_and(Predecessor::flush);
+        self.rhythm.outbox_retry = waits.then(|| self.standing.now + limits::OUTBOX_RETRY);
+    }
+
+    fn harvest(
+        &mut self,
+        timeout: Option<Duration>,
+        service: &mut dyn Service,
+    ) -> Result<Harvest, Error> {
+        let begun = Instant::now();
+        let wait = self.deadline(service).map(|at| at.saturating_duration_since(begun));
+        let timeout = match (timeout, wait) {
+            (Some(timeout), Some(wait)) => Some(timeout.min(wait)),
+            (timeout, wait) => timeout.or(wait),
+        };
+        // Since the last turn, this process's own work included.
+        self.rhythm.asleep_until =
+            timeout.and_then(|timeout| self.standing.now.checked_add(timeout));
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(Error::System { operation: "poll", source }),
+        }
+        self.standing.now = Instant::now();
+
+        let mut harvest = Harvest::default();
+        for event in &self.events {
+            let Some(token) = Token::unpack(event.token()) else {
+                self.rhythm.stale_events += 1;
+                continue;
+            };
+            let io_event = IoEvent::from_mio(event, token.source);
+            let ours =
+                || self.succession.current.as_ref().is_some_and(|successor| successor.owns(token));
+            let lively = match token.kind {
+                Kind::Session | Kind::Listener => service.note(token, io_event),
+                Kind::Signals => set(&mut harvest.signals),
+                Kind::Waker => set(&mut harvest.woken),
+                Kind::ReadinessPipe => ours() && set(&mut harvest.pipe),
+                Kind::Successor => ours() && set(&mut harvest.successor),
+                Kind::SuccessorProcess if ours() => set(&mut harvest.successor_died),
+                Kind::SuccessorProcess => set(&mut harvest.dying),
+                Kind::Predecessor => self.before.process.is_some() && set(&mut harvest.predecessor),
+                Kind::PredecessorProcess => {
+                    self.before.process.is_some() && set(&mut harvest.predecessor_died)
+                }
+            };
+            self.rhythm.stale_events += u64::from(!lively);
+        }
+        Ok(harvest)
+    }
+
+    /// Signals, and what other threads ask for.
+    fn hear_requests(&mut self, harvest: &Harvest, service: &mut dyn Service) {
+        if harvest.signals {
+            self.hear_signals(service);
+        }
+        if harvest.woken {
+            let asked = self.remote.take();
+            self.request(asked, service);
+            self.hear_spawn(service);
+            self.hear_pid_file(service);
+        }
+    }
+
+    /// The last thing before an end: what came to a process on its way out, by signal, by another
+    /// thread or by its own handler, is passed on (I4), as close to the end as can be.
+    fn hear_out(&mut self, service: &mut dyn Service) {
+        self.hear_signals(service);
+        let asked = self.remote.take();
+        self.request(asked, service);
+        self.take_requests(service);
+    }
+
+    fn hear_signals(&mut self, service: &mut dyn Service) {
+        for (request, signal) in self.signals.take() {
+            log::info!("got message {}.", sys::signal_name(signal));
+            match request {
+                Request::Exit => self.feed(Event::ExitRequested, service),
+                Request::Shutdown => self.feed(Event::ShutdownRequested, service),
+                Request::Upgrade => self.feed(Event::UpgradeRequested, service),
+                Request::User => service.signal(self, signal),
+            }
+        }
+    }
+
+    /// What handlers asked for since the last look.
+    fn take_requests(&mut self, service: &mut dyn Service) {
+        let asked = std::mem::take(&mut self.standing.requests);
+        self.request(asked, service);
+    }
+
+    fn request(&mut self, asked: Requests, service: &mut dyn Service) {
+        let Requests { upgrade, shutdown, exit } = asked;
+        for (asked, event) in [
+            (exit, Event::ExitRequested),
+            (shutdown, Event::ShutdownRequested),
+            (upgrade, Event::UpgradeRequested),
+        ] {
+            if asked {
+                self.feed(event, service);
+            }
+        }
+    }
+
+    fn hear_spawn(&mut self, service: &mut dyn Service) {
+        let mut events = Vec::new();
+        if let Some(successor) = &mut self.succession.current {
+            successor.hear_spawn(&self.standing.registry, &mut events);
+        }
+        self.settle_dying(service);
+        self.feed_of_successor(events, service);
+    }
+
+    /// The readiness pipe first, then both handoff sockets, then who died: in the order in which
+    /// the other side has done it.
+    fn hear_handoff(&mut self, harvest: &Harvest, service: &mut dyn Service) {
+        let carried = std::mem::take(&mut self.rhythm.handoff_left);
+        let (mut events, mut acks, mut dead) = (Vec::new(), Vec::new(), false);
+        let attempt = self.succession.attempts;
+        if let Some(successor) = &mut self.succession.current {
+            if harvest.pipe {
+                successor.read_pipe(&self.standing.registry, self.standing.now, &mut events);
+            }
+            if harvest.successor || carried {
+                self.rhythm.handoff_left |=
+                    successor.read_socket(&self.standing.registry, &mut events);
+            }
+            if harvest.successor_died {
+                dead =
+                    successor.read_death(&self.standing.registry, self.standing.now, &mut events);
+            }
+            acks = successor.take_acks();
+        }
+        let answered = !acks.is_empty();
+        if answered {
+            service.acknowledged(self, attempt, acks);
+            let more = service.is_sending();
+            self.feed(if more { Event::SessionsSent } else { Event::SessionsSettled }, service);
+        }
+        self.feed_of_successor(events, service);
+        if dead {
+            service.successor_dead(self, attempt);
+        }
+
+        if harvest.predecessor || carried {
+            self.rhythm.handoff_left |= self.hear_predecessor(service);
+        }
+        if harvest.predecessor_died && self.before.process.is_some() {
+            // What it has said before it died is there, and comes first.
+            // A child of it may have its socket, and may go on writing.
+            for _ in 0..limits::LAST_WORDS {
+                if !self.hear_predecessor(service) {
+                    break;
+                }
+            }
+            self.feed(Event::PredecessorGone, service);
+        }
+        if harvest.dying {
+            self.settle_dying(service);
+        }
+    }
+
+    /// What the predecessor has said, and the sessions that it has sent. Answers whether there may
+    /// be more.
+    fn hear_predecessor(&mut self, service: &mut dyn Service) -> bool {
+        let Some(predecessor) = &mut self.before.process else { return false };
+        let mut events = Vec::new();
+        let expects = predecessor.expects;
+        let more = predecessor.read(&mut events);
+        let (news, arrived) = (expects != predecessor.expects, predecessor.take_arrived());
+        if news {
+            // What accepting waits for may be free by that.
+            service.fewer_to_come(self);
+        }
+        for event in events {
+            self.feed(event, service);
+        }
+        service.arrived(self, arrived);
+        more
+    }
+
+    pub(super) fn settle_dying(&mut self, service: &mut dyn Service) {
+        let (registry, mut over, mut last) = (&self.standing.registry, Vec::new(), Vec::new());
+        self.succession.dying.retain_mut(|dying| {
+            let settled = dying.settle(registry);
+            if settled {
+                over.extend(dying.pid());
+                last.push((dying.attempt(), dying.last_acks()));
+            }
+            !settled
+        });
+        for (attempt, acks) in last {
+            service.acknowledged(self, attempt, acks);
+            service.successor_dead(self, attempt);
+        }
+        let Some(pid_file) = &mut self.disk.pid_file else { return };
+        for pid in over {
+            pid_file.forget_successor(&mut self.disk.worker, pid);
+        }
+    }
+
+    fn expire_timers(&mut self, service: &mut dyn Service) {
+        // Mostly there is none, and then nothing else reads the clock.
+        self.hear_pid_file(service);
+        while let Some(timer) = self.timers.expire(self.standing.now) {
+            if timer == Timer::Drain {
+                self.hear_out(service);
+            }
+            self.feed(timer.event(), service);
+        }
+    }
+
+    fn end_turn(&mut self, service: &mut dyn Service) {
+        let gone = service.end_turn(self);
+        if gone && matches!(self.state(), State::Draining(_)) {
+            self.hear_out(service);
+            self.feed(Event::SessionsGone, service);
+        }
+    }
+
+    /// Whether this is a turn that an upgrade may make longer than others.
+    fn turn_counts(&self) -> bool {
+        match self.state() {
+            State::Upgrading | State::Draining(Drain::Committed | Drain::Proven) => true,
+            State::Running => self.before.process.is_some(),
+            State::Draining(Drain::Probation | Drain::Shutdown) | State::Exited => false,
+        }
+    }
+
+    /// The turn under way included.
+    pub(crate) fn longest_turn_by_now(&self) -> Duration {
+        self.rhythm.longest_turn.max(self.standing.now.elapsed())
+    }
+}
+
+/// Sets a flag, and is true.
+fn set(flag: &mut bool) -> bool {
+    *flag = true;
+    true
+}
