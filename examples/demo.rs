@@ -15,9 +15,8 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use common::options::{self, Common};
-use common::{descriptors, logging, output};
-use lexopt::Parser;
+use common::logging;
+use common::program::{Options, Program, words};
 use tablecloth::limits::DRAIN_INTERVAL;
 use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Stream, Verdict};
 
@@ -187,62 +186,24 @@ impl EchoSession {
     }
 }
 
-struct Options {
-    listen: String,
-    common: Common,
-}
-
-const HELP: &str = "\
+const PROGRAM: Program = Program {
+    name: "demo",
+    help: "\
 An echo server that is replaced on HUP without a client noticing.
 
-usage: demo [flags]
+usage: demo [flags]",
+    listen: "localhost:8080",
+};
 
-  --listen ADDRESS         HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME
-                           [localhost:8080]";
-
-fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
-    let mut options = Options { listen: "localhost:8080".into(), common: Common::new() };
-    while let Some(flag) = options::next_flag(&mut parser)? {
-        match flag.as_str() {
-            "--help" => return Ok(None),
-            "--listen" => options.listen = options::text(&mut parser, &flag)?,
-            _ if options.common.take(&flag, &mut parser)? => {}
-            _ => return Err(format!("unknown flag {flag}; --help names all flags")),
-        }
-    }
-    Ok(Some(options))
-}
-
-fn serve(options: Options) -> Result<(), String> {
-    logging::start_buffered(options.common.log_level)?;
-    descriptors::raise_limit();
-    let echo = Echo { buffer: vec![0; 64 * 1024].into() };
-    let config = options.common.config.schemas(SCHEMA..=SCHEMA);
-    let mut server = Server::new(config).map_err(|error| error.to_string())?;
+fn serve(Options { listen, common }: Options) -> Result<(), String> {
+    let mut server = Server::new(common.config.schemas(SCHEMA..=SCHEMA)).map_err(words)?;
     logging::go();
-    let socket = &options.common.socket;
-    server.listen_with("echo", &options.listen, socket).map_err(|error| error.to_string())?;
+    server.listen_with("echo", &listen, &common.socket).map_err(words)?;
     logging::finish();
-    server.run(echo).map(drop).map_err(|error| error.to_string())
+    let echo = Echo { buffer: vec![0; 64 * 1024].into() };
+    server.run(echo).map(drop).map_err(words)
 }
 
 fn main() -> ExitCode {
-    tablecloth::Config::default().hold_signals();
-    let (status, error) = match parse(Parser::from_env()) {
-        Ok(None) => {
-            output::print(&format_args!("{HELP}\n{}", options::HELP));
-            return ExitCode::SUCCESS;
-        }
-        Ok(Some(options)) => {
-            let served = serve(options);
-            logging::finish();
-            match served {
-                Ok(()) => return ExitCode::SUCCESS,
-                Err(error) => (1, error),
-            }
-        }
-        Err(error) => (2, error),
-    };
-    output::complain("demo", &error);
-    ExitCode::from(status)
+    PROGRAM.run(serve)
 }

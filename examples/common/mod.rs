@@ -4,3 +4,5 @@ pub(crate) mod descriptors;
 pub(crate) mod logging;
 pub(crate) mod options;
 pub(crate) mod output;
+#[allow(dead_code, reason = "the proxy has flags of its own")]
+pub(crate) mod program;

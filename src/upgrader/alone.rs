@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{End, Service, Upgrader};
 use crate::limits;
@@ -34,6 +35,8 @@ pub(super) struct Alone {
     notices: VecDeque<Notice>,
     has_served: bool,
     drained: bool,
+    /// There is something that the program learns by a turn, or that a turn learns.
+    is_news: bool,
 }
 
 impl Alone {
@@ -42,7 +45,7 @@ impl Alone {
     }
 
     pub(super) fn set_drained(&mut self) {
-        self.drained = true;
+        self.is_news |= !std::mem::replace(&mut self.drained, true);
     }
 
     fn note_that(&mut self, notice: Notice) {
@@ -54,12 +57,17 @@ impl Alone {
 }
 
 impl Service for Alone {
+    fn next_deadline(&self, upgrader: &Upgrader) -> Option<Instant> {
+        self.is_news.then_some(upgrader.standing.now)
+    }
+
     fn end_turn(&mut self, _: &mut Upgrader) -> bool {
+        self.is_news = false;
         self.drained
     }
 
     fn resume(&mut self, _: &mut Upgrader) {
-        self.drained = false;
+        (self.drained, self.is_news) = (false, true);
         let again = std::mem::replace(&mut self.has_served, true);
         self.note_that(if again { Notice::Resumed } else { Notice::Serving });
     }

@@ -1,0 +1,80 @@
+//! HTTP by tokio and hyper, on an [`Upgrader`]: replaced on HUP without a failed request.
+//!
+//!     cargo run --release --example hyper
+//!     curl localhost:8080
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use std::{convert::Infallible, process::ExitCode, sync::Arc};
+
+use common::program::{Options, Program, words};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::{Request, Response, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo as Io;
+use tablecloth::{Phase, Upgrader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::{io::Interest, io::unix::AsyncFd, time::sleep_until};
+
+const PROGRAM: Program = Program {
+    name: "hyper",
+    help: "An HTTP server that is replaced on HUP.\n\nusage: hyper [flags]",
+    listen: "127.0.0.1:8080",
+};
+
+/// When the process drains, the next answer says that it is the last one: a request may be on its way.
+async fn serve_client(stream: TcpStream, drains: Arc<AtomicBool>) {
+    let answer = service_fn(|_: Request<Incoming>| async {
+        let mut response = Response::new(Full::new(Bytes::from("hello\n")));
+        if drains.load(Relaxed) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok::<_, Infallible>(response)
+    });
+    // Its errors are the client's own.
+    let _ = http1::Builder::new().serve_connection(Io::new(stream), answer).await;
+}
+
+async fn serve_all(upgrader: Upgrader, listener: TcpListener) -> Result<(), String> {
+    #[allow(deprecated, reason = "what came after it is unsafe; an upgrader keeps its descriptor")]
+    let mut upgrader = AsyncFd::with_interest(upgrader, Interest::READABLE).map_err(words)?;
+    let (drains, mut clients) = (Arc::new(AtomicBool::new(false)), tokio::task::JoinSet::new());
+    loop {
+        let far = Instant::now() + Duration::from_secs(3600);
+        let deadline = upgrader.get_ref().next_deadline().unwrap_or(far);
+        tokio::select! {
+            ready = upgrader.readable() => ready.map_err(words)?.clear_ready(),
+            () = sleep_until(deadline.into()) => {}
+            accepted = listener.accept(), if upgrader.get_ref().is_serving() => match accepted {
+                Ok((stream, _)) => drop(clients.spawn_local(serve_client(stream, Arc::clone(&drains)))),
+                Err(error) => log::warn!("accept: {error}"),
+            },
+            Some(_) = clients.join_next() => {}
+        }
+        let phase = upgrader.get_mut().turn(Some(Duration::ZERO)).map_err(words)?;
+        drains.store(phase == Phase::Draining, Relaxed);
+        match phase {
+            Phase::Draining if clients.is_empty() => upgrader.get_mut().drained(),
+            Phase::Exited(_) => return Ok(()),
+            Phase::Waiting | Phase::Serving | Phase::Draining => {}
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    PROGRAM.run(|Options { listen, common }| {
+        let mut upgrader = Upgrader::new(common.config).map_err(words)?;
+        common::logging::go();
+        let web = upgrader.tcp("web", &listen).map_err(words)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        tokio::task::LocalSet::new().block_on(&runtime.map_err(words)?, async {
+            let listener = TcpListener::from_std(web).map_err(words)?;
+            common::logging::finish();
+            upgrader.ready().map_err(words)?;
+            serve_all(upgrader, listener).await
+        })
+    })
+}
