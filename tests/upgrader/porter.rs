@@ -80,9 +80,10 @@ fn serve() -> Result<(), Error> {
     loop {
         let phase = upgrader.turn(Some(Duration::from_millis(2)))?;
         while let Some(notice) = upgrader.next_notice() {
-            let words = match notice {
-                Notice::Upgraded(report) => format!("upgraded: {}", report.outcome.is_ok()),
-                other => format!("{other:?}"),
+            let words = if let Notice::Upgraded(report) = notice {
+                format!("upgraded: {}", report.outcome.is_ok())
+            } else {
+                format!("{notice:?}")
             };
             log::info!("notice {words}");
         }
