@@ -8,7 +8,6 @@ use std::time::Duration;
 /// Why a server could not be set up, or had to end.
 ///
 /// Its text is one line, fit for standard error.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// A text that is no address, or a host name that cannot be resolved.
@@ -95,6 +94,11 @@ pub enum Error {
         /// The method.
         method: &'static str,
     },
+    /// What the predecessor's application has handed over cannot be taken over; the predecessor goes on.
+    TakeOver {
+        /// What is wrong with it.
+        source: io::Error,
+    },
     /// The schemas that the handler says it understands are none: an empty range, or one with 0 in it.
     Schemas {
         /// The oldest.
@@ -150,6 +154,9 @@ impl fmt::Display for Error {
                  listeners",
             ),
             Self::GivenUp => f.write_str("the predecessor has given this process up"),
+            Self::TakeOver { source } => {
+                write!(f, "the state that the predecessor has handed over: {source}")
+            }
             Self::Panicked { method } => write!(
                 f,
                 "the handler's method `{method}` panicked before this process was proven; the \
@@ -166,11 +173,13 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {
+    /// What is behind the system's answer, which is in the text already.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Open { source, .. }
             | Self::PidFile { source, .. }
-            | Self::System { source, .. } => Some(source),
+            | Self::TakeOver { source }
+            | Self::System { source, .. } => source.source(),
             Self::Address { .. }
             | Self::Name { .. }
             | Self::Inherited { .. }
@@ -184,5 +193,52 @@ impl std::error::Error for Error {
             | Self::Panicked { .. }
             | Self::Schemas { .. } => None,
         }
+    }
+}
+
+/// The same line as [`Display`](fmt::Display) has, because that is what a `main` that answers this error
+/// prints.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Open { source, .. }
+            | Error::PidFile { source, .. }
+            | Error::TakeOver { source }
+            | Error::System { source, .. } => source.kind(),
+            Error::Address { .. }
+            | Error::Name { .. }
+            | Error::Signal { .. }
+            | Error::Schemas { .. }
+            | Error::PidFileRefused { .. } => io::ErrorKind::InvalidInput,
+            Error::Inherited { .. } | Error::Environment { .. } | Error::Handoff { .. } => {
+                io::ErrorKind::InvalidData
+            }
+            Error::NotCommitted { .. } => io::ErrorKind::TimedOut,
+            Error::AnotherServer | Error::GivenUp | Error::Panicked { .. } => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_in_every_way_to_print_it_and_says_the_system_s_answer_once() {
+        let source = io::Error::from_raw_os_error(nix::libc::EADDRINUSE);
+        let (name, place) = ("web".into(), "127.0.0.1:80".into());
+        let error = Error::Open { name, place, step: "bind", source };
+        assert_eq!(format!("{error:?}"), error.to_string());
+        assert!(std::error::Error::source(&error).is_none(), "{error}");
+        let error = io::Error::from(error);
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(error.to_string().matches("in use").count(), 1, "{error}");
     }
 }

@@ -6,13 +6,15 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::address::Address;
+use crate::handed_over::HandedOver;
 use crate::io_event::IoEvent;
 use crate::limits;
 use crate::machine::{Predecessor, State};
+use crate::post::TellError;
 use crate::report::Report;
 use crate::standing::Standing;
 use crate::stream::Stream;
-use crate::token::Token;
+use crate::token::{Reach, SessionId, Token};
 
 /// A server's protocol: what to do with a connection, and what to make of what happens.
 ///
@@ -91,6 +93,53 @@ pub trait Handler {
     fn unpack(&mut self, cx: &mut Context<'_>, packed: Packed) -> io::Result<Self::Session> {
         let _ = (cx, packed);
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The successor is about to accept in place of this process: the application's own state, if there is
+    /// something to hand over, in one of the schemas that both read. Called at the commit, where both
+    /// have a schema in common ([`Config::schemas`](crate::Config::schemas)).
+    ///
+    /// Nobody is accepted until it is done. This process keeps what it has: its sessions go on by it until
+    /// they move, and if the successor fails it serves again. What changes from here on, the two processes
+    /// [tell](Context::tell) each other.
+    fn hand_over(
+        &mut self,
+        cx: &mut Context<'_>,
+        reads: RangeInclusive<u32>,
+    ) -> Option<HandedOver> {
+        let _ = (cx, reads);
+        None
+    }
+
+    /// What the predecessor's [`Handler::hand_over`] has answered, before this process accepts for the
+    /// first time. Not called if it has answered nothing. An error ends this process, and the predecessor
+    /// goes on.
+    fn take_over(&mut self, cx: &mut Context<'_>, state: HandedOver) -> io::Result<()> {
+        let _ = (cx, state);
+        Ok(())
+    }
+
+    /// The other process of an upgrade has said something by [`Context::tell`]. What one process says
+    /// arrives in the order in which it was said, and before the sessions that it packs after that. What a
+    /// process has said before it died is heard, too.
+    fn told(&mut self, cx: &mut Context<'_>, message: &[u8]) {
+        let _ = (cx, message);
+    }
+
+    /// The successor that was committed to is dead, and this process serves again. What it has said is
+    /// heard before this.
+    fn successor_gone(&mut self, cx: &mut Context<'_>) {
+        let _ = cx;
+    }
+
+    /// Another thread has [woken](crate::Remote::wake) the loop.
+    fn woken(&mut self, cx: &mut Context<'_>) {
+        let _ = cx;
+    }
+
+    /// The time has come that [`Context::tick_at`] was asked for.
+    fn tick(&mut self, cx: &mut Context<'_>) {
+        let _ = cx;
     }
 
     /// One of [`Config::user_signals`](crate::Config::user_signals) came, once or several times.
@@ -185,6 +234,10 @@ pub(crate) struct Desk {
     pub(crate) session: Option<Token>,
     pub(crate) wake: Option<Instant>,
     pub(crate) attached: u8,
+    /// What is wanted of other sessions.
+    pub(crate) reached: Vec<(SessionId, Reach)>,
+    /// When the handler itself wants to be called.
+    pub(crate) tick: Option<Instant>,
 }
 
 impl<'a> Context<'a> {
@@ -279,6 +332,47 @@ impl Context<'_> {
     /// Not called for a session, it does nothing.
     pub fn wake_at(&mut self, at: Instant) {
         self.desk.wake = Some(at);
+    }
+
+    /// Says something to the other process of an upgrade: from the commit on, for as long as both are there.
+    /// It hears it by [`Handler::told`].
+    ///
+    /// # Errors
+    ///
+    /// See [`TellError`]. Nothing is said then.
+    pub fn tell(&mut self, message: &[u8]) -> Result<(), TellError> {
+        self.standing.post.add(message)
+    }
+
+    /// Whether there is another process that [can be told](Context::tell) something.
+    #[must_use]
+    pub fn can_tell(&self) -> bool {
+        self.standing.post.is_open()
+    }
+
+    /// The session at hand. It has an id from [`Handler::open`] or [`Handler::unpack`] on. `None` in a method
+    /// that is called for no session.
+    #[must_use]
+    pub fn id(&self) -> Option<SessionId> {
+        self.desk.session.map(SessionId::of)
+    }
+
+    /// Gives another session an event that [says so](IoEvent::is_woken), in the next turn. An id that is out
+    /// of date finds nobody.
+    pub fn wake(&mut self, id: SessionId) {
+        self.desk.reached.push((id, Reach::Wake));
+    }
+
+    /// Closes a session at the end of this turn, as [`Verdict::Close`] does. An id that is out of date finds
+    /// nobody.
+    pub fn close(&mut self, id: SessionId) {
+        self.desk.reached.push((id, Reach::Close));
+    }
+
+    /// Has [`Handler::tick`] called at that time, in place of the time that was asked for before. It belongs
+    /// to no session.
+    pub fn tick_at(&mut self, at: Instant) {
+        self.desk.tick = Some(at);
     }
 
     /// Asks for an upgrade, as the signal does. The answer is in the log and the [`Report`].

@@ -23,6 +23,8 @@ const ERROR: u32 = 16;
 /// Of the session, and not of a socket.
 const TIMEOUT: u32 = 32;
 const URGENT: u32 = 64;
+/// Of the session, too.
+const WOKEN: u32 = 128;
 const SOURCE_BITS: u32 = 8;
 
 /// Every source has its bits.
@@ -44,6 +46,11 @@ impl IoEvent {
     /// The session's time has come.
     pub(crate) const fn timeout() -> Self {
         Self { bits: TIMEOUT }
+    }
+
+    /// Somebody has woken the session.
+    pub(crate) const fn woken() -> Self {
+        Self { bits: WOKEN }
     }
 
     /// What mio reports of the socket that is its session's `source`, for a loop of one's own.
@@ -73,6 +80,12 @@ impl IoEvent {
     #[must_use]
     pub const fn is_timeout(self) -> bool {
         self.bits & TIMEOUT != 0
+    }
+
+    /// Somebody has [woken](crate::Context::wake) the session.
+    #[must_use]
+    pub const fn is_woken(self) -> bool {
+        self.bits & WOKEN != 0
     }
 
     /// There may be bytes to read, or the end of the stream.
@@ -131,6 +144,7 @@ impl fmt::Debug for IoEvent {
                 (of.is_error(), "error"),
                 (of.is_urgent(), "urgent"),
                 (of.is_timeout(), "timeout"),
+                (of.is_woken(), "woken"),
             ];
             let words: Vec<_> = words.into_iter().filter(|(on, _)| *on).map(|(_, w)| w).collect();
             if !words.is_empty() {

@@ -83,10 +83,12 @@ mod config;
 mod error;
 #[doc(hidden)]
 pub mod fault;
+mod handed_over;
 mod handler;
 mod io_event;
 pub mod limits;
 pub mod machine;
+mod post;
 mod program;
 pub mod relay;
 mod remote;
@@ -109,14 +111,17 @@ pub mod wire;
 pub use address::Address;
 pub use config::{Config, OnPanic};
 pub use error::Error;
+pub use handed_over::HandedOver;
 pub use handler::{Accepted, Context, Handler, Packed, Verdict};
 pub use io_event::IoEvent;
+pub use post::TellError;
 pub use remote::{PredecessorWatch, Remote, UpgradeAnswer};
 pub use report::{Cause, Failure, Report, Stage, Timings};
 pub use server::{Ended, Reactor, Server};
 pub use socket::SocketOptions;
 pub use stream::Stream;
 pub use throttle::{Throttle, Unsaid};
+pub use token::SessionId;
 pub use upgrader::{End, Notice, Phase, Upgrader};
 
 /// The target (`log::Record::target`) of the lines that a client can cause: about a connection that is

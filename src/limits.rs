@@ -49,6 +49,15 @@ pub const REST_DOUBLINGS: u32 = 5;
 /// Notices kept for a program that drives an [`Upgrader`](crate::Upgrader) and does not fetch them.
 pub const NOTICES: usize = 64;
 
+/// A message of the application's to the other process of an upgrade.
+pub const MESSAGE_BYTES: usize = 16 * 1024;
+
+/// Messages of the application's that may wait because the other process does not read, in bytes.
+pub const MESSAGES_WAITING_BYTES: usize = 4 * 1024 * 1024;
+
+/// Descriptors that go along with an application's state. One more carries its bytes.
+pub const STATE_DESCRIPTORS: usize = DESCRIPTORS_PER_PACKET - 1;
+
 /// Handoff messages read in one turn.
 pub const MESSAGES_PER_TURN: usize = 64;
 
@@ -294,3 +303,5 @@ const _: () = assert!(TEXT_BYTES + 64 <= PACKET_BYTES);
 /// What is carried over is bounded by the number of sessions, because the events of one merge while
 /// they wait; and a session waits for no more than two turns for each poll's worth before it.
 const _: () = assert!(SESSION_EVENTS_PER_TURN * 2 >= EVENTS_PER_POLL);
+
+const _: () = assert!(MESSAGE_BYTES + 64 <= PACKET_BYTES);

@@ -11,10 +11,12 @@ use mio::Waker;
 use crate::machine::Event;
 use crate::report::Report;
 use crate::standing::Requests;
+use crate::token::{Reach, SessionId};
 
 const UPGRADE: u8 = 1;
 const SHUTDOWN: u8 = 2;
 const EXIT: u8 = 4;
+const WAKE: u8 = 8;
 
 /// Asks a server for something from another thread, as the signals do. Clone it freely.
 ///
@@ -25,11 +27,13 @@ pub struct Remote {
     waker: Arc<Waker>,
     /// Who waits for the report of an upgrade.
     waiting: Arc<Mutex<Vec<Sender<Arc<Report>>>>>,
+    /// What is wanted of sessions.
+    reached: Arc<Mutex<Vec<(SessionId, Reach)>>>,
 }
 
 impl Remote {
     pub(crate) fn new(waker: Arc<Waker>) -> Self {
-        Self { requests: Arc::default(), waker, waiting: Arc::default() }
+        Self { requests: Arc::default(), waker, waiting: Arc::default(), reached: Arc::default() }
     }
 
     /// Asks for an upgrade. The answer is in the log and the [`Report`].
@@ -65,6 +69,34 @@ impl Remote {
     /// Asks for the end at once.
     pub fn request_exit(&self) {
         self.request(EXIT);
+    }
+
+    /// Has [`Handler::woken`](crate::Handler::woken) called on the loop's thread, once for however many calls
+    /// there were since the last one.
+    pub fn wake(&self) {
+        self.request(WAKE);
+    }
+
+    /// Gives a session an event that [says so](crate::IoEvent::is_woken). An id that is out of date finds
+    /// nobody.
+    pub fn wake_session(&self, id: SessionId) {
+        self.reach(id, Reach::Wake);
+    }
+
+    /// Closes a session, as [`Verdict::Close`](crate::Verdict::Close) does. An id that is out of date finds
+    /// nobody.
+    pub fn close_session(&self, id: SessionId) {
+        self.reach(id, Reach::Close);
+    }
+
+    fn reach(&self, id: SessionId, reach: Reach) {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).push((id, reach));
+        let _ = self.waker.wake();
+    }
+
+    /// What is wanted of sessions since the last call.
+    pub(crate) fn take_reached(&self) -> Vec<(SessionId, Reach)> {
+        std::mem::take(&mut *self.reached.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn request(&self, request: u8) {
@@ -104,7 +136,12 @@ impl Remote {
     pub(crate) fn take(&self) -> Requests {
         let requests = self.requests.swap(0, Ordering::Acquire);
         let asked = |request| requests & request != 0;
-        Requests { upgrade: asked(UPGRADE), shutdown: asked(SHUTDOWN), exit: asked(EXIT) }
+        Requests {
+            upgrade: asked(UPGRADE),
+            shutdown: asked(SHUTDOWN),
+            exit: asked(EXIT),
+            wake: asked(WAKE),
+        }
     }
 }
 

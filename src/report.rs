@@ -106,6 +106,8 @@ pub enum Cause {
     },
     /// It sent what is no handoff message, or one out of turn, and was killed.
     Nonsense(String),
+    /// The application's state could not be handed over to it, and it was killed.
+    NotHandedOver(io::Error),
     /// It does not read the handoff socket, which is full, and was killed.
     NotListening,
     /// This process is process 1: its end would end every process of its pid namespace, the
@@ -187,6 +189,9 @@ impl fmt::Display for Cause {
                 f,
                 "the successor speaks handoff protocol {range}, and this process {PROTOCOL}",
             ),
+            Self::NotHandedOver(error) => {
+                write!(f, "the application's state could not be handed over: {error}")
+            }
             Self::NotListening => f.write_str("the successor does not read the handoff socket"),
             Self::ProcessOne => f.write_str(
                 "this is process 1, whose end would end its successor; run it below an init process",

@@ -6,6 +6,7 @@ use std::time::Instant;
 use mio::Registry;
 
 use crate::machine::{Machine, State};
+use crate::post::Post;
 
 /// The process, as it stands in this turn.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct Standing {
     pub(crate) registry: Rc<Registry>,
     /// What was asked for on the loop's own thread.
     pub(crate) requests: Requests,
+    /// What the application says to the other process.
+    pub(crate) post: Post,
 }
 
 impl Standing {
@@ -31,6 +34,8 @@ pub(crate) struct Requests {
     pub(crate) upgrade: bool,
     pub(crate) shutdown: bool,
     pub(crate) exit: bool,
+    /// The handler is to be woken.
+    pub(crate) wake: bool,
 }
 
 impl Requests {

@@ -151,6 +151,14 @@ pub(crate) fn unsent(socket: BorrowedFd<'_>) -> io::Result<usize> {
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
+/// How much a Unix socket has sent that nobody has read, as the kernel counts it (SIOCOUTQ, unix(7)).
+pub(crate) fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the descriptor is borrowed and stays open; the call writes an int, and nothing else.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
 /// Whether a signal does what it does unless somebody has said otherwise (signal(7)).
 pub(crate) fn is_at_its_default(signal: i32) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();

@@ -101,6 +101,30 @@ impl Token {
     }
 }
 
+/// Which session it is, among all that this process has had. A session that moves gets another one in the
+/// next process, and so does one that comes back. An id that is out of date finds nobody, until sixteen
+/// million sessions have come and gone in its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(u64);
+
+impl SessionId {
+    pub(crate) const fn of(token: Token) -> Self {
+        Self(Token::new(Kind::Session, token.generation, token.index).pack().0 as u64)
+    }
+
+    /// `None` for one that nobody here made.
+    pub(crate) fn token(self) -> Option<Token> {
+        Token::unpack(mio::Token(self.0 as usize)).filter(|token| token.kind == Kind::Session)
+    }
+}
+
+/// What is wanted of a session from outside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    Wake,
+    Close,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

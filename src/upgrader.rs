@@ -21,6 +21,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix;
 use std::path::Path;
@@ -33,8 +34,10 @@ use mio::{Events, Poll, Waker};
 use crate::address::Address;
 use crate::config::Config;
 use crate::error::Error;
+use crate::handed_over::HandedOver;
 use crate::limits;
 use crate::machine::{Event, Machine, Predecessor as Rank, State};
+use crate::post::{Post, TellError};
 use crate::program;
 use crate::remote::{PredecessorWatch, Remote};
 use crate::report::Report;
@@ -287,7 +290,14 @@ impl Upgrader {
         let (now, requests) = (Instant::now(), Requests::default());
         let watch = PredecessorWatch::new(predecessor.is_none());
         Ok(Self {
-            standing: Standing { machine, generation, now, registry, requests },
+            standing: Standing {
+                machine,
+                generation,
+                now,
+                registry,
+                requests,
+                post: Post::default(),
+            },
             poll,
             events: Events::with_capacity(limits::EVENTS_PER_POLL),
             signals,
@@ -624,6 +634,35 @@ impl Upgrader {
         }
     }
 
+    /// Has `hands_over` called at each commit, if the successor reads a schema that this program reads, too
+    /// ([`Config::schemas`]): it answers the application's own state, in one of those. Nobody is accepted
+    /// until it is done. This process keeps what it has, for the case that the successor fails.
+    pub fn hand_over_with(
+        &mut self,
+        hands_over: impl FnMut(RangeInclusive<u32>) -> Option<HandedOver> + 'static,
+    ) {
+        self.alone.hand_over_with(Box::new(hands_over));
+    }
+
+    /// What the predecessor has handed over: there from the first turn on that answers
+    /// [`Phase::Serving`], and given out once.
+    pub fn handed_over(&mut self) -> Option<HandedOver> {
+        self.alone.handed_over.take()
+    }
+
+    /// Says something to the other process of an upgrade: from the commit on, for as long as both are there.
+    /// It gets it as [`Notice::Told`]. What one process says after it has handed its state over, or before
+    /// it has taken it, is for the application to put together.
+    ///
+    /// # Errors
+    ///
+    /// See [`TellError`]. Nothing is said then.
+    pub fn tell(&mut self, message: &[u8]) -> Result<(), TellError> {
+        self.standing.post.add(message)?;
+        self.flush_post();
+        Ok(())
+    }
+
     /// Asks for an upgrade, as the signal does. What becomes of it is in the log and a [`Notice`];
     /// [`Remote::upgrade`] waits for it.
     pub fn request_upgrade(&mut self) {
@@ -705,17 +744,29 @@ impl Upgrader {
         self.succession.current.as_ref().map(Successor::schemas)
     }
 
+    /// The schemas that both this program and its successor read, if there are any.
+    pub(crate) fn common_schemas(&self) -> Option<RangeInclusive<u32>> {
+        let (own, theirs) = (self.config.schemas.as_ref()?, self.successor_schemas()?);
+        let common = theirs.oldest.max(*own.start())..=theirs.newest.min(*own.end());
+        (!common.is_empty()).then_some(common)
+    }
+
     /// How long a packet of sessions for the successor may be, and one with a single session.
     pub(crate) fn packet_bytes(&self) -> Option<(usize, usize)> {
         self.succession.current.as_ref().map(Successor::packet_bytes)
     }
 
     /// Sends sessions and their sockets to the successor. An error, and nothing has been sent.
+    ///
+    /// What the application has said before goes ahead of them.
     pub(crate) fn send_sessions(
-        &self,
+        &mut self,
         sessions: Sessions,
         sockets: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
+        if self.flush_post() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let nobody = || io::Error::from(io::ErrorKind::NotConnected);
         self.succession.current.as_ref().ok_or_else(nobody)?.send_sessions(sessions, sockets)
     }

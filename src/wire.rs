@@ -19,6 +19,8 @@
 //! | ACK | successor | they are, but for those that it could not take |
 //! | EXPECT | predecessor | so many sessions are still to come, at the most (from version 2 on) |
 //! | RETIRE | predecessor | the successor is given up and is to end (from version 2 on) |
+//! | STATE | predecessor | the application's own state, before COMMIT (from version 3 on) |
+//! | TOLD | both | a message of the application's (from version 3 on) |
 //!
 //! Decoding never panics and never allocates more than the packet's own size in proportion:
 //! hostile, truncated and oversized input gives a [`WireError`] that names the field.
@@ -62,6 +64,12 @@
 //! takes along when it is to be woken. RETIRE comes before the end of the socket, so that an
 //! end without it is a crash.
 //!
+//! # What version 3 has added
+//!
+//! STATE comes before COMMIT, if the application hands something over: the form of it, in the application's
+//! own count, and on the packet a descriptor of the bytes and then those of the application. TOLD carries a
+//! message between the two processes, from COMMIT on, while both are there.
+//!
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz decode` fuzzes the decoder (`handoff` that of the
 //! variable); `cargo test --test wire` decodes the corpus.
 
@@ -72,10 +80,13 @@ use std::str::FromStr;
 use crate::limits;
 
 /// The protocol versions that this build speaks.
-pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 2 };
+pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 3 };
 
 /// The first version with EXPECT and RETIRE, and with more in MANIFEST and SESSIONS.
 const VERSION_2: u16 = 2;
+
+/// The first version with STATE and TOLD.
+pub const VERSION_3: u16 = 3;
 
 /// The session schemas that this build understands: none, sessions stay where they are.
 pub const NO_SCHEMAS: SchemaRange = SchemaRange { oldest: 0, newest: 0 };
@@ -95,6 +106,10 @@ const REFUSE: u8 = 3;
 /// The kinds that version 2 has added.
 const EXPECT: u8 = 12;
 const RETIRE: u8 = 13;
+
+/// The kinds that version 3 has added.
+const STATE: u8 = 14;
+const TOLD: u8 = 15;
 
 /// The time of a session that does not want to be woken.
 const NEVER: u64 = u64::MAX;
@@ -190,6 +205,11 @@ pub enum Message {
     /// The successor is given up, and is to end: the predecessor goes on by itself, or both are to
     /// stop.
     Retire,
+    /// The application's state, in the form of that schema; a descriptor of its bytes and those that
+    /// belong to it ride on the same packet.
+    State(u32),
+    /// A message of the application's, at most [`limits::MESSAGE_BYTES`].
+    Told(Vec<u8>),
 }
 
 /// One part of the manifest.
@@ -519,6 +539,15 @@ impl Message {
                 out.extend(sockets.to_le_bytes());
             }
             Self::Retire => out.push(RETIRE),
+            Self::State(schema) => {
+                out.push(STATE);
+                out.extend(schema.to_le_bytes());
+            }
+            Self::Told(message) => {
+                out.push(TOLD);
+                out.extend((message.len() as u32).to_le_bytes());
+                out.extend(message);
+            }
         }
         out
     }
@@ -554,6 +583,8 @@ impl Message {
             11 => Self::Ack(fields.ack()?),
             EXPECT if protocol >= VERSION_2 => Self::Expect(fields.expect()?),
             RETIRE if protocol >= VERSION_2 => Self::Retire,
+            STATE if protocol >= VERSION_3 => Self::State(fields.u32("schema")?),
+            TOLD if protocol >= VERSION_3 => Self::Told(fields.told()?),
             other => {
                 return Err(WireError { field: "kind", problem: Problem::Unknown(other.into()) });
             }
@@ -602,6 +633,8 @@ impl Message {
             Self::Ack(_) => "ACK",
             Self::Expect(_) => "EXPECT",
             Self::Retire => "RETIRE",
+            Self::State(_) => "STATE",
+            Self::Told(_) => "TOLD",
         }
     }
 }
@@ -784,6 +817,14 @@ impl<'a> Fields<'a> {
             return Err(WireError { field: "refused", problem: Problem::TooLong });
         }
         Ok(Ack { packet, refused: self.take("refused", count)?.to_vec() })
+    }
+
+    fn told(&mut self) -> Result<Vec<u8>, WireError> {
+        let length = self.u32("message")? as usize;
+        if length > limits::MESSAGE_BYTES {
+            return Err(WireError { field: "message", problem: Problem::TooLong });
+        }
+        Ok(self.take("message", length)?.to_vec())
     }
 
     fn hello(&mut self) -> Result<Hello, WireError> {

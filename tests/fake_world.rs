@@ -257,6 +257,8 @@ impl World {
             Message::Upgrade => self.feed(id, Event::SuccessorWantsUpgrade),
             other @ (Message::Manifest(_)
             | Message::Expect(_)
+            | Message::State(_)
+            | Message::Told(_)
             | Message::Retire
             | Message::Commit
             | Message::Ping
@@ -281,6 +283,8 @@ impl World {
             }
             other @ (Message::Manifest(_)
             | Message::Expect(_)
+            | Message::State(_)
+            | Message::Told(_)
             | Message::Hello(_)
             | Message::Refuse(_)
             | Message::Serving

@@ -14,8 +14,8 @@ use harness::{Actor, Client, Start, until};
 use nix::sys::signal::Signal;
 use tablecloth::wire::{PROTOCOL, READY};
 
-/// The bytes below are those of versions 1 and 2, and the fakes speak of 0 and 3 as their neighbours.
-const _: () = assert!(PROTOCOL.oldest == 1 && PROTOCOL.newest == 2);
+/// The bytes below are those of versions 1 to 3, and the fakes speak of 0 and 4 as their neighbours.
+const _: () = assert!(PROTOCOL.oldest == 1 && PROTOCOL.newest == 3);
 
 /// A message without a body.
 fn word(version: u8, kind: u8) -> [u8; 7] {
@@ -37,7 +37,7 @@ fn upgrade_to_a_build_that_speaks(range: &str) -> Actor {
 
 #[test]
 fn a_successor_that_shares_a_version_takes_over_in_that_version() {
-    for (range, chosen) in [("0-1", 1), ("1-1", 1), ("1-2", 2), ("2-3", 2)] {
+    for (range, chosen) in [("0-1", 1), ("1-1", 1), ("1-2", 2), ("2-3", 3), ("3-4", 3)] {
         let mut actor = upgrade_to_a_build_that_speaks(range);
         actor.wait_for(&format!("the successor is another build, protocol {chosen}"));
         // It holds every word that it hears against that version, and ends if one is in another.
@@ -52,9 +52,9 @@ fn a_successor_that_shares_a_version_takes_over_in_that_version() {
 #[test]
 fn a_successor_that_shares_no_version_refuses_in_words_and_the_predecessor_goes_on_serving() {
     for (range, words) in [
-        ("3-3", "the predecessor speaks 1 to 2, this other build 3 to 3"),
-        ("3-4", "the predecessor speaks 1 to 2, this other build 3 to 4"),
-        ("0-0", "the predecessor speaks 1 to 2, this other build 0 to 0"),
+        ("4-4", "the predecessor speaks 1 to 3, this other build 4 to 4"),
+        ("4-5", "the predecessor speaks 1 to 3, this other build 4 to 5"),
+        ("0-0", "the predecessor speaks 1 to 3, this other build 0 to 0"),
     ] {
         let mut actor = upgrade_to_a_build_that_speaks(range);
         let mut session = actor.connect();
@@ -77,7 +77,7 @@ fn a_successor_that_chooses_what_was_not_offered_is_told_by_it() {
     let mut actor = Start::actor().at(1, "raw-other-protocol").serve();
     actor.signal(actor.pid(), Signal::SIGHUP);
     let line = actor.wait_for("failed in");
-    assert!(line.contains("speaks handoff protocol 99 to 99, and this process 1 to 2"), "{line}");
+    assert!(line.contains("speaks handoff protocol 99 to 99, and this process 1 to 3"), "{line}");
     assert_eq!(actor.who(), (actor.pid(), 0));
 }
 
@@ -87,7 +87,7 @@ fn a_successor_that_changes_the_version_after_hello_talks_nonsense() {
     actor.signal(actor.pid(), Signal::SIGHUP);
     let line = actor.wait_for("failed in");
     let words =
-        "nonsense: handoff message: field \"protocol\" says protocol 3 to 3 where 2 to 2 is";
+        "nonsense: handoff message: field \"protocol\" says protocol 4 to 4 where 3 to 3 is";
     assert!(line.contains(words), "{line}");
     assert_eq!(actor.who(), (actor.pid(), 0));
 }
@@ -114,10 +114,10 @@ fn a_predecessor_is_succeeded_in_the_newest_version_that_both_speak() {
     let neighbours = [
         // A later one has added something to the manifest that only it knows.
         (
-            2,
-            Part { version: 3, newest: 3, added: b"\x07 fields of version 3", ..Part::new("main") },
+            3,
+            Part { version: 4, newest: 4, added: b"\x07 fields of version 4", ..Part::new("main") },
         ),
-        (2, Part { version: 3, oldest: 0, newest: 3, ..Part::new("main") }),
+        (3, Part { version: 3, oldest: 0, newest: 3, ..Part::new("main") }),
         (2, Part { version: 2, newest: 2, ..Part::new("main") }),
         (1, Part { oldest: 0, ..Part::new("main") }),
     ];
@@ -135,9 +135,10 @@ fn a_predecessor_is_succeeded_in_the_newest_version_that_both_speak() {
         assert_eq!(Client::connect(&address).who(), (actor.pid(), 1));
 
         // Another version from here on is no word at all.
-        played.say(&word(3 - version, PING));
+        let other = if version == 1 { 2 } else { version - 1 };
+        played.say(&word(other, PING));
         let line = actor.wait_for("the predecessor talked nonsense");
-        let (said, spoken) = (3 - version, version);
+        let (said, spoken) = (other, version);
         let words = format!("says protocol {said} to {said} where {spoken} to {spoken} is spoken");
         assert!(line.ends_with(&words), "{line}");
         played.say(&word(version, PING));
@@ -168,7 +169,7 @@ fn an_oversized_or_empty_packet_is_nonsense_and_not_the_predecessor_s_end() {
 
 #[test]
 fn a_predecessor_that_shares_no_version_is_refused_in_words() {
-    for (oldest, newest) in [(3, 3), (3, 9), (0, 0)] {
+    for (oldest, newest) in [(4, 4), (4, 9), (0, 0)] {
         let (listener, address) = listener();
         let played = Played::new();
         // What is behind the range is in a version that this build cannot read.
@@ -178,12 +179,12 @@ fn a_predecessor_that_shares_no_version_is_refused_in_words() {
         let (status, error) = played.start(Start::actor()).run();
         let words = format!(
             "handoff from the predecessor: no protocol version in common: the predecessor speaks \
-             {oldest} to {newest}, the successor 1 to 2"
+             {oldest} to {newest}, the successor 1 to 3"
         );
         assert_eq!(status.code(), Some(1), "{error}");
         assert_eq!(error.trim_end(), format!("actor: {words}"));
         let length = (words.len() as u16).to_le_bytes();
-        let refusal = [&word(2, REFUSE)[..], &length, words.as_bytes()].concat();
+        let refusal = [&word(3, REFUSE)[..], &length, words.as_bytes()].concat();
         assert_eq!(played.hear(), refusal);
         // Nothing was done to the listener: it takes connections as before.
         let client = std::net::TcpStream::connect(&address).expect("a connection");

@@ -92,6 +92,8 @@ fn messages() -> impl Strategy<Value = (u16, Message)> {
         any::<(u32, u32)>()
             .prop_map(|(sessions, sockets)| Message::Expect(Expect { sessions, sockets })),
         Just(Message::Retire),
+        any::<u32>().prop_map(Message::State),
+        vec(any::<u8>(), 0..400).prop_map(Message::Told),
     ];
     prop_oneof![
         manifests().prop_map(|manifest| (manifest.protocol.newest, Message::Manifest(manifest))),
@@ -239,7 +241,7 @@ fn what_never_changes_has_not_changed() {
     assert_eq!(Message::decode(refusal, PROTOCOL), Ok((2, Message::Refuse(reason.clone()))));
     assert_eq!(Message::Refuse(reason).encode(2), refusal);
     // The range of a MANIFEST is read, whatever is behind it.
-    let manifest = b"tclo\x09\x00\x01\x03\x00\x09\x00anything at all";
+    let manifest = b"tclo\x09\x00\x01\x04\x00\x09\x00anything at all";
     let error = Message::decode(manifest, PROTOCOL).expect_err("no version in common");
     let said = ProtocolRange { oldest: NEXT, newest: 9 };
     assert_eq!(error.problem, Problem::Protocol { said, spoken: PROTOCOL });
@@ -373,8 +375,8 @@ fn every_error_names_its_field_in_words() {
     for (packet, words) in [
         (&b"xxxx\x01\x00\x04"[..], "field \"magic\" has the unknown value"),
         (
-            &b"tclo\x03\x00\x04"[..],
-            "field \"protocol\" says protocol 3 to 3 where 1 to 2 is spoken",
+            &b"tclo\x04\x00\x04"[..],
+            "field \"protocol\" says protocol 4 to 4 where 1 to 3 is spoken",
         ),
         (&b"tclo\x01\x00\x63"[..], "field \"kind\" has the unknown value 99"),
         (&b"tclo\x01\x00\x03\x02\x00\xff\xff"[..], "field \"reason\" is not UTF-8"),
@@ -428,6 +430,17 @@ fn seeds_of_version_2() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// What version 3 has added.
+fn seeds_of_version_3() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("3-state", Message::State(2).encode(3)),
+        ("3-told", Message::Told(b"what the other process has to know".into()).encode(3)),
+        ("3-told-empty", Message::Told(Vec::new()).encode(3)),
+        ("hostile-state-of-version-2", b"tclo\x02\x00\x0e\x01\x00\x00\x00".to_vec()),
+        ("hostile-3-told-too-long", b"tclo\x03\x00\x0f\xff\xff\xff\xff".to_vec()),
+    ]
+}
+
 /// Where the fuzzer begins: each message, and packets that are none in a way of their own. The
 /// messages are version 1 byte for byte, which the files keep.
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
@@ -461,10 +474,11 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("sessions-empty", packet(Message::Sessions(Sessions { packet: 0, sessions: vec![] }))),
         ("ack", packet(Message::Ack(Ack { packet: 7, refused: vec![] }))),
         ("ack-refused", packet(Message::Ack(Ack { packet: 7, refused: vec![1, 0] }))),
-        ("refuse-of-the-next-version", Message::Refuse("no".into()).encode(3)),
+        ("refuse-of-version-3", Message::Refuse("no".into()).encode(3)),
     ];
-    let grown = Message::Manifest(Manifest { protocol: next, ..manifest(&["echo"]) }).encode(3);
-    seeds.push(("manifest-of-the-next-version", [&grown[..], b"and what it adds"].concat()));
+    let grown = Message::Manifest(Manifest { protocol: next, ..manifest(&["echo"]) });
+    let grown = grown.encode(3);
+    seeds.push(("hostile-3-manifest-that-adds", [&grown[..], b"and what it adds"].concat()));
 
     let two = Message::Sessions(two_sessions()).encode(1);
     let session = |at: usize, byte: u8| {
@@ -507,6 +521,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("refuse-of-two-lines", packet(Message::Refuse("a\nb\u{9b}2J".into()))),
     ]);
     seeds.extend(seeds_of_version_2());
+    seeds.extend(seeds_of_version_3());
     seeds
 }
 

@@ -10,6 +10,7 @@ use super::sessions::{Lane, Sessions};
 use crate::handler::{Context, Desk, Handler, Verdict};
 use crate::io_event::IoEvent;
 use crate::limits;
+use crate::token::{Reach, SessionId};
 use crate::upgrader::Upgrader;
 
 /// The handler and its sessions.
@@ -146,6 +147,34 @@ impl<H: Handler> Wing<H> {
             Verdict::Keep => {}
             Verdict::Again | Verdict::Flush => self.crew.sessions.again(index, event),
             Verdict::Close => self.end_session(upgrader, index),
+        }
+    }
+
+    /// Calls the handler if its time has come.
+    pub(super) fn tick(&mut self, upgrader: &mut Upgrader) {
+        if self.crew.desk.tick.is_some_and(|at| at <= upgrader.standing.now) {
+            self.crew.desk.tick = None;
+            self.guarded(upgrader, "tick", None, |handler, cx, _| handler.tick(cx));
+        }
+    }
+
+    /// Does what the handler's methods want of other sessions.
+    pub(super) fn reach_those_wanted(&mut self, upgrader: &mut Upgrader) {
+        // To close one may call a handler's own code, which may want more.
+        while !self.crew.desk.reached.is_empty() {
+            let reached = std::mem::take(&mut self.crew.desk.reached);
+            self.reach(upgrader, reached);
+        }
+    }
+
+    /// Wakes sessions, or closes them. Who is gone is not found.
+    pub(super) fn reach(&mut self, upgrader: &mut Upgrader, reached: Vec<(SessionId, Reach)>) {
+        for (id, reach) in reached {
+            let Some(token) = id.token() else { continue };
+            // It is noted in any case: that tells whether it is there.
+            if self.crew.sessions.note(token, IoEvent::woken()) && reach == Reach::Close {
+                self.end_session(upgrader, token.index);
+            }
         }
     }
 

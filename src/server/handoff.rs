@@ -67,16 +67,14 @@ impl Handoff {
         }
     }
 
+    /// Whether sessions of the predecessor wait to be put together.
+    pub(super) fn is_adopting(&self) -> bool {
+        !self.adoption.packets.is_empty()
+    }
+
     /// Whether sessions move at all.
     pub(super) fn moves_sessions(&self) -> bool {
         self.schemas.is_some()
-    }
-
-    /// The schemas that both this program and its successor read, if there are any.
-    fn common_schemas(&self, upgrader: &Upgrader) -> Option<RangeInclusive<u32>> {
-        let (own, theirs) = (self.schemas.as_ref()?, upgrader.successor_schemas()?);
-        let common = theirs.oldest.max(*own.start())..=theirs.newest.min(*own.end());
-        (!common.is_empty()).then_some(common)
     }
 
     /// Whether as many sessions are on their way as may be.
@@ -244,7 +242,7 @@ impl<H: Handler> Wing<H> {
     /// The sessions, and their sockets, that a successor is to keep room for: all that there are, if it
     /// can put them together.
     pub(super) fn sessions_to_come(&self, upgrader: &Upgrader) -> (usize, usize) {
-        match self.handoff.common_schemas(upgrader) {
+        match upgrader.common_schemas() {
             Some(_) => (self.crew.sessions.len(), self.crew.sessions.sockets()),
             None => (0, 0),
         }
@@ -279,7 +277,7 @@ impl<H: Handler> Wing<H> {
         else {
             return false;
         };
-        let moves = self.handoff.common_schemas(upgrader).is_some();
+        let moves = upgrader.common_schemas().is_some();
         if !moves {
             log::info!(
                 "sessions stay and drain: this process reads the schemas {} to {}, the successor \
@@ -353,7 +351,7 @@ impl<H: Handler> Wing<H> {
             self.crew.sessions.wake_of(index),
             self.crew.sessions.tries(index, upgrader.attempt()),
         );
-        let reads = self.handoff.common_schemas(upgrader)?;
+        let reads = upgrader.common_schemas()?;
         let (handler, standing) = (&mut self.crew.handler, &mut upgrader.standing);
         let desk = &mut self.crew.desk;
         let (mut taken_apart, mut panicked) = (None, None);

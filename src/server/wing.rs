@@ -1,5 +1,7 @@
 //! The server's wing: what the upgrader asks of it, and what it is told.
 
+use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,11 +10,12 @@ use super::crew::Crew;
 use super::door::Door;
 use super::handoff::{Handoff, Sweep, Walk};
 use super::pace::Pace;
+use crate::handed_over::HandedOver;
 use crate::handler::Handler;
 use crate::io_event::IoEvent;
 use crate::machine::Event;
 use crate::report::Report;
-use crate::token::{Kind, Token};
+use crate::token::{Kind, Reach, SessionId, Token};
 use crate::upgrader::{Arrived, Service, Upgrader};
 use crate::wire::Ack;
 
@@ -49,8 +52,9 @@ impl<H: Handler> Service for Wing<H> {
             return Some(upgrader.standing.now);
         }
         let accepting = self.acceptor.deadline().filter(|_| self.can_accept(upgrader));
-        let (handoff, sessions) = (&self.handoff, &self.crew.sessions);
-        let deadlines = [accepting, handoff.next_sweep, handoff.tells_again, sessions.next_alarm()];
+        let (handoff, sessions, tick) = (&self.handoff, &self.crew.sessions, self.crew.desk.tick);
+        let deadlines =
+            [accepting, handoff.next_sweep, handoff.tells_again, sessions.next_alarm(), tick];
         deadlines.into_iter().flatten().min()
     }
 
@@ -62,12 +66,14 @@ impl<H: Handler> Service for Wing<H> {
         self.serve_sessions(upgrader);
         self.accept(upgrader);
         self.sweep_sessions(upgrader);
+        self.tick(upgrader);
     }
 
     fn end_turn(&mut self, upgrader: &mut Upgrader) -> bool {
         if self.crew.sessions.free_ended() {
             self.acceptor.room_made(upgrader.standing.now);
         }
+        self.reach_those_wanted(upgrader);
         self.tell_to_come(upgrader);
         self.crew.sessions.len() == 0
             && self.handoff.in_flight.is_empty()
@@ -121,6 +127,30 @@ impl<H: Handler> Service for Wing<H> {
         }
     }
 
+    fn state(&mut self, upgrader: &mut Upgrader, reads: RangeInclusive<u32>) -> Option<HandedOver> {
+        self.guarded(upgrader, "hand_over", None, |handler, cx, _| handler.hand_over(cx, reads))?
+    }
+
+    fn take_state(&mut self, upgrader: &mut Upgrader, state: HandedOver) -> io::Result<()> {
+        let taken = self
+            .guarded(upgrader, "take_over", None, |handler, cx, _| handler.take_over(cx, state));
+        taken.unwrap_or_else(|| Err(io::Error::other("the handler panicked")))
+    }
+
+    fn told(&mut self, upgrader: &mut Upgrader, messages: Vec<Vec<u8>>) {
+        for message in messages {
+            self.guarded(upgrader, "told", None, |handler, cx, _| handler.told(cx, &message));
+        }
+    }
+
+    fn is_adopting(&self) -> bool {
+        self.handoff.is_adopting()
+    }
+
+    fn successor_gone(&mut self, upgrader: &mut Upgrader) {
+        self.guarded(upgrader, "successor_gone", None, |handler, cx, _| handler.successor_gone(cx));
+    }
+
     fn to_come(&self, upgrader: &Upgrader) -> (usize, usize) {
         self.sessions_to_come(upgrader)
     }
@@ -148,6 +178,14 @@ impl<H: Handler> Service for Wing<H> {
 
     fn arrived(&mut self, upgrader: &mut Upgrader, packets: Vec<Arrived>) {
         self.adopt_sessions(upgrader, packets);
+    }
+
+    fn woken(&mut self, upgrader: &mut Upgrader) {
+        self.guarded(upgrader, "woken", None, |handler, cx, _| handler.woken(cx));
+    }
+
+    fn reached(&mut self, upgrader: &mut Upgrader, reached: Vec<(SessionId, Reach)>) {
+        self.reach(upgrader, reached);
     }
 
     fn signal(&mut self, upgrader: &mut Upgrader, signal: i32) {

@@ -1,10 +1,13 @@
 //! For a program that serves by itself: what has happened, until it is asked for.
 
 use std::collections::VecDeque;
+use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::{End, Service, Upgrader};
+use crate::handed_over::HandedOver;
 use crate::limits;
 use crate::report::Report;
 
@@ -23,15 +26,27 @@ pub enum Notice {
     Upgraded(Arc<Report>),
     /// The predecessor is dead: this process is alone.
     PredecessorGone,
+    /// The successor that was committed to is dead, and this process serves again. What it has said comes
+    /// before this.
+    SuccessorGone,
+    /// The other process of an upgrade has said something by [`Upgrader::tell`]. What it says arrives in
+    /// the order in which it was said, and what it has said before it died arrives, too.
+    Told(Vec<u8>),
     /// One of [`Config::user_signals`](crate::Config::user_signals) came, once or several times.
     Signal(i32),
     /// It is over.
     Exited(End),
 }
 
+/// Makes the application's state for a successor that reads these schemas.
+pub(super) type HandsOver = Box<dyn FnMut(RangeInclusive<u32>) -> Option<HandedOver>>;
+
 /// Serves nobody, and notes what would have been said.
 #[derive(Default)]
 pub(super) struct Alone {
+    /// Makes the state for a successor, and what the predecessor has handed over.
+    hands_over: Option<HandsOver>,
+    pub(super) handed_over: Option<HandedOver>,
     notices: VecDeque<Notice>,
     has_served: bool,
     drained: bool,
@@ -48,9 +63,17 @@ impl Alone {
         self.is_news |= !std::mem::replace(&mut self.drained, true);
     }
 
+    pub(super) fn hand_over_with(&mut self, hands_over: HandsOver) {
+        self.hands_over = Some(hands_over);
+    }
+
     fn note_that(&mut self, notice: Notice) {
+        // What the other process says is bounded by that process, and none of it may be lost.
+        let is_message = |notice: &Notice| matches!(notice, Notice::Told(_));
         if self.notices.len() >= limits::NOTICES {
-            self.notices.pop_front();
+            if let Some(oldest) = self.notices.iter().position(|notice| !is_message(notice)) {
+                self.notices.remove(oldest);
+            }
         }
         self.notices.push_back(notice);
     }
@@ -79,6 +102,23 @@ impl Service for Alone {
     fn let_last_in(&mut self, _: &mut Upgrader) -> bool {
         self.note_that(Notice::Draining);
         false
+    }
+
+    fn state(&mut self, _: &mut Upgrader, reads: RangeInclusive<u32>) -> Option<HandedOver> {
+        self.hands_over.as_mut()?(reads)
+    }
+
+    fn take_state(&mut self, _: &mut Upgrader, state: HandedOver) -> io::Result<()> {
+        self.handed_over = Some(state);
+        Ok(())
+    }
+
+    fn told(&mut self, _: &mut Upgrader, messages: Vec<Vec<u8>>) {
+        messages.into_iter().for_each(|message| self.note_that(Notice::Told(message)));
+    }
+
+    fn successor_gone(&mut self, _: &mut Upgrader) {
+        self.note_that(Notice::SuccessorGone);
     }
 
     fn signal(&mut self, _: &mut Upgrader, signal: i32) {

@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
+use crate::post::Post;
 use crate::sys;
 use crate::wire::Message;
 
@@ -40,6 +41,25 @@ impl Outbox {
             self.words.pop_front();
         }
     }
+}
+
+/// Sends of the application's messages what the socket takes, and leaves half of the socket's `room` to the
+/// handoff itself. Answers whether something still waits.
+pub(crate) fn flush_post(post: &mut Post, socket: &OwnedFd, protocol: u16, room: usize) -> bool {
+    while let Some(message) = post.first() {
+        if sys::unread(socket.as_fd()).is_ok_and(|unread| unread > room / 2) {
+            return true;
+        }
+        let packet = Message::Told(message.to_vec()).encode(protocol);
+        match sys::send(socket, &packet, &[]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            // Of a process that is dead its death is heard.
+            Err(error) => log::debug!("TOLD to the other process: {error}"),
+            Ok(()) => {}
+        }
+        post.said();
+    }
+    false
 }
 
 #[cfg(test)]

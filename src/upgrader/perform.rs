@@ -1,6 +1,7 @@
 //! What the machine says is done here, and nothing is decided.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use super::successor::{Plan, Successor};
 use super::{End, Pending, Upgrader};
 use crate::error::Error;
 use crate::fault::{self, Point};
+use crate::handed_over::HandedOver;
 use crate::limits;
 use crate::machine::{Action, Drain, Event, State, Timer, Verdict};
 use crate::program;
@@ -203,6 +205,7 @@ impl Upgrader {
                 }
             }
             Action::ResumeAccepting => {
+                self.begin_to_serve(service);
                 service.resume(self);
                 self.disk.open_files_up(self.estate.files_to_open_up());
             }
@@ -347,12 +350,53 @@ impl Upgrader {
         if let Some(successor) = &mut self.succession.current {
             // Ahead of it, so that the successor keeps their places from its first accept on (I8).
             successor.expect(to_come.0, to_come.1);
-            if !successor.commit() {
-                successor.blame(Cause::NotListening);
-                self.lose_successor();
+        }
+        let handed_over = self.hand_state_over(service);
+        if let Some(successor) = &mut self.succession.current {
+            let cause = match handed_over {
+                Ok(()) if successor.commit() => None,
+                Ok(()) => Some(Cause::NotListening),
+                Err(error) => Some(Cause::NotHandedOver(error)),
+            };
+            match cause {
+                Some(cause) => {
+                    successor.blame(cause);
+                    self.lose_successor();
+                }
+                None if successor.hears_applications() => self.standing.post.open(),
+                None => {}
             }
         }
         fault::at(Point::CommitSent);
+    }
+
+    /// The application's own state goes ahead of the commit.
+    fn hand_state_over(&mut self, service: &mut dyn Service) -> io::Result<()> {
+        let Some(successor) = &self.succession.current else { return Ok(()) };
+        if !successor.hears_applications() {
+            return Ok(());
+        }
+        let Some(reads) = self.common_schemas() else { return Ok(()) };
+        let Some(state) = service.state(self, reads) else { return Ok(()) };
+        match &self.succession.current {
+            Some(successor) => successor.give(state),
+            None => Ok(()),
+        }
+    }
+
+    /// What the predecessor's application has handed over comes before the first client.
+    fn begin_to_serve(&mut self, service: &mut dyn Service) {
+        let Some(predecessor) = &mut self.before.process else { return };
+        if predecessor.hears_applications() {
+            self.standing.post.open();
+        }
+        let Some((schema, descriptors)) = predecessor.take_state() else { return };
+        let taken = HandedOver::from_descriptors(schema, descriptors)
+            .and_then(|state| service.take_state(self, state));
+        if let Err(source) = taken {
+            self.fate.failure = Some(Error::TakeOver { source });
+            self.steps.pending.push_back(Pending { event: Event::Failed, attempt: None });
+        }
     }
 
     /// What the predecessor said, and some time more, because its clock began a little later.
@@ -373,6 +417,7 @@ impl Upgrader {
         if let Some(successor) = self.succession.current.take() {
             self.succession.obituary = report;
             self.succession.dying.push(successor.kill(&self.standing.registry));
+            self.standing.post.close();
             self.settle_dying(service);
         }
     }
@@ -447,6 +492,7 @@ impl Upgrader {
                 pid_file.forget_predecessor(&mut self.disk.worker, predecessor.pid);
             }
             fault::at(Point::Alone);
+            self.standing.post.close();
             self.before.watch.announce();
             service.predecessor_gone(self);
         }

@@ -13,16 +13,17 @@ use nix::sys::socket::{MsgFlags, SockType, getsockopt, recv, sockopt};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::getppid;
 
-use super::outbox::Outbox;
+use super::outbox::{Outbox, flush_post};
 use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::limits;
 use crate::machine::Event;
+use crate::post::Post;
 use crate::sys;
 use crate::token::{Kind, Token};
 use crate::wire::{
     Ack, Entry, Expect, Handoff, Hello, Manifest, Message, PROTOCOL, Problem, ProtocolRange, READY,
-    SchemaRange, SessionEntry, Sessions, VARIABLE, WireError,
+    SchemaRange, SessionEntry, Sessions, VARIABLE, VERSION_3, WireError,
 };
 
 /// The predecessor, as long as it is there.
@@ -47,6 +48,9 @@ pub(crate) struct Predecessor {
     hung_up: bool,
     /// Sessions that it has sent and that have no answer yet.
     arrived: Vec<Arrived>,
+    /// What its application has handed over, and what that has said since.
+    state: Option<(u32, Vec<OwnedFd>)>,
+    told: Vec<Vec<u8>>,
     /// What it is to be told, as soon as it reads.
     outbox: Outbox,
     /// How many sessions are still to come from it.
@@ -123,6 +127,8 @@ impl Predecessor {
             process,
             hung_up: false,
             arrived: Vec::new(),
+            state: None,
+            told: Vec::new(),
             outbox: Outbox::default(),
             expects: Expect::default(),
             packet: vec![0; limits::SESSIONS_BYTES],
@@ -211,6 +217,10 @@ impl Predecessor {
                         Ok((_, Message::Upgrade)) => events.push(Event::UpgradeRequested),
                         Ok((_, Message::Expect(expects))) => self.expects = expects,
                         Ok((_, Message::Retire)) => events.push(Event::GivenUp),
+                        Ok((_, Message::State(schema))) => {
+                            self.state = Some((schema, received.descriptors));
+                        }
+                        Ok((_, Message::Told(message))) => self.told.push(message),
                         Ok((_, Message::Ping)) => {
                             fault::at(Point::PingHeard);
                             events.push(Event::PredecessorAsked);
@@ -257,6 +267,27 @@ impl Predecessor {
             (session, own)
         });
         self.arrived.push(Arrived { packet: sent.packet, sessions: sessions.collect() });
+    }
+
+    /// What its application has handed over, once.
+    pub(crate) fn take_state(&mut self) -> Option<(u32, Vec<OwnedFd>)> {
+        self.state.take()
+    }
+
+    /// The messages of its application since the last call.
+    pub(crate) fn take_told(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.told)
+    }
+
+    /// Whether it knows of messages of an application's.
+    pub(crate) fn hears_applications(&self) -> bool {
+        self.speaks.newest >= VERSION_3
+    }
+
+    /// Sends it what the application says. Answers whether something still waits.
+    pub(crate) fn flush_post(&self, post: &mut Post) -> bool {
+        let room = getsockopt(&self.socket, sockopt::SndBuf).unwrap_or(limits::SOCKET_BYTES);
+        flush_post(post, &self.socket, self.speaks.newest, room)
     }
 
     /// The sessions that have arrived since the last call. Each packet wants an answer, before a

@@ -1,14 +1,17 @@
 //! Who serves, as the upgrader sees it: the one place where the two wings of the house meet.
 
+use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::Upgrader;
 use super::predecessor::Arrived;
+use crate::handed_over::HandedOver;
 use crate::io_event::IoEvent;
 use crate::machine::Event;
 use crate::report::Report;
-use crate::token::Token;
+use crate::token::{Reach, SessionId, Token};
 use crate::wire::Ack;
 
 /// What the upgrader asks of whoever serves, and tells it. Each method but the questions is called for an
@@ -87,6 +90,33 @@ pub(crate) trait Service {
         let _ = upgrader;
     }
 
+    /// What the successor is to have before it accepts, in one of those schemas.
+    fn state(&mut self, upgrader: &mut Upgrader, reads: RangeInclusive<u32>) -> Option<HandedOver> {
+        let _ = (upgrader, reads);
+        None
+    }
+
+    /// What the predecessor has handed over.
+    fn take_state(&mut self, upgrader: &mut Upgrader, state: HandedOver) -> io::Result<()> {
+        let _ = (upgrader, state);
+        Ok(())
+    }
+
+    /// Messages of the other process's application.
+    fn told(&mut self, upgrader: &mut Upgrader, messages: Vec<Vec<u8>>) {
+        let _ = (upgrader, messages);
+    }
+
+    /// Whether what has arrived is not dealt with yet: what comes behind it waits.
+    fn is_adopting(&self) -> bool {
+        false
+    }
+
+    /// A successor that was committed to is gone, with nothing more to say.
+    fn successor_gone(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
     /// How many sessions a successor is to keep room for, and how many sockets these have.
     fn to_come(&self, upgrader: &Upgrader) -> (usize, usize) {
         let _ = upgrader;
@@ -122,6 +152,16 @@ pub(crate) trait Service {
     /// listened to.
     fn arrived(&mut self, upgrader: &mut Upgrader, packets: Vec<Arrived>) {
         let _ = (upgrader, packets);
+    }
+
+    /// Another thread has woken whoever serves.
+    fn woken(&mut self, upgrader: &mut Upgrader) {
+        let _ = upgrader;
+    }
+
+    /// Other threads want something of sessions.
+    fn reached(&mut self, upgrader: &mut Upgrader, reached: Vec<(SessionId, Reach)>) {
+        let _ = (upgrader, reached);
     }
 
     /// One of the user's signals came.

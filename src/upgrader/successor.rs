@@ -22,16 +22,18 @@ use nix::sys::socket::{
 };
 use nix::unistd::{pipe2, read};
 
-use super::outbox::Outbox;
+use super::outbox::{Outbox, flush_post};
 use crate::fault::{self, Point};
+use crate::handed_over::HandedOver;
 use crate::limits;
 use crate::machine::Event;
+use crate::post::Post;
 use crate::report::{Cause, Failure, Stage, Timings};
 use crate::sys::{self, Command};
 use crate::token::{Kind, Token};
 use crate::wire::{
     Ack, Entry, Expect, Handoff, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem,
-    ProtocolRange, READY, SchemaRange, Sessions, VARIABLE,
+    ProtocolRange, READY, SchemaRange, Sessions, VARIABLE, VERSION_3,
 };
 pub(crate) use dying::Dying;
 use process::{Ending, NotSpawned, Process};
@@ -70,6 +72,7 @@ struct Times {
     started: Instant,
     spawned: Option<Instant>,
     ready: Instant,
+    committed: Option<Instant>,
 }
 
 /// What it has answered, and is to answer.
@@ -79,6 +82,8 @@ struct Answers {
     asked: bool,
     /// Which sessions it has taken, or not, by its last answers.
     acks: Vec<Ack>,
+    /// Messages of the application's.
+    told: Vec<Vec<u8>>,
 }
 
 /// Everything that a successor is made from.
@@ -162,7 +167,12 @@ impl Successor {
             attempt: plan.attempt,
             generation: plan.generation,
             stage: Stage::Spawn,
-            times: Times { started: plan.started, spawned: None, ready: plan.started },
+            times: Times {
+                started: plan.started,
+                spawned: None,
+                ready: plan.started,
+                committed: None,
+            },
             process: Process::new(answer, plan.attempt),
             program: match &plan.command.directory {
                 Some(directory) => format!(
@@ -297,7 +307,7 @@ impl Successor {
 
     /// Reads the handoff socket. Answers whether there may be more.
     pub(crate) fn read_socket(&mut self, registry: &Registry, events: &mut Vec<Event>) -> bool {
-        let mut packet = [0; limits::TEXT_BYTES + 64];
+        let mut packet = [0; limits::MESSAGE_BYTES + 64];
         for _ in 0..limits::MESSAGES_PER_TURN {
             match sys::receive(&self.socket, &mut packet) {
                 Ok(received) if received.length == 0 => {
@@ -387,6 +397,9 @@ impl Successor {
                 events.push(Event::SuccessorAnswered);
             }
             Message::Ack(ack) if self.stage == Stage::Draining => self.answers.acks.push(ack),
+            Message::Told(message) if matches!(self.stage, Stage::Takeover | Stage::Draining) => {
+                self.answers.told.push(message);
+            }
             Message::Upgrade => events.push(Event::SuccessorWantsUpgrade),
             Message::Stopping
             | Message::Pong
@@ -397,6 +410,8 @@ impl Successor {
             | Message::Manifest(_)
             | Message::Commit
             | Message::Expect(_)
+            | Message::State(_)
+            | Message::Told(_)
             | Message::Retire => {
                 let cause = Cause::Nonsense(format!("{} out of turn", message.name()));
                 self.lose(cause, Event::SuccessorLost, events);
@@ -479,6 +494,7 @@ impl Successor {
         !self.flush() && {
             let commit = Message::Commit.encode(self.speaks.newest);
             let sent = sys::send(&self.socket, &commit, &[]);
+            self.times.committed = Some(Instant::now());
             !sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
         }
     }
@@ -523,6 +539,32 @@ impl Successor {
         sys::send(&self.socket, &packet, sockets)
     }
 
+    /// Whether it knows of state and messages of an application's.
+    pub(crate) fn hears_applications(&self) -> bool {
+        self.hello.is_some() && self.speaks.newest >= VERSION_3
+    }
+
+    /// Gives it the application's state. To be called before the commit.
+    pub(crate) fn give(&self, state: HandedOver) -> io::Result<()> {
+        let message = Message::State(state.schema).encode(self.speaks.newest);
+        if state.descriptors.len() > limits::STATE_DESCRIPTORS {
+            return Err(io::Error::other("there are more than 252 descriptors"));
+        }
+        let descriptors = state.into_descriptors()?;
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        sys::send(&self.socket, &message, &borrowed)
+    }
+
+    /// Sends it what the application says. Answers whether something still waits.
+    pub(crate) fn flush_post(&self, post: &mut Post) -> bool {
+        flush_post(post, &self.socket, self.speaks.newest, self.room)
+    }
+
+    /// The messages of the application's since the last call.
+    pub(crate) fn take_told(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.answers.told)
+    }
+
     /// The answers since the last call.
     pub(crate) fn take_acks(&mut self) -> Vec<Ack> {
         std::mem::take(&mut self.answers.acks)
@@ -565,11 +607,13 @@ impl Successor {
         self.process.kill();
         Dying {
             attempt: self.attempt,
+            committed: self.times.committed.is_some(),
             said: self.hello.map(|hello| hello.pid),
             process: self.process,
             socket: self.socket,
             speaks: self.speaks,
             acks: self.answers.acks,
+            told: self.answers.told,
         }
     }
 }

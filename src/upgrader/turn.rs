@@ -105,11 +105,25 @@ impl Upgrader {
         }
     }
 
+    /// Sends what the application says to the other process. Answers whether something still waits.
+    pub(super) fn flush_post(&mut self) -> bool {
+        let post = &mut self.standing.post;
+        if post.is_empty() {
+            return false;
+        }
+        match (&self.succession.current, &self.before.process) {
+            (Some(successor), _) => successor.flush_post(post),
+            (None, Some(predecessor)) => predecessor.flush_post(post),
+            (None, None) => false,
+        }
+    }
+
     /// Words that did not fit into a socket.
     fn say_again(&mut self) {
         let successor = self.succession.current.as_mut();
         let mut waits = successor.is_some_and(|it| it.has_said_hello() && it.flush());
         waits |= self.before.process.as_mut().is_some_and(Predecessor::flush);
+        waits |= self.flush_post();
         self.rhythm.outbox_retry = waits.then(|| self.standing.now + limits::OUTBOX_RETRY);
     }
 
@@ -169,6 +183,8 @@ impl Upgrader {
         if harvest.woken {
             let asked = self.remote.take();
             self.request(asked, service);
+            let reached = self.remote.take_reached();
+            service.reached(self, reached);
             self.hear_spawn(service);
             self.hear_pid_file(service);
         }
@@ -202,7 +218,10 @@ impl Upgrader {
     }
 
     fn request(&mut self, asked: Requests, service: &mut dyn Service) {
-        let Requests { upgrade, shutdown, exit } = asked;
+        let Requests { upgrade, shutdown, exit, wake } = asked;
+        if wake {
+            service.woken(self);
+        }
         for (asked, event) in [
             (exit, Event::ExitRequested),
             (shutdown, Event::ShutdownRequested),
@@ -227,7 +246,8 @@ impl Upgrader {
     /// the other side has done it.
     fn hear_handoff(&mut self, harvest: &Harvest, service: &mut dyn Service) {
         let carried = std::mem::take(&mut self.rhythm.handoff_left);
-        let (mut events, mut acks, mut dead) = (Vec::new(), Vec::new(), false);
+        let (mut events, mut acks, mut told) = (Vec::new(), Vec::new(), Vec::new());
+        let mut dead = false;
         let attempt = self.succession.attempts;
         if let Some(successor) = &mut self.succession.current {
             if harvest.pipe {
@@ -241,7 +261,10 @@ impl Upgrader {
                 dead =
                     successor.read_death(&self.standing.registry, self.standing.now, &mut events);
             }
-            acks = successor.take_acks();
+            (acks, told) = (successor.take_acks(), successor.take_told());
+        }
+        if !told.is_empty() {
+            service.told(self, told);
         }
         let answered = !acks.is_empty();
         if answered {
@@ -276,16 +299,25 @@ impl Upgrader {
     /// be more.
     fn hear_predecessor(&mut self, service: &mut dyn Service) -> bool {
         let Some(predecessor) = &mut self.before.process else { return false };
+        // What comes behind sessions is heard when they are here.
+        if service.is_adopting() {
+            service.arrived(self, Vec::new());
+            return true;
+        }
         let mut events = Vec::new();
         let expects = predecessor.expects;
         let more = predecessor.read(&mut events);
         let (news, arrived) = (expects != predecessor.expects, predecessor.take_arrived());
+        let told = predecessor.take_told();
         if news {
             // What accepting waits for may be free by that.
             service.fewer_to_come(self);
         }
         for event in events {
             self.feed(event, service);
+        }
+        if !told.is_empty() {
+            service.told(self, told);
         }
         service.arrived(self, arrived);
         more
@@ -297,13 +329,19 @@ impl Upgrader {
             let settled = dying.settle(registry);
             if settled {
                 over.extend(dying.pid());
-                last.push((dying.attempt(), dying.last_acks()));
+                last.push((dying.attempt(), dying.was_committed_to(), dying.last_words()));
             }
             !settled
         });
-        for (attempt, acks) in last {
+        for (attempt, was_committed_to, (acks, told)) in last {
+            if !told.is_empty() {
+                service.told(self, told);
+            }
             service.acknowledged(self, attempt, acks);
             service.successor_dead(self, attempt);
+            if was_committed_to {
+                service.successor_gone(self);
+            }
         }
         let Some(pid_file) = &mut self.disk.pid_file else { return };
         for pid in over {

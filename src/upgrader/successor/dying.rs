@@ -16,6 +16,8 @@ use crate::wire::{Ack, Message, ProtocolRange};
 #[derive(Debug)]
 pub(crate) struct Dying {
     pub(super) attempt: u32,
+    /// It may have served.
+    pub(super) committed: bool,
     /// Its process id by its own word, where the kernel has none for it.
     pub(super) said: Option<u32>,
     pub(super) process: Process,
@@ -24,6 +26,7 @@ pub(crate) struct Dying {
     pub(super) speaks: ProtocolRange,
     /// Read before that, and not heard yet.
     pub(super) acks: Vec<Ack>,
+    pub(super) told: Vec<Vec<u8>>,
 }
 
 impl Dying {
@@ -31,17 +34,22 @@ impl Dying {
         self.process.pid().or(self.said)
     }
 
+    pub(crate) fn was_committed_to(&self) -> bool {
+        self.committed
+    }
+
     pub(crate) fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// The sessions that it has taken, and not said so in time: it lived, and has now died with them.
+    /// The sessions that it has taken, and not said so in time: it lived, and has now died with them. And
+    /// what its application has said.
     ///
     /// A child of it may have the socket and may still write: no more is read than it can have said
     /// itself.
-    pub(crate) fn last_acks(&mut self) -> Vec<Ack> {
-        let mut packet = [0; limits::TEXT_BYTES + 64];
-        let mut acks = std::mem::take(&mut self.acks);
+    pub(crate) fn last_words(&mut self) -> (Vec<Ack>, Vec<Vec<u8>>) {
+        let mut packet = [0; limits::MESSAGE_BYTES + 64];
+        let (mut acks, mut told) = (std::mem::take(&mut self.acks), std::mem::take(&mut self.told));
         for _ in 0..limits::LAST_WORDS {
             match sys::receive(&self.socket, &mut packet) {
                 Ok(received) if received.length == 0 => break,
@@ -50,13 +58,15 @@ impl Dying {
                     let message = Message::decode(&packet[..received.length], self.speaks);
                     if let Ok((_, Message::Ack(ack))) = message {
                         acks.push(ack);
+                    } else if let Ok((_, Message::Told(message))) = message {
+                        told.push(message);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
                 Err(_) => break,
             }
         }
-        acks
+        (acks, told)
     }
 
     /// Reaps it if it can be reaped; answers whether it is over.

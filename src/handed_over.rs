@@ -1,0 +1,41 @@
+//! The application's own state on its way from one process to the next.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// An application's own state, as it is handed over at the commit: bytes of any length, and descriptors.
+#[derive(Debug, Default)]
+pub struct HandedOver {
+    /// The form of `bytes`, by the application's own count; 1 or more.
+    pub schema: u32,
+    /// What the next process has to know. They go through a file in memory (memfd_create(2)).
+    pub bytes: Vec<u8>,
+    /// Whatever belongs to it, at most
+    /// [`STATE_DESCRIPTORS`](crate::limits::STATE_DESCRIPTORS): sockets, files, files in memory. Both
+    /// processes share their flags and positions (open(2)).
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl HandedOver {
+    /// A file in memory of the bytes, and the descriptors behind it.
+    pub(crate) fn into_descriptors(self) -> io::Result<Vec<OwnedFd>> {
+        let mut file = File::from(memfd_create(c"tablecloth-state", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(&self.bytes)?;
+        let mut descriptors = vec![file.into()];
+        descriptors.extend(self.descriptors);
+        Ok(descriptors)
+    }
+
+    /// The other way round. May take as long as so many bytes take to be copied.
+    pub(crate) fn from_descriptors(schema: u32, descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut descriptors = descriptors.into_iter();
+        let first = descriptors.next().ok_or(io::ErrorKind::InvalidData)?;
+        let (mut file, mut bytes) = (File::from(first), Vec::new());
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Ok(Self { schema, bytes, descriptors: descriptors.collect() })
+    }
+}
