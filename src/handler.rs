@@ -11,7 +11,7 @@ use crate::io_event::IoEvent;
 use crate::limits;
 use crate::machine::{Predecessor, State};
 use crate::post::TellError;
-use crate::report::Report;
+use crate::report::{Moved, Report};
 use crate::standing::Standing;
 use crate::stream::Stream;
 use crate::token::{Reach, SessionId, Token};
@@ -162,6 +162,11 @@ pub trait Handler {
     /// is rolled back later ends a second time.
     fn upgraded(&mut self, cx: &mut Context<'_>, report: &Report) {
         let _ = (cx, report);
+    }
+
+    /// This process leaves: what became of its sessions in the upgrade. It is the last method that is called.
+    fn moved(&mut self, cx: &mut Context<'_>, moved: &Moved) {
+        let _ = (cx, moved);
     }
 
     /// The predecessor is dead: this process is alone.

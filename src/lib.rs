@@ -116,7 +116,7 @@ pub use handler::{Accepted, Context, Handler, Packed, Verdict};
 pub use io_event::IoEvent;
 pub use post::TellError;
 pub use remote::{PredecessorWatch, Remote, UpgradeAnswer};
-pub use report::{Cause, Failure, Report, Stage, Timings};
+pub use report::{Cause, Failure, Moved, Report, Stage, Timings};
 pub use server::{Ended, Reactor, Server};
 pub use socket::SocketOptions;
 pub use stream::Stream;

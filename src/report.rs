@@ -39,6 +39,57 @@ pub struct Timings {
     pub longest_turn: Duration,
 }
 
+/// What became of the sessions in an upgrade, at its end.
+///
+/// `moved 10000 sessions in 61.200 ms, each stood still for at most 0.912 ms, median 0.301 ms`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Moved {
+    /// How many have moved to the successor.
+    pub moved: usize,
+    /// How often the successor has refused one; each was asked again later.
+    pub refused: usize,
+    /// How many have stayed, and come to their end in this process.
+    pub stayed: usize,
+    /// How many were cut, because the drain timeout was over or the process was told to exit.
+    pub cut: usize,
+    /// How long it took, from the end of the probation to the last answer of the successor.
+    pub took: Duration,
+    /// How long the session stood still that did so for the longest time: from the moment in which it was
+    /// taken out of this process's loop until the successor's answer was here.
+    pub longest: Duration,
+    /// The same for the session in the middle.
+    pub median: Duration,
+}
+
+impl Moved {
+    /// Whether there was no session that anything could have become of.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.moved + self.refused + self.stayed + self.cut == 0
+    }
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "moved {} sessions in {}, each stood still for at most {}, median {}",
+            self.moved,
+            Milliseconds(self.took),
+            Milliseconds(self.longest),
+            Milliseconds(self.median),
+        )?;
+        for (count, what) in
+            [(self.refused, "refused"), (self.stayed, "stayed to their end"), (self.cut, "cut")]
+        {
+            if count > 0 {
+                write!(f, "; {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Why an upgrade failed.
 #[derive(Debug)]
 #[non_exhaustive]

@@ -459,6 +459,7 @@ impl<H: Handler> Wing<H> {
             for (place, session) in (0u8..).zip(sent.sessions) {
                 if refused.contains(&place) {
                     self.note_stuck(|| "the successor refused it".into());
+                    self.handoff.moves.iter_mut().for_each(Moves::note_refused);
                     self.take_back(upgrader, session, true);
                 } else {
                     moved += 1;
@@ -633,7 +634,7 @@ impl<H: Handler> Wing<H> {
         self.handoff.sweep = Some(Sweep::new(walk));
         self.handoff.moving = walk;
         self.handoff.walks = 0;
-        self.handoff.moves = Some(Moves::new(upgrader.standing.now));
+        self.handoff.moves = Some(Moves::new(upgrader.standing.now, self.crew.sessions.len()));
         // From here the turn under way counts too.
         upgrader.measure_turns();
     }
@@ -656,11 +657,19 @@ impl<H: Handler> Wing<H> {
         }
     }
 
-    /// Says what has moved, if anything has.
+    /// Says what became of the sessions, if there were any.
     pub(super) fn tell_of_moves(&mut self, upgrader: &mut Upgrader) {
-        if let Some(summary) = self.handoff.moves.take().and_then(Moves::summary) {
-            log::info!("{summary}; longest turn {}.", Milliseconds(upgrader.longest_turn_by_now()));
+        let Some(moved) = self.handoff.moves.take().map(Moves::summary) else { return };
+        if moved.moved > 0 {
+            log::info!("{moved}; longest turn {}.", Milliseconds(upgrader.longest_turn_by_now()));
+        } else if !moved.is_nothing() {
+            log::info!(
+                "no session moved; {} stayed to their end; {} cut.",
+                moved.stayed,
+                moved.cut
+            );
         }
+        self.guarded(upgrader, "moved", None, |handler, cx, _| handler.moved(cx, &moved));
     }
 
     fn note_adopted(&mut self, upgrader: &mut Upgrader, sessions: usize) {

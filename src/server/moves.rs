@@ -1,9 +1,8 @@
 //! What the log says of sessions that moved: how long it took, and how long each stood still.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::report::Milliseconds;
+use crate::report::Moved;
 
 /// The sessions that this process has handed over to its successor.
 pub(super) struct Moves {
@@ -17,11 +16,24 @@ pub(super) struct Moves {
     stuck: Option<(usize, String)>,
     /// Whether that was said.
     told: bool,
+    /// How many there were when it began, how often one was refused, and how many were cut.
+    sessions: usize,
+    refused: usize,
+    cut: usize,
 }
 
 impl Moves {
-    pub(super) fn new(began: Instant) -> Self {
-        Self { began, ended: began, packets: Vec::new(), stuck: None, told: false }
+    pub(super) fn new(began: Instant, sessions: usize) -> Self {
+        Self {
+            began,
+            ended: began,
+            packets: Vec::new(),
+            stuck: None,
+            told: false,
+            sessions,
+            refused: 0,
+            cut: 0,
+        }
     }
 
     /// A packet whose first session was taken out of the loop at `since`, and whose answer is here
@@ -50,42 +62,31 @@ impl Moves {
         Some(format!("{count} sessions cannot move now, and are asked again later: {why}."))
     }
 
-    /// The line for the log, if any have moved.
-    pub(super) fn summary(mut self) -> Option<Summary> {
+    /// The successor has not taken one.
+    pub(super) fn note_refused(&mut self) {
+        self.refused += 1;
+    }
+
+    /// So many are cut.
+    pub(super) fn note_cut(&mut self, sessions: usize) {
+        self.cut = sessions;
+    }
+
+    /// What came of it. All that did not move, and were not cut, have come to their end here.
+    pub(super) fn summary(mut self) -> Moved {
         self.packets.sort_unstable();
-        let (longest, _) = self.packets.last().copied()?;
-        let sessions: usize = self.packets.iter().map(|(_, sessions)| sessions).sum();
+        let longest = self.packets.last().map_or(Duration::ZERO, |(stood_still, _)| *stood_still);
+        let moved: usize = self.packets.iter().map(|(_, sessions)| sessions).sum();
         let mut so_far = 0;
         let middle = self.packets.iter().find(|(_, moved)| {
             so_far += moved;
-            2 * so_far >= sessions
+            2 * so_far >= self.packets.iter().map(|(_, sessions)| sessions).sum()
         });
         let median = middle.map_or(longest, |(stood_still, _)| *stood_still);
         let took = self.ended.saturating_duration_since(self.began);
-        Some(Summary { sessions, took, longest, median })
-    }
-}
-
-/// `moved 10000 sessions in 61.200 ms, each stood still for at most 0.912 ms, median 0.301 ms`
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Summary {
-    sessions: usize,
-    took: Duration,
-    longest: Duration,
-    /// Of the sessions, not of the packets.
-    median: Duration,
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "moved {} sessions in {}, each stood still for at most {}, median {}",
-            self.sessions,
-            Milliseconds(self.took),
-            Milliseconds(self.longest),
-            Milliseconds(self.median),
-        )
+        let (refused, cut) = (self.refused, self.cut);
+        let stayed = self.sessions.saturating_sub(moved + cut);
+        Moved { moved, refused, stayed, cut, took, longest, median }
     }
 }
 
@@ -100,22 +101,25 @@ mod tests {
     #[test]
     fn nothing_is_said_if_nothing_moved() {
         let start = Instant::now();
-        let mut moves = Moves::new(start);
+        let mut moves = Moves::new(start, 0);
         moves.note(start, start + milliseconds(1), 0);
-        assert_eq!(moves.summary(), None);
+        assert!(moves.summary().is_nothing());
     }
 
     #[test]
     fn the_median_is_that_of_the_sessions_and_not_of_the_packets() {
         let start = Instant::now();
-        let mut moves = Moves::new(start);
+        let mut moves = Moves::new(start, 40);
         moves.note(start, start + milliseconds(1), 1);
         moves.note(start, start + milliseconds(2), 1);
         moves.note(start + milliseconds(3), start + milliseconds(8), 32);
-        let line = moves.summary().expect("34 moved").to_string();
+        moves.note_refused();
+        moves.note_cut(2);
+        let line = moves.summary().to_string();
         assert_eq!(
             line,
-            "moved 34 sessions in 8.000 ms, each stood still for at most 5.000 ms, median 5.000 ms"
+            "moved 34 sessions in 8.000 ms, each stood still for at most 5.000 ms, median 5.000 ms; \
+             1 refused; 4 stayed to their end; 2 cut"
         );
     }
 }

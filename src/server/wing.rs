@@ -116,6 +116,8 @@ impl<H: Handler> Service for Wing<H> {
     fn cut(&mut self, upgrader: &mut Upgrader, because: Event) {
         if self.crew.sessions.len() > 0 {
             log::warn!("closing {} sessions: {because}.", self.crew.sessions.len());
+            let cut = self.crew.sessions.len();
+            self.handoff.moves.iter_mut().for_each(|moves| moves.note_cut(cut));
             self.tell_of_closing(upgrader);
             self.handoff.sweep = Some(Sweep::new(Walk::Close));
         }
