@@ -126,8 +126,9 @@ pub trait Handler {
         let _ = (cx, message);
     }
 
-    /// The successor that was committed to is dead, and this process serves again. What it has said is
-    /// heard before this.
+    /// The successor that was [handed over](Handler::hand_over) or committed to is dead, and this process serves
+    /// again. All that it has said is heard before this. If it died by itself, this comes before this process
+    /// serves; if this process has killed it, this may come some milliseconds after that.
     fn successor_gone(&mut self, cx: &mut Context<'_>) {
         let _ = cx;
     }
@@ -347,6 +348,21 @@ impl Context<'_> {
     /// See [`TellError`]. Nothing is said then.
     pub fn tell(&mut self, message: &[u8]) -> Result<(), TellError> {
         self.standing.post.add(message)
+    }
+
+    /// How many bytes can be said before [`TellError::Full`] is the answer; 0 if there is nobody.
+    #[must_use]
+    pub fn tell_room(&self) -> usize {
+        self.standing.post.room()
+    }
+
+    /// Whether everything that was [said](Context::tell) is with the kernel, which delivers it even if this
+    /// process dies. What is said in one turn is given to the kernel at its end; more may wait there if the
+    /// other process does not read. Where a client's answer must not be lost with this process, say it to the
+    /// other one first, and answer when this is true.
+    #[must_use]
+    pub fn has_told_all(&self) -> bool {
+        self.standing.post.is_empty()
     }
 
     /// Whether there is another process that [can be told](Context::tell) something.

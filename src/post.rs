@@ -69,6 +69,11 @@ impl Post {
         self.messages.is_empty()
     }
 
+    /// How many bytes may still be said.
+    pub(crate) fn room(&self) -> usize {
+        if self.is_open { limits::MESSAGES_WAITING_BYTES - self.bytes } else { 0 }
+    }
+
     pub(crate) fn add(&mut self, message: &[u8]) -> Result<(), TellError> {
         if message.len() > limits::MESSAGE_BYTES {
             return Err(TellError::TooLong);
@@ -76,7 +81,7 @@ impl Post {
         if !self.is_open {
             return Err(TellError::Nobody);
         }
-        if self.bytes + message.len() > limits::MESSAGES_WAITING_BYTES {
+        if message.len() > self.room() {
             return Err(TellError::Full);
         }
         self.bytes += message.len();

@@ -378,7 +378,7 @@ impl Upgrader {
         }
         let Some(reads) = self.common_schemas() else { return Ok(()) };
         let Some(state) = service.state(self, reads) else { return Ok(()) };
-        match &self.succession.current {
+        match &mut self.succession.current {
             Some(successor) => successor.give(state),
             None => Ok(()),
         }

@@ -545,7 +545,8 @@ impl Successor {
     }
 
     /// Gives it the application's state. To be called before the commit.
-    pub(crate) fn give(&self, state: HandedOver) -> io::Result<()> {
+    pub(crate) fn give(&mut self, state: HandedOver) -> io::Result<()> {
+        self.times.committed = Some(Instant::now());
         let message = Message::State(state.schema).encode(self.speaks.newest);
         if state.descriptors.len() > limits::STATE_DESCRIPTORS {
             return Err(io::Error::other("there are more than 252 descriptors"));
