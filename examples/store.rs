@@ -15,6 +15,8 @@
 //! It keeps every value that was ever written: to give the space back is left out.
 
 mod common;
+#[path = "store/index.rs"]
+mod index;
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -27,6 +29,7 @@ use std::time::Duration;
 
 use common::logging;
 use common::program::{Options, Program, words};
+use index::{Index, Place};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tablecloth::machine::State;
 use tablecloth::{
@@ -49,13 +52,6 @@ const KEY: usize = 1024;
 /// How soon a write is tried again that cannot be made yet.
 const HOLD: Duration = Duration::from_millis(1);
 
-/// Where a value lies in the file.
-#[derive(Clone, Copy)]
-struct Place {
-    at: u64,
-    length: u32,
-}
-
 /// What is to become of a value.
 #[derive(Clone)]
 enum Change {
@@ -66,7 +62,7 @@ enum Change {
 struct Store {
     /// The values, in a file of which both processes write the end: each write has a place of its own.
     values: File,
-    places: HashMap<Vec<u8>, Place>,
+    places: Index,
     /// Writes of this process's clients that the new process is to make, the oldest first.
     asked: VecDeque<(SessionId, Vec<u8>, Change)>,
     answers: HashMap<SessionId, Vec<u8>>,
@@ -89,7 +85,7 @@ impl Store {
         // A description of one's own has a position of one's own (proc_pid_fd(5)).
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let values = File::options().read(true).append(true).open(path)?;
-        let (places, answers) = (HashMap::new(), HashMap::new());
+        let (places, answers) = (Index::default(), HashMap::new());
         Ok(Self { values, places, asked: VecDeque::new(), answers, handed_over: false })
     }
 
@@ -111,12 +107,12 @@ impl Store {
         let place = match write {
             Change::Put(place) => *place,
             Change::Increment => {
-                let old = self.places.get(key).map(|place| self.value(*place)).transpose()?;
+                let old = self.places.get(key).map(|place| self.value(place)).transpose()?;
                 let old = old.and_then(|old| String::from_utf8(old).ok()?.parse::<u64>().ok());
                 self.lay_down((old.unwrap_or(0) + 1).to_string().as_bytes())?
             }
         };
-        self.places.insert(key.into(), place);
+        self.places.insert(key, place);
         Ok(place)
     }
 
@@ -138,13 +134,13 @@ impl Store {
         // Nobody decides while it is not known what the new process has still done, and none who cannot say
         // so to the other one.
         let waits = self.handed_over && !cx.can_tell()
-            || cx.can_tell() && cx.tell_room() < KEY + size_of::<Place>() + 2;
+            || cx.can_tell() && cx.tell_room() < KEY + Place::BYTES + 2;
         if waits && word != b"get" {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let write = match word {
             b"get" => {
-                let value = self.places.get(key).map(|place| self.value(*place)).transpose()?;
+                let value = self.places.get(key).map(|place| self.value(place)).transpose()?;
                 return Ok(Some([&value.unwrap_or_default()[..], b"\n"].concat()));
             }
             b"put" => Change::Put(self.lay_down(words.next().unwrap_or(b""))?),
@@ -272,30 +268,16 @@ impl Handler for Store {
     }
 
     fn hand_over(&mut self, _: &mut Context<'_>, _: RangeInclusive<u32>) -> Option<HandedOver> {
-        let mut bytes = Vec::with_capacity(self.places.len() * 32);
-        for (key, place) in &self.places {
-            put_place(&mut bytes, *place);
-            bytes.extend((key.len() as u32).to_le_bytes());
-            bytes.extend(key);
-        }
         let values = self.values.try_clone().ok()?;
         self.handed_over = true;
-        Some(HandedOver { schema: SCHEMA, bytes, descriptors: vec![values.into()] })
+        let (bytes, descriptors) = (self.places.to_bytes(), vec![values.into()]);
+        Some(HandedOver { schema: SCHEMA, bytes, descriptors })
     }
 
     fn take_over(&mut self, _: &mut Context<'_>, mut state: HandedOver) -> io::Result<()> {
         let error = || io::Error::from(io::ErrorKind::InvalidData);
         *self = Self::new(state.descriptors.pop().ok_or_else(error)?)?;
-        self.places.reserve(state.bytes.len() / 24);
-        let mut rest = state.bytes.as_slice();
-        while !rest.is_empty() {
-            let place = take_place(&mut rest).ok_or_else(error)?;
-            let (length, left) = rest.split_first_chunk().ok_or_else(error)?;
-            let length = u32::from_le_bytes(*length) as usize;
-            let (key, left) = left.split_at_checked(length).ok_or_else(error)?;
-            self.places.insert(key.into(), place);
-            rest = left;
-        }
+        self.places = Index::of(state.bytes).ok_or_else(error)?;
         Ok(())
     }
 
@@ -312,7 +294,7 @@ impl Handler for Store {
             }
             // It was made, for a client of the new process or of this one.
             _ => {
-                self.places.insert(key.into(), place);
+                self.places.insert(key, place);
                 let own = if kind == b'a' { self.asked.pop_front() } else { None };
                 if let Some((id, _, write)) = own {
                     let answer = self.answer(place, &write);
@@ -345,28 +327,16 @@ fn tell(
         Change::Increment => (1, place),
     };
     let mut message = vec![kind, increments];
-    put_place(&mut message, if kind == b'w' { put } else { place });
+    message.extend(if kind == b'w' { put } else { place }.to_bytes());
     message.extend(key);
     cx.tell(&message).map_err(|error: TellError| error.into())
 }
 
 fn message_of(message: &[u8]) -> Option<(u8, Place, Change, &[u8])> {
     let ([kind, increments], mut rest) = message.split_first_chunk()?;
-    let place = take_place(&mut rest)?;
+    let place = Place::take(&mut rest)?;
     let write = if *increments == 1 { Change::Increment } else { Change::Put(place) };
     Some((*kind, place, write, rest))
-}
-
-fn put_place(bytes: &mut Vec<u8>, place: Place) {
-    bytes.extend(place.at.to_le_bytes());
-    bytes.extend(place.length.to_le_bytes());
-}
-
-fn take_place(rest: &mut &[u8]) -> Option<Place> {
-    let (at, left) = rest.split_first_chunk()?;
-    let (length, left) = left.split_first_chunk()?;
-    *rest = left;
-    Some(Place { at: u64::from_le_bytes(*at), length: u32::from_le_bytes(*length) })
 }
 
 fn main() -> ExitCode {
