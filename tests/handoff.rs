@@ -180,6 +180,40 @@ fn sessions_of_a_form_that_the_successor_does_not_know_stay_and_drain() {
     assert_eq!(actor.count("sessions stay and drain"), 1);
 }
 
+/// A rollout of a build that reads one schema more, and its rollback to the build before it.
+#[test]
+fn sessions_move_up_to_another_schema_and_down_again() {
+    const SESSIONS: usize = 1000;
+    let start = Start::path("/bin/sh".into());
+    let (schemas, run) = (start.path_of("schemas"), start.path_of("run"));
+    let actor = harness::example("actor");
+    let script = format!("#!/bin/sh\nexec {} --schemas $(cat {schemas}) \"$@\"\n", actor.display());
+    std::fs::write(&run, script).expect("written");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&run, executable).expect("set");
+    std::fs::write(&schemas, "1-1").expect("written");
+    let mut actor = start
+        .program_at(&run)
+        .args(&["--listen", "main=127.0.0.1:0"])
+        .args(&["--probation-ms", "0"])
+        .serve();
+    let mut clients = clients(&mut actor, SESSIONS);
+    for reads in ["1-2", "1-1", "2-2"] {
+        std::fs::write(&schemas, reads).expect("written");
+        let (pid, _) = actor.who();
+        actor.signal(pid, Signal::SIGHUP);
+        if reads == "2-2" {
+            // There is none that both read.
+            actor.wait_for("sessions stay and drain");
+            return;
+        }
+        actor.wait_for(&format!("moved {SESSIONS} sessions in "));
+        actor.wait_for("alone");
+        let (next, _) = actor.who();
+        assert_eq!(owners(&mut clients), vec![next; SESSIONS], "{reads}");
+    }
+}
+
 #[test]
 fn a_successor_that_dies_before_it_has_acknowledged_gives_the_sessions_back() {
     let mut actor = moving().serve();

@@ -33,8 +33,8 @@ struct Actor {
     /// Sockets that it reads itself.
     udp: Option<mio::net::UdpSocket>,
     ballast: Vec<u8>,
-    /// The form in which sessions move, if they do.
-    schema: Option<u32>,
+    /// Whether sessions move.
+    moves: bool,
     /// How long the state is in which they do.
     state_bytes: usize,
     /// Of so many that arrive it takes all but the last.
@@ -91,15 +91,17 @@ impl Handler for Actor {
         &mut self,
         _: &mut Context<'_>,
         stream: Stream,
-        _: RangeInclusive<u32>,
+        reads: RangeInclusive<u32>,
     ) -> Result<Packed, Stream> {
-        match self.schema {
-            Some(schema) => {
+        match self.moves {
+            true => {
+                let schema = *reads.end();
+                log::debug!("packed in schema {schema}");
                 let mut state = b"a stream".to_vec();
                 state.resize(state.len().max(self.state_bytes), b'.');
                 Ok(Packed { schema, state, streams: vec![stream] })
             }
-            None => Err(stream),
+            false => Err(stream),
         }
     }
 
@@ -178,6 +180,12 @@ impl Actor {
     }
 }
 
+/// `OLDEST-NEWEST`, or one number for both.
+fn range(text: &str) -> Option<RangeInclusive<u32>> {
+    let (oldest, newest) = text.split_once('-').unwrap_or((text, text));
+    Some(oldest.parse().ok()?..=newest.parse().ok()?)
+}
+
 /// What the arguments say.
 #[derive(Default)]
 struct Script {
@@ -191,7 +199,7 @@ struct Script {
     /// What to do in which generation's set-up.
     at: Vec<(u64, String)>,
     ballast_mib: usize,
-    schema: Option<u32>,
+    schemas: Option<RangeInclusive<u32>>,
     state_bytes: usize,
     refuse_every: Option<u64>,
     refuse: Vec<u64>,
@@ -229,7 +237,11 @@ impl Script {
                 "--user-signal" => script.config.user_signals.push(number()? as i32),
                 "--ballast-mib" => script.ballast_mib = number()? as usize,
                 "--faults" => faults::obey(value.into()),
-                "--schema" => script.schema = Some(number()? as u32),
+                "--schemas" => script.schemas = range(&value),
+                "--schema" => {
+                    let schema = number()? as u32;
+                    script.schemas = Some(schema..=schema);
+                }
                 "--state-bytes" => script.state_bytes = number()? as usize,
                 "--refuse" => script.refuse.push(number()?),
                 "--take" => script.take = Some(number()?),
@@ -394,8 +406,8 @@ fn play(mut script: Script) -> Result<(), String> {
         for deed in script.deeds(1).filter(|deed| deed.starts_with("raw-")) {
             misbehave(deed)?;
         }
-        let schema = script.deeds(1).find_map(|deed| deed.strip_prefix("schema:"));
-        script.schema = schema.and_then(|schema| schema.parse().ok()).or(script.schema);
+        let schemas = script.deeds(1).find_map(|deed| deed.strip_prefix("schema:"));
+        script.schemas = schemas.and_then(range).or(script.schemas);
         let places = script.deeds(1).find_map(|deed| deed.strip_prefix("places:"));
         let places = places.and_then(|places| places.parse().ok());
         script.config.max_sessions = places.unwrap_or(script.config.max_sessions);
@@ -404,14 +416,15 @@ fn play(mut script: Script) -> Result<(), String> {
     // Touched, so that it is resident.
     ballast.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
 
-    let Script { schema, state_bytes, refuse_every, .. } = script;
+    let Script { state_bytes, refuse_every, .. } = script;
+    let schemas = script.schemas.clone();
     let (refuse, take) = (script.refuse.clone(), script.take);
     let nap = script.deeds(0).find_map(|deed| deed.strip_prefix("nap-in-open:"));
     let nap_in_open = Duration::from_millis(nap.and_then(|nap| nap.parse().ok()).unwrap_or(0));
     let mut actor = Actor {
         udp: None,
         ballast,
-        schema,
+        moves: schemas.is_some(),
         state_bytes,
         refuse_every,
         refuse,
@@ -420,7 +433,7 @@ fn play(mut script: Script) -> Result<(), String> {
         nap_in_open,
     };
     let mut config = script.config.clone();
-    config.schemas = schema.map(|schema| schema..=schema);
+    config.schemas = schemas.clone();
     let mut server = Server::new(config).map_err(error)?;
     let generation = server.generation();
     let mut elsewhere: Option<String> = None;
