@@ -184,19 +184,11 @@ fn sessions_of_a_form_that_the_successor_does_not_know_stay_and_drain() {
 #[test]
 fn sessions_move_up_to_another_schema_and_down_again() {
     const SESSIONS: usize = 1000;
-    let start = Start::path("/bin/sh".into());
-    let (schemas, run) = (start.path_of("schemas"), start.path_of("run"));
-    let actor = harness::example("actor");
-    let script = format!("#!/bin/sh\nexec {} --schemas $(cat {schemas}) \"$@\"\n", actor.display());
-    std::fs::write(&run, script).expect("written");
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&run, executable).expect("set");
+    let start = Start::actor();
+    let schemas = start.path_of("schemas");
     std::fs::write(&schemas, "1-1").expect("written");
-    let mut actor = start
-        .program_at(&run)
-        .args(&["--listen", "main=127.0.0.1:0"])
-        .args(&["--probation-ms", "0"])
-        .serve();
+    let args = ["--schemas-in", &schemas, "--probation-ms", "0"];
+    let mut actor = start.args(&args).serve();
     let mut clients = clients(&mut actor, SESSIONS);
     for reads in ["1-2", "1-1", "2-2"] {
         std::fs::write(&schemas, reads).expect("written");
@@ -207,6 +199,7 @@ fn sessions_move_up_to_another_schema_and_down_again() {
             actor.wait_for("sessions stay and drain");
             return;
         }
+        actor.wait_for("packed in schema 1");
         actor.wait_for(&format!("moved {SESSIONS} sessions in "));
         actor.wait_for("alone");
         let (next, _) = actor.who();

@@ -237,7 +237,10 @@ impl Script {
                 "--user-signal" => script.config.user_signals.push(number()? as i32),
                 "--ballast-mib" => script.ballast_mib = number()? as usize,
                 "--faults" => faults::obey(value.into()),
-                "--schemas" => script.schemas = range(&value),
+                "--schemas-in" => {
+                    let text = std::fs::read_to_string(&value);
+                    script.schemas = text.ok().and_then(|text| range(text.trim()));
+                }
                 "--schema" => {
                     let schema = number()? as u32;
                     script.schemas = Some(schema..=schema);

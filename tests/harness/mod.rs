@@ -89,12 +89,6 @@ impl Start {
         Self { program, args: Vec::new(), env: Vec::new(), directory: None, name: None, place }
     }
 
-    /// Another program in its place.
-    pub(crate) fn program_at(mut self, program: &str) -> Self {
-        self.program = program.into();
-        self
-    }
-
     pub(crate) fn args(mut self, args: &[&str]) -> Self {
         self.args.extend(args.iter().map(|arg| (*arg).to_owned()));
         self
