@@ -17,8 +17,9 @@ use std::time::Instant;
 
 use common::logging;
 use common::program::{Options, Program, words};
-use tablecloth::limits::DRAIN_INTERVAL;
-use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Stream, Verdict};
+use tablecloth::{
+    Accepted, Context, DRAIN_INTERVAL, Handler, IoEvent, Packed, Server, Stream, Verdict,
+};
 
 /// Bytes that one session may echo before the others have their turn.
 const BYTES_PER_TURN: usize = 256 * 1024;

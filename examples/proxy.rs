@@ -201,7 +201,10 @@ pub(crate) fn main() -> ExitCode {
                 Err(error) => (1, error),
             }
         }
-        Err(error) => (2, error),
+        Err(error) => {
+            tablecloth::refuse(&error);
+            (2, error)
+        }
     };
     output::complain("proxy", &error);
     ExitCode::from(status)

@@ -31,10 +31,9 @@ use common::logging;
 use common::program::{Options, Program, words};
 use index::{Index, Place};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use tablecloth::machine::State;
 use tablecloth::{
-    Accepted, Context, HandedOver, Handler, IoEvent, Packed, Server, SessionId, Stream, TellError,
-    Verdict,
+    Accepted, Context, HandedOver, Handler, IoEvent, Packed, Server, SessionId, State, Stream,
+    TellError, Verdict,
 };
 
 const PROGRAM: Program = Program {

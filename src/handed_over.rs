@@ -14,7 +14,7 @@ pub struct HandedOver {
     /// What the next process has to know. They go through a file in memory (memfd_create(2)).
     pub bytes: Vec<u8>,
     /// Whatever belongs to it, at most
-    /// [`STATE_DESCRIPTORS`](crate::limits::STATE_DESCRIPTORS): sockets, files, files in memory. Both
+    /// [`STATE_DESCRIPTORS`](crate::STATE_DESCRIPTORS): sockets, files, files in memory. Both
     /// processes share their flags and positions (open(2)).
     pub descriptors: Vec<OwnedFd>,
 }

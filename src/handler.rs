@@ -51,7 +51,7 @@ pub trait Handler {
     /// [`Context::shutting_down`] tells, or its successor is proven and this session does not move.
     ///
     /// Called for each such session, and again every
-    /// [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL) as long as it lasts. A session that is kept
+    /// [`DRAIN_INTERVAL`](crate::DRAIN_INTERVAL) as long as it lasts. A session that is kept
     /// goes on getting events until it closes itself or
     /// [`Config::drain_timeout`](crate::Config::drain_timeout) is over. After a rollback the calls
     /// stop, [`Context::state`] is `Running` again, and a session that was kept goes on as before.
@@ -72,7 +72,7 @@ pub trait Handler {
     /// have a schema in common ([`Config::schemas`](crate::Config::schemas)), and packs in one of those
     /// that they have. Nothing of it may be read or written any more. When it wants
     /// to be [woken](Context::wake_at) moves along by itself. A session that cannot move now is given back as it was, and is asked to drain; it is asked again
-    /// every [`DRAIN_INTERVAL`](crate::limits::DRAIN_INTERVAL), or as soon after it as the successor
+    /// every [`DRAIN_INTERVAL`](crate::DRAIN_INTERVAL), or as soon after it as the successor
     /// has taken what is on its way. One that could not be taken, because it is too large or because the
     /// successor has refused it, is put together again by [`Handler::unpack`] and asked again later, after
     /// growing pauses.
@@ -199,9 +199,9 @@ impl Accepted {
 pub struct Packed {
     /// The form of `state`, by the application's own count; 1 or more.
     pub schema: u32,
-    /// What the next owner has to know, at most [`STATE_BYTES`](crate::limits::STATE_BYTES).
+    /// What the next owner has to know, at most [`STATE_BYTES`](crate::STATE_BYTES).
     pub state: Vec<u8>,
-    /// The session's sockets, at most [`SOURCES`](crate::limits::SOURCES).
+    /// The session's sockets, at most [`SOURCES`](crate::SOURCES).
     pub streams: Vec<Stream>,
 }
 
@@ -322,8 +322,14 @@ impl Context<'_> {
         Ok(stream)
     }
 
-    /// Registers a stream as a source of the session at hand.
-    pub(crate) fn attach(&mut self, stream: &mut Stream, source: u8) -> io::Result<()> {
+    /// Makes a stream one of the session at hand: it is registered as the session's `source`, from 1 on, and
+    /// [`IoEvent::of`] tells the sources apart. The session owns it.
+    ///
+    /// # Errors
+    ///
+    /// In a method that is called for no session, or with a source of [`SOURCES`](crate::SOURCES) or more, it is
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput); else what the system answers (epoll_ctl(2)).
+    pub fn attach(&mut self, stream: &mut Stream, source: u8) -> io::Result<()> {
         let Some(session) = self.desk.session.filter(|_| usize::from(source) < limits::SOURCES)
         else {
             return Err(io::ErrorKind::InvalidInput.into());

@@ -22,6 +22,10 @@
 #![doc = include_str!("../examples/minimal.rs")]
 //! ```
 //!
+//! # An upgrade
+//!
+#![doc = include_str!("upgrade.svg")]
+//!
 //! # The house
 //!
 //! Two wings on one ground. The upgrader replaces a process and knows no session; the server serves
@@ -86,6 +90,7 @@ pub mod fault;
 mod handed_over;
 mod handler;
 mod io_event;
+#[doc(hidden)]
 pub mod limits;
 pub mod machine;
 mod post;
@@ -103,9 +108,11 @@ mod stream;
 #[allow(unsafe_code)]
 mod sys;
 mod throttle;
+#[doc(hidden)]
 pub mod timers;
 mod token;
 mod upgrader;
+#[doc(hidden)]
 pub mod wire;
 
 pub use address::Address;
@@ -114,6 +121,10 @@ pub use error::Error;
 pub use handed_over::HandedOver;
 pub use handler::{Accepted, Context, Handler, Packed, Verdict};
 pub use io_event::IoEvent;
+pub use limits::{DRAIN_INTERVAL, MESSAGE_BYTES, SOURCES, STATE_BYTES, STATE_DESCRIPTORS};
+pub use machine::State;
+/// Its sockets and events stand in signatures here.
+pub use mio;
 pub use post::TellError;
 pub use remote::{PredecessorWatch, Remote, UpgradeAnswer};
 pub use report::{Cause, Failure, Moved, Report, Stage, Timings};
@@ -122,12 +133,14 @@ pub use socket::SocketOptions;
 pub use stream::Stream;
 pub use throttle::{Throttle, Unsaid};
 pub use token::SessionId;
-pub use upgrader::{End, Notice, Phase, Upgrader};
+pub use upgrader::{End, Notice, Phase, Upgrader, refuse};
 
 /// The target (`log::Record::target`) of the lines that a client can cause: about a connection that is
 /// refused or broken, and about accepting that pauses. Of each kind there are at most ten a second. A
 /// logger that has to drop lines drops these first.
 pub const CLIENTS: &str = "tablecloth::clients";
+
+pub mod coming_from;
 
 #[doc = include_str!("../state-machine.md")]
 pub mod state_machine {}

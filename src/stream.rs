@@ -105,6 +105,38 @@ impl Stream {
         stream
     }
 
+    /// A TCP connection that the application has made or accepted itself, for a session to
+    /// [attach](crate::Context::attach). It does not block from here on, which every duplicate of it shares.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers when it is made non-blocking (fcntl(2)).
+    pub fn from_tcp(stream: std::net::TcpStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self::from_elsewhere(Inner::Tcp(mio::net::TcpStream::from_std(stream))))
+    }
+
+    /// The same for a Unix stream.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Stream::from_tcp`].
+    pub fn from_unix(stream: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self::from_elsewhere(Inner::Unix(mio::net::UnixStream::from_std(stream))))
+    }
+
+    /// Gives the socket away: to a thread, for one, or to another library. This loop hears nothing of it any
+    /// more. It still does not block.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left (EMFILE, dup(2)); the connection is closed then.
+    pub fn into_fd(mut self) -> io::Result<OwnedFd> {
+        self.deregister();
+        self.as_fd().try_clone_to_owned()
+    }
+
     /// Connects, without waiting for the answer (connect(2), EINPROGRESS).
     ///
     /// If the session `has_bytes` to send, the last segment of a TCP handshake waits for them and

@@ -825,6 +825,17 @@ impl Upgrader {
     }
 }
 
+/// Tells a predecessor why this process will not take over, before there is an upgrader or a server: because
+/// of a mistake in the configuration, for one. The words stand in its log and its [`Report`], and it goes on.
+/// Without a predecessor it does nothing.
+///
+/// Afterwards this process is nobody's successor: end it.
+pub fn refuse(reason: &str) {
+    if let Ok(Some((predecessor, _))) = Predecessor::find(NO_SCHEMAS) {
+        predecessor.refuse(reason);
+    }
+}
+
 /// The epoll instance (epoll(7)): readable when there is something for [`Upgrader::turn`] to do
 /// besides timers. It belongs to the upgrader.
 impl AsFd for Upgrader {

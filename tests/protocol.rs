@@ -193,6 +193,22 @@ fn a_predecessor_that_shares_no_version_is_refused_in_words() {
     }
 }
 
+/// What is wrong is found before there is a server.
+#[test]
+fn a_mistake_in_the_flags_of_a_successor_is_told_to_its_predecessor() {
+    let (listener, _) = listener();
+    let played = Played::new();
+    played.say_with(&Part::new("echo").encode(), &[listener.as_fd()]);
+    let (status, error) = played.start(Start::program("demo").args(&["--probation", "long"])).run();
+    assert_eq!(status.code(), Some(2), "{error}");
+    let words = "--probation \"long\": expected a number of seconds";
+    assert!(error.contains(words), "{error}");
+    assert_eq!(played.hear()[..7], word(1, 2), "HELLO");
+    let refusal = played.hear();
+    assert_eq!(refusal[..7], word(1, REFUSE));
+    assert!(String::from_utf8_lossy(&refusal).contains(words));
+}
+
 #[test]
 fn a_descriptor_of_a_kind_that_is_not_known_yet_is_refused_in_words() {
     let (listener, _) = listener();

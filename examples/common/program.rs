@@ -54,7 +54,10 @@ impl Program {
                     Err(error) => (1, error),
                 }
             }
-            Err(error) => (2, error),
+            Err(error) => {
+                tablecloth::refuse(&error);
+                (2, error)
+            }
         };
         output::complain(self.name, &error);
         ExitCode::from(status)

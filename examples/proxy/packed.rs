@@ -65,8 +65,7 @@ pub(crate) fn unpack(
         let took = take(&mut rest).map(u32::from_le_bytes).ok_or_else(|| error("connected"))?;
         connected = Some(took);
     }
-    let relay = Relay::unpack(rest, streams, now, pool)
-        .map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
+    let relay = Relay::unpack(rest, streams, now, pool)?;
     let route = routes.iter().find(|route| *route.name == *name);
     let removed = || Rc::new(Route::removed(name, settings.clone()));
     let route = route.map_or_else(removed, Rc::clone);

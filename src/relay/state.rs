@@ -75,8 +75,23 @@ impl Relay {
     }
 
     /// Puts together what [`Relay::pack`] took apart. The streams are registered already, and their
-    /// first events follow. An error names the field that does not hold.
+    /// first events follow.
+    ///
+    /// # Errors
+    ///
+    /// Bytes that are no relay are [`InvalidData`](io::ErrorKind::InvalidData), and the error names the
+    /// field that does not hold.
     pub fn unpack(
+        state: &[u8],
+        streams: Vec<Stream>,
+        now: Instant,
+        pool: &Pool,
+    ) -> io::Result<Self> {
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        Self::decode(state, streams, now, pool).map_err(invalid)
+    }
+
+    pub(super) fn decode(
         state: &[u8],
         streams: Vec<Stream>,
         now: Instant,

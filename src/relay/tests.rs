@@ -187,7 +187,7 @@ impl Loop {
         for stream in &mut streams {
             stream.deregister();
         }
-        let relay = Relay::unpack(&state, streams, Instant::now(), &self.pool);
+        let relay = Relay::decode(&state, streams, Instant::now(), &self.pool);
         self.relay = Some(relay.expect("whole"));
         // What was to come again comes by the new registration.
         self.again = None;
@@ -315,7 +315,7 @@ proptest! {
         }
         let pool = Pool::default();
         let streams = vec![connection(false).1, connection(false).1];
-        match Relay::unpack(&bytes, streams, Instant::now(), &pool) {
+        match Relay::decode(&bytes, streams, Instant::now(), &pool) {
             Ok(relay) => {
                 let mut again = Vec::new();
                 let _ = relay.pack(Instant::now(), &mut again);
@@ -995,7 +995,7 @@ fn a_moved_relay_has_waited_as_long_as_it_had() {
     let now = deadline - Duration::from_secs(59);
     let mut state = Vec::new();
     let streams = relay.pack(now, &mut state);
-    let moved = Relay::unpack(&state, streams, now, &turns.pool).expect("whole");
+    let moved = Relay::decode(&state, streams, now, &turns.pool).expect("whole");
     assert_eq!(moved.deadline(patience), Some(deadline));
     assert!(!moved.is_connecting());
 }
