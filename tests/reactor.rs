@@ -15,8 +15,8 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use rustix::process::{Resource, Rlimit};
 use tablecloth::machine::State;
 use tablecloth::{
-    Accepted, Address, Config, Context, Error, Handler, IoEvent, Reactor, Server, SocketOptions,
-    Stream, Verdict, limits,
+    Accepted, Address, Config, Context, Error, Handler, IoEvent, Reactor, Server, SessionId,
+    SocketOptions, Stream, Verdict, limits,
 };
 
 /// Answers each byte, but for the greedy, who always have more to do.
@@ -478,4 +478,143 @@ fn a_server_without_descriptors_pauses_accepting_and_resumes_by_itself() {
     }
     let (spent, passed) = (busy() - before, start.elapsed().as_nanos() as u64);
     assert!(spent * 2 < passed, "{spent} ns of {passed}");
+}
+
+/// Sessions that reach each other: a byte from one of them has a meaning for another.
+#[derive(Default)]
+struct Reaching {
+    ids: Vec<SessionId>,
+    woken: u32,
+    ticks: u32,
+    /// Where a stream of one's own comes from.
+    elsewhere: Option<std::os::unix::net::UnixStream>,
+    given: Option<OwnedFd>,
+}
+
+impl Handler for Reaching {
+    type Session = (Stream, Option<Stream>);
+
+    fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<Self::Session> {
+        self.ids.extend(cx.id());
+        let mut own = self.elsewhere.take().map(Stream::from_unix).transpose()?;
+        if let Some(own) = &mut own {
+            cx.attach(own, 1)?;
+        }
+        Ok((accepted.stream, own))
+    }
+
+    fn event(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut Self::Session,
+        event: IoEvent,
+    ) -> Verdict {
+        let (stream, own) = session;
+        if event.is_woken() {
+            let _ = stream.write_all(b"w");
+        }
+        if let Some(own) = own.as_mut().filter(|_| event.of(1).is_readable()) {
+            let mut byte = [0; 1];
+            if own.read(&mut byte).is_ok_and(|read| read == 1) {
+                let _ = stream.write_all(&byte);
+            }
+        }
+        let mut byte = [0; 1];
+        match stream.read(&mut byte) {
+            Ok(0) => Verdict::Close,
+            Ok(_) => {
+                match byte[0] {
+                    b'0'..=b'9' => cx.wake(self.ids[usize::from(byte[0] - b'0')]),
+                    b'a'..=b'd' => cx.close(self.ids[usize::from(byte[0] - b'a')]),
+                    b't' => cx.tick_at(cx.now()),
+                    b'g' => {
+                        self.given = own.take().and_then(|own| own.into_fd().ok());
+                    }
+                    _ => {}
+                }
+                Verdict::Again
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Verdict::Keep,
+            Err(_) => Verdict::Close,
+        }
+    }
+
+    fn woken(&mut self, _: &mut Context<'_>) {
+        self.woken += 1;
+    }
+
+    fn tick(&mut self, cx: &mut Context<'_>) {
+        assert_eq!(cx.id(), None, "it belongs to no session");
+        self.ticks += 1;
+    }
+}
+
+#[test]
+fn a_session_is_woken_and_closed_by_its_id_from_other_methods_and_other_threads() {
+    let (mut server, address) = listening(&Config::default(), Reaching::default());
+    let mut clients: Vec<_> = Vec::new();
+    for count in 1..=3 {
+        clients.push(Client::connect(&address));
+        until("it is let in", || {
+            server.turn(Some(Duration::from_millis(1))).expect("a turn");
+            server.handler().ids.len() == count
+        });
+    }
+    let mut turn_until = |what: &str, done: &mut dyn FnMut(&Reaching) -> bool| {
+        until(what, || {
+            server.turn(Some(Duration::from_millis(1))).expect("a turn");
+            done(server.handler())
+        });
+    };
+    clients[0].send(b"1");
+    turn_until("the second one is woken", &mut |_| clients[1].answered());
+    clients[0].send(b"t");
+    turn_until("the handler's own time has come", &mut |handler| handler.ticks == 1);
+    clients[0].send(b"c");
+    turn_until("the third one is closed", &mut |_| matches!(clients[2].0.read(&mut [0; 1]), Ok(0)));
+    // An id that is out of date finds nobody, although its slot has a new tenant.
+    clients[2] = Client::connect(&address);
+    turn_until("a fourth one is let in", &mut |handler| handler.ids.len() == 4);
+    clients[0].send(b"2");
+    clients[0].send(b"3");
+    turn_until("the fourth one is woken once", &mut |_| clients[2].answered());
+    assert!(!clients[2].answered());
+
+    let (remote, ids) = (server.remote(), server.handler().ids.clone());
+    std::thread::spawn(move || {
+        remote.wake();
+        remote.wake_session(ids[1]);
+        remote.close_session(ids[0]);
+        remote.close_session(ids[2]);
+    });
+    let (mut woken, mut closed) = (false, false);
+    until("another thread reaches them, too", || {
+        server.turn(Some(Duration::from_millis(1))).expect("a turn");
+        woken |= clients[1].answered();
+        closed |= matches!(clients[0].0.read(&mut [0; 1]), Ok(0));
+        woken && closed && server.handler().woken == 1
+    });
+}
+
+#[test]
+fn a_stream_from_elsewhere_is_a_session_s_source_and_can_be_given_away() {
+    let (near, mut far) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    let handler = Reaching { elsewhere: Some(near), ..Reaching::default() };
+    let (mut server, address) = listening(&Config::default(), handler);
+    let mut client = Client::connect(&address);
+    far.write_all(b"x").expect("sent");
+    until("it is passed on", || {
+        server.turn(Some(Duration::from_millis(1))).expect("a turn");
+        client.answered()
+    });
+    client.send(b"g");
+    until("it is given away", || {
+        server.turn(Some(Duration::from_millis(1))).expect("a turn");
+        server.handler().given.is_some()
+    });
+    far.write_all(b"y").expect("sent");
+    let given = server.handler_mut().given.take().expect("given");
+    let mut byte = [0; 1];
+    std::os::unix::net::UnixStream::from(given).read_exact(&mut byte).expect("it is nobody else's");
+    assert_eq!(&byte, b"y");
 }
