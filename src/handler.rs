@@ -112,7 +112,7 @@ pub trait Handler {
     }
 
     /// What the predecessor's [`Handler::hand_over`] has answered, before this process accepts for the
-    /// first time. Not called if it has answered nothing. An error ends this process, and the predecessor
+    /// first time. Not called if it has answered nothing, or has died before it was asked. An error ends this process, and the predecessor
     /// goes on.
     fn take_over(&mut self, cx: &mut Context<'_>, state: HandedOver) -> io::Result<()> {
         let _ = (cx, state);

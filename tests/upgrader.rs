@@ -110,6 +110,32 @@ fn a_successor_that_dies_in_its_probation_is_rolled_back_and_the_program_resumes
     assert_ne!(who(&mut porter).0, first);
 }
 
+#[test]
+fn state_is_handed_over_and_the_two_processes_tell_each_other_things() {
+    let mut porter = porter_with(&["3600"]);
+    let (first, _) = who(&mut porter);
+    porter.signal(first, Signal::SIGUSR1);
+    porter.wait_for("told: Err(Nobody)");
+    for _ in 0..2 {
+        porter.signal(first, Signal::SIGHUP);
+        // By either process first.
+        (0..2).for_each(|_| drop(porter.wait_for_any(&["were served", "notice upgraded: true"])));
+        let (successor, _) = who(&mut porter);
+        porter.signal(first, Signal::SIGUSR1);
+        let line = porter.wait_for(&format!("notice told by {first}"));
+        assert!(line.starts_with(&format!("[{successor}]")), "{line}");
+        porter.signal(successor, Signal::SIGUSR1);
+        let line = porter.wait_for(&format!("notice told by {successor}"));
+        assert!(line.starts_with(&format!("[{first}]")), "{line}");
+        porter.signal(successor, Signal::SIGKILL);
+        porter.wait_for("notice SuccessorGone");
+        porter.signal(first, Signal::SIGUSR1);
+        porter.wait_for("told: Err(Nobody)");
+    }
+    // One was served by the first one, and one by each successor, which is gone with it.
+    assert!(porter.has("handed over: 1 were served"));
+}
+
 /// How a client asks, and whether the answer is a whole one.
 type Ask = fn(&mut TcpStream) -> Result<(), String>;
 

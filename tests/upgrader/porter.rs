@@ -10,16 +10,18 @@
 #[allow(dead_code, reason = "the demo uses all of it")]
 mod logging;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use tablecloth::{Config, Error, Notice, Phase, SocketOptions, Upgrader};
+use tablecloth::{Config, Error, HandedOver, Notice, Phase, SocketOptions, Upgrader};
 
 const KEPT: &str = "kept";
 
@@ -41,8 +43,15 @@ fn serve() -> Result<(), Error> {
     let config = Config::default()
         .probation(Duration::from_secs(probation))
         .drain_timeout(Duration::from_secs(2))
-        .user_signals(vec![nix::libc::SIGUSR1]);
+        .user_signals(vec![nix::libc::SIGUSR1])
+        .schemas(1..=1);
     let mut upgrader = Upgrader::new(config)?;
+    let served = Rc::new(Cell::new(0u64));
+    let counted = Rc::clone(&served);
+    upgrader.hand_over_with(move |reads| {
+        let (schema, bytes) = (*reads.end(), counted.get().to_le_bytes().into());
+        Some(HandedOver { schema, bytes, descriptors: Vec::new() })
+    });
     let web = upgrader.tcp("web", "127.0.0.1:0")?;
     let local =
         upgrader.unix_with("local", &unix("local"), &SocketOptions::default().mode(0o600))?;
@@ -80,8 +89,15 @@ fn serve() -> Result<(), Error> {
     loop {
         let phase = upgrader.turn(Some(Duration::from_millis(2)))?;
         while let Some(notice) = upgrader.next_notice() {
+            // Says so to the other process.
+            if let Notice::Signal(_) = notice {
+                let told = upgrader.tell(format!("by {}", std::process::id()).as_bytes());
+                log::info!("told: {told:?}");
+            }
             let words = if let Notice::Upgraded(report) = notice {
                 format!("upgraded: {}", report.outcome.is_ok())
+            } else if let Notice::Told(words) = notice {
+                format!("told {}", String::from_utf8_lossy(&words))
             } else {
                 format!("{notice:?}")
             };
@@ -90,9 +106,15 @@ fn serve() -> Result<(), Error> {
         match phase {
             Phase::Waiting => continue,
             Phase::Serving => {
+                if let Some(state) = upgrader.handed_over() {
+                    let bytes = state.bytes.try_into().expect("eight bytes");
+                    served.set(u64::from_le_bytes(bytes));
+                    log::info!("handed over: {} were served", served.get());
+                }
                 while let Ok((client, _)) = web.accept() {
                     client.set_nonblocking(true).expect("set");
                     clients.push(client);
+                    served.set(served.get() + 1);
                 }
             }
             Phase::Draining if clients.is_empty() => upgrader.drained(),
