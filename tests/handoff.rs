@@ -180,6 +180,29 @@ fn sessions_of_a_form_that_the_successor_does_not_know_stay_and_drain() {
     assert_eq!(actor.count("sessions stay and drain"), 1);
 }
 
+#[test]
+fn state_is_there_before_the_first_client_and_one_that_is_not_taken_over_rolls_back() {
+    let mut actor = moving().at(1, "refuse-state").serve();
+    let first = actor.pid();
+    let mut client = actor.connect();
+    client.who();
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("state 1: 1048576 bytes, 1 descriptors");
+    let line = actor.wait_for("failed in takeover");
+    assert!(line.contains("the successor exited with status 1"), "{line}");
+    let words = "the state that the predecessor has handed over: as it was told";
+    assert!(actor.has(words));
+    until("the handler hears of it", || actor.has("the successor is gone"));
+    assert_eq!((client.who().0, actor.who().0), (first, first));
+    actor.is_named(first);
+
+    let mut actor = moving().serve();
+    actor.upgrade();
+    let log = actor.log.join("\n");
+    let (state, accepts) = (log.find("state 1: 1048576 bytes"), log.find("pid file written"));
+    assert!(state.is_some() && state < accepts, "{log}");
+}
+
 /// A rollout of a build that reads one schema more, and its rollback to the build before it.
 #[test]
 fn sessions_move_up_to_another_schema_and_down_again() {

@@ -24,8 +24,8 @@ use std::time::Duration;
 use nix::sys::socket::{MsgFlags, recv, send};
 use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL};
 use tablecloth::{
-    Accepted, Config, Context, Handler, IoEvent, Packed, Report, Server, SocketOptions, Stream,
-    Verdict,
+    Accepted, Config, Context, HandedOver, Handler, IoEvent, Packed, Report, Server, SocketOptions,
+    Stream, Verdict,
 };
 
 /// Echoes; but answers `who` with its process id and generation, and obeys a few more words.
@@ -46,6 +46,8 @@ struct Actor {
     arrived: u64,
     /// How long it takes to open a session.
     nap_in_open: Duration,
+    /// It does not take over what it is handed.
+    refuses_state: bool,
 }
 
 impl Handler for Actor {
@@ -118,6 +120,22 @@ impl Handler for Actor {
             return Err(io::Error::other("as it was told"));
         }
         packed.streams.pop().ok_or_else(|| io::Error::other("no stream"))
+    }
+
+    fn hand_over(&mut self, _: &mut Context<'_>, reads: RangeInclusive<u32>) -> Option<HandedOver> {
+        let null = std::fs::File::open("/dev/null").ok()?;
+        let (schema, bytes) = (*reads.end(), vec![b's'; 1 << 20]);
+        Some(HandedOver { schema, bytes, descriptors: vec![null.into()] })
+    }
+
+    fn take_over(&mut self, _: &mut Context<'_>, state: HandedOver) -> io::Result<()> {
+        let HandedOver { schema, bytes, descriptors } = state;
+        log::info!("state {schema}: {} bytes, {} descriptors", bytes.len(), descriptors.len());
+        if self.refuses_state { Err(io::Error::other("as it was told")) } else { Ok(()) }
+    }
+
+    fn successor_gone(&mut self, _: &mut Context<'_>) {
+        log::info!("the successor is gone");
     }
 
     fn signal(&mut self, _: &mut Context<'_>, signal: i32) {
@@ -434,6 +452,7 @@ fn play(mut script: Script) -> Result<(), String> {
         take,
         arrived: 0,
         nap_in_open,
+        refuses_state: false,
     };
     let mut config = script.config.clone();
     config.schemas = schemas.clone();
@@ -452,6 +471,7 @@ fn play(mut script: Script) -> Result<(), String> {
             "ask" => server.remote().request_upgrade(),
             // Until the test opens it.
             "gate" => wait_at(object),
+            "refuse-state" => actor.refuses_state = true,
             "nap" => std::thread::sleep(Duration::from_millis(object.parse().unwrap_or(0))),
             "chdir" => std::env::set_current_dir(object).map_err(|error| error.to_string())?,
             "fail" => return Err(object.into()),
