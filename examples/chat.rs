@@ -170,7 +170,7 @@ impl Handler for Chat {
         let mut state = packed_heard(&heard);
         put_bytes(&mut state, &line);
         state.extend(unsent);
-        Ok(Packed { schema: SCHEMA, state, streams: vec![stream] })
+        Ok(Packed::new(SCHEMA, state, vec![stream]))
     }
 
     fn unpack(&mut self, cx: &mut Context<'_>, mut packed: Packed) -> io::Result<Member> {

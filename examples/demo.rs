@@ -97,7 +97,7 @@ impl Handler for Echo {
         let EchoSession { stream, peer, unsent, ended, .. } = session;
         let more = if ended { "ended" } else { "open" };
         let state = [format!("{more} {peer}\n").as_bytes(), &unsent].concat();
-        Ok(Packed { schema: SCHEMA, state, streams: vec![stream] })
+        Ok(Packed::new(SCHEMA, state, vec![stream]))
     }
 
     fn unpack(&mut self, cx: &mut Context<'_>, packed: Packed) -> io::Result<EchoSession> {

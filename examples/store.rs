@@ -252,7 +252,7 @@ impl Handler for Store {
         }
         let Client { stream, unread, unsent, .. } = client;
         let state = [&(unsent.len() as u32).to_le_bytes()[..], &unsent, &unread].concat();
-        Ok(Packed { schema: SCHEMA, state, streams: vec![stream] })
+        Ok(Packed::new(SCHEMA, state, vec![stream]))
     }
 
     fn unpack(&mut self, cx: &mut Context<'_>, mut packed: Packed) -> io::Result<Client> {

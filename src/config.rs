@@ -64,6 +64,8 @@ pub struct Config {
     ///
     /// The sessions of a predecessor are taken over even where it was allowed more of them.
     pub max_sessions: usize,
+    /// How many bytes a packed session may have. It is asked again later if it has more. 16 MiB.
+    pub max_packed_bytes: usize,
     /// What becomes of a panic in a method of the handler. [`OnPanic::CloseSession`].
     pub on_panic: OnPanic,
     /// The schemas of packed sessions that this program reads, oldest and newest, by its own count from 1
@@ -100,6 +102,7 @@ impl Default for Config {
             exit_signals: vec![SIGINT],
             user_signals: Vec::new(),
             max_sessions: limits::SESSIONS,
+            max_packed_bytes: limits::PACKED_BYTES,
             on_panic: OnPanic::default(),
             schemas: None,
         }
@@ -160,6 +163,12 @@ impl Config {
     #[must_use]
     pub fn max_sessions(self, max_sessions: usize) -> Self {
         Self { max_sessions, ..self }
+    }
+
+    /// Sets [`Config::max_packed_bytes`](field@Config::max_packed_bytes).
+    #[must_use]
+    pub fn max_packed_bytes(self, max_packed_bytes: usize) -> Self {
+        Self { max_packed_bytes, ..self }
     }
 
     /// Sets [`Config::on_panic`](field@Config::on_panic).

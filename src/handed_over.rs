@@ -22,9 +22,7 @@ pub struct HandedOver {
 impl HandedOver {
     /// A file in memory of the bytes, and the descriptors behind it.
     pub(crate) fn into_descriptors(self) -> io::Result<Vec<OwnedFd>> {
-        let mut file = File::from(memfd_create(c"tablecloth-state", MFdFlags::MFD_CLOEXEC)?);
-        file.write_all(&self.bytes)?;
-        let mut descriptors = vec![file.into()];
+        let mut descriptors = vec![file_of(&self.bytes)?];
         descriptors.extend(self.descriptors);
         Ok(descriptors)
     }
@@ -33,9 +31,25 @@ impl HandedOver {
     pub(crate) fn from_descriptors(schema: u32, descriptors: Vec<OwnedFd>) -> io::Result<Self> {
         let mut descriptors = descriptors.into_iter();
         let first = descriptors.next().ok_or(io::ErrorKind::InvalidData)?;
-        let (mut file, mut bytes) = (File::from(first), Vec::new());
-        file.rewind()?;
-        file.read_to_end(&mut bytes)?;
+        let bytes = bytes_of(first, u64::MAX)?;
         Ok(Self { schema, bytes, descriptors: descriptors.collect() })
     }
+}
+
+/// A file in memory of these bytes.
+pub(crate) fn file_of(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(c"tablecloth-state", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(bytes)?;
+    Ok(file.into())
+}
+
+/// The other way round, of a file with at most so many.
+pub(crate) fn bytes_of(file: OwnedFd, most: u64) -> io::Result<Vec<u8>> {
+    let (mut file, mut bytes) = (File::from(file), Vec::new());
+    if file.metadata()?.len() > most {
+        return Err(io::Error::other(format!("there are more than {most} bytes")));
+    }
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }

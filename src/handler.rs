@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -195,14 +196,34 @@ impl Accepted {
 }
 
 /// A session on its way from one process to the next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Packed {
     /// The form of `state`, by the application's own count; 1 or more.
     pub schema: u32,
-    /// What the next owner has to know, at most [`STATE_BYTES`](crate::STATE_BYTES).
+    /// What the next owner has to know. Up to [`STATE_BYTES`](crate::STATE_BYTES) go from hand to hand; more,
+    /// up to [`Config::max_packed_bytes`](field@crate::Config::max_packed_bytes), through a file in memory, if the
+    /// successor's build knows of that.
     pub state: Vec<u8>,
     /// The session's sockets, at most [`SOURCES`](crate::SOURCES).
     pub streams: Vec<Stream>,
+    /// Descriptors of any other kind that belong to it, at most
+    /// [`SESSION_DESCRIPTORS`](crate::SESSION_DESCRIPTORS), if the successor's build knows of them.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl Packed {
+    /// A session with these sockets, and no other descriptors.
+    #[must_use]
+    pub fn new(schema: u32, state: Vec<u8>, streams: Vec<Stream>) -> Self {
+        Self { schema, state, streams, descriptors: Vec::new() }
+    }
+
+    /// The same with these descriptors.
+    #[must_use]
+    pub fn with(self, descriptors: Vec<OwnedFd>) -> Self {
+        Self { descriptors, ..self }
+    }
 }
 
 /// What becomes of a session.

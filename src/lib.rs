@@ -121,7 +121,9 @@ pub use error::Error;
 pub use handed_over::HandedOver;
 pub use handler::{Accepted, Context, Handler, Packed, Verdict};
 pub use io_event::IoEvent;
-pub use limits::{DRAIN_INTERVAL, MESSAGE_BYTES, SOURCES, STATE_BYTES, STATE_DESCRIPTORS};
+pub use limits::{
+    DRAIN_INTERVAL, MESSAGE_BYTES, SESSION_DESCRIPTORS, SOURCES, STATE_BYTES, STATE_DESCRIPTORS,
+};
 pub use machine::State;
 /// Its sockets and events stand in signatures here.
 pub use mio;

@@ -75,6 +75,12 @@ pub const SOURCES: usize = 4;
 /// What a session may say of itself when it moves, in bytes. A relay's buffers fit.
 pub const STATE_BYTES: usize = 80 * 1024;
 
+/// A longer state goes through a file, unless [`Config`](crate::Config) says otherwise up to this.
+pub const PACKED_BYTES: usize = 16 * 1024 * 1024;
+
+/// Descriptors of a session beside its sockets.
+pub const SESSION_DESCRIPTORS: usize = 64;
+
 /// Sessions in one packet of the handoff: enough that its system calls do not count, and few enough
 /// that a turn in which they are packed or put together is short.
 pub const SESSIONS_PER_PACKET: usize = 32;

@@ -756,6 +756,11 @@ impl Upgrader {
         self.succession.current.as_ref().map(Successor::packet_bytes)
     }
 
+    /// Whether the successor's build knows of long states and of other descriptors than sockets.
+    pub(crate) fn successor_takes_any(&self) -> bool {
+        self.succession.current.as_ref().is_some_and(Successor::hears_applications)
+    }
+
     /// Sends sessions and their sockets to the successor. An error, and nothing has been sent.
     ///
     /// What the application has said before goes ahead of them.
@@ -790,6 +795,11 @@ impl Upgrader {
     /// The next turn comes at once, and listens to the other process.
     pub(crate) fn come_back_at_once(&mut self) {
         self.rhythm.handoff_left = true;
+    }
+
+    /// How many bytes a packed session may have.
+    pub(crate) fn max_packed_bytes(&self) -> usize {
+        self.config.max_packed_bytes
     }
 
     /// From here on the longest turn is measured, the one under way included.

@@ -68,7 +68,9 @@
 //!
 //! STATE comes before COMMIT, if the application hands something over: the form of it, in the application's
 //! own count, and on the packet a descriptor of the bytes and then those of the application. TOLD carries a
-//! message between the two processes, from COMMIT on, while both are there.
+//! message between the two processes, from COMMIT on, while both are there. A session that moves may have
+//! descriptors beside its sockets, and a long state of it lies in a file in memory, whose descriptor rides on the
+//! packet.
 //!
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz decode` fuzzes the decoder (`handoff` that of the
 //! variable); `cargo test --test wire` decodes the corpus.
@@ -113,6 +115,9 @@ const TOLD: u8 = 15;
 
 /// The time of a session that does not want to be woken.
 const NEVER: u64 = u64::MAX;
+
+/// The length of a state that lies in a file.
+const APART: u32 = u32::MAX;
 
 /// The shortest entry of a MANIFEST: its kind, and a name of one byte with its length.
 const ENTRY_BYTES: usize = 3;
@@ -285,8 +290,19 @@ pub struct SessionEntry {
     pub sockets: Vec<Family>,
     /// In how many microseconds it wants to be woken, if it does.
     pub wake: Option<u64>,
-    /// What the session says of itself.
-    pub state: Vec<u8>,
+    /// How many other descriptors it has, behind its sockets. None before version 3.
+    pub descriptors: u8,
+    /// What the session says of itself. `None`, from version 3 on: that lies in a file, whose descriptor is
+    /// behind the others.
+    pub state: Option<Vec<u8>>,
+}
+
+impl SessionEntry {
+    /// How many descriptors of the packet are its own.
+    #[must_use]
+    pub fn riding(&self) -> usize {
+        self.sockets.len() + usize::from(self.descriptors) + usize::from(self.state.is_none())
+    }
 }
 
 /// What a session's socket is.
@@ -523,8 +539,13 @@ impl Message {
                     if protocol >= VERSION_2 {
                         out.extend(session.wake.unwrap_or(NEVER).to_le_bytes());
                     }
-                    out.extend((session.state.len() as u32).to_le_bytes());
-                    out.extend(&session.state);
+                    if protocol >= VERSION_3 {
+                        out.push(session.descriptors);
+                    }
+                    let state = session.state.as_deref();
+                    let length = state.map_or(APART, |state| state.len() as u32);
+                    out.extend(length.to_le_bytes());
+                    out.extend(state.unwrap_or_default());
                 }
             }
             Self::Ack(Ack { packet, refused }) => {
@@ -800,12 +821,21 @@ impl<'a> Fields<'a> {
                 VERSION_2.. => Some(self.u64("wake")?).filter(|wake| *wake != NEVER),
                 _ => None,
             };
-            let length = self.u32("state")? as usize;
-            if length > limits::STATE_BYTES {
-                return Err(WireError { field: "state", problem: Problem::TooLong });
+            let descriptors = match protocol {
+                VERSION_3.. => self.u8("descriptors")?,
+                _ => 0,
+            };
+            if usize::from(descriptors) > limits::SESSION_DESCRIPTORS {
+                return Err(WireError { field: "descriptors", problem: Problem::TooLong });
             }
-            let state = self.take("state", length)?.to_vec();
-            sessions.push(SessionEntry { schema, sockets, wake, state });
+            let state = match self.u32("state")? {
+                APART if protocol >= VERSION_3 => None,
+                length if length as usize > limits::STATE_BYTES => {
+                    return Err(WireError { field: "state", problem: Problem::TooLong });
+                }
+                length => Some(self.take("state", length as usize)?.to_vec()),
+            };
+            sessions.push(SessionEntry { schema, sockets, wake, descriptors, state });
         }
         Ok(Sessions { packet, sessions })
     }

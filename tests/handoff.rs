@@ -203,6 +203,22 @@ fn state_is_there_before_the_first_client_and_one_that_is_not_taken_over_rolls_b
     assert!(state.is_some() && state < accepts, "{log}");
 }
 
+/// Their state goes through a file, and a descriptor of another kind comes along.
+#[test]
+fn sessions_of_a_megabyte_each_move() {
+    const SESSIONS: usize = 40;
+    let mut actor = moving().args(&["--state-bytes", "1000000", "--probation-ms", "0"]).serve();
+    let mut clients = clients(&mut actor, SESSIONS);
+    for _ in 0..2 {
+        let (pid, _) = actor.who();
+        actor.signal(pid, Signal::SIGHUP);
+        actor.wait_for(&format!("moved {SESSIONS} sessions in "));
+        actor.wait_for("alone");
+        let (next, _) = actor.who();
+        assert_eq!(owners(&mut clients), vec![next; SESSIONS]);
+    }
+}
+
 /// A rollout of a build that reads one schema more, and its rollback to the build before it.
 #[test]
 fn sessions_move_up_to_another_schema_and_down_again() {

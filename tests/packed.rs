@@ -229,7 +229,7 @@ proptest! {
         state.extend(rest);
         let mut wire = Wire::new();
         wire.streams.truncate(streams);
-        let packed = Packed { schema, state, streams: wire.streams };
+        let packed = Packed::new(schema, state, wire.streams);
         let pool = Pool::new(RELAY_KEPT_BYTES);
         if let Err(error) = unpack(packed, Instant::now(), &pool) {
             prop_assert!(!error.to_string().is_empty());

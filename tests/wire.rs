@@ -64,11 +64,15 @@ fn manifests() -> impl Strategy<Value = Manifest> {
 fn sessions() -> impl Strategy<Value = Sessions> {
     let family = prop_oneof![Just(Family::Tcp), Just(Family::Unix)];
     let wake = prop_oneof![Just(None), (0..u64::MAX).prop_map(Some)];
-    let session = (any::<u32>(), vec(family, 0..=limits::SOURCES), wake, vec(any::<u8>(), 0..300));
-    let session = session.prop_map(|(schema, sockets, wake, state)| SessionEntry {
+    let state = prop_oneof![Just(None), vec(any::<u8>(), 0..300).prop_map(Some)];
+    let descriptors = 0..=limits::SESSION_DESCRIPTORS as u8;
+    let sockets = vec(family, 0..=limits::SOURCES);
+    let session = (any::<u32>(), sockets, wake, descriptors, state);
+    let session = session.prop_map(|(schema, sockets, wake, descriptors, state)| SessionEntry {
         schema,
         sockets,
         wake,
+        descriptors,
         state,
     });
     (any::<u32>(), vec(session, 0..=limits::SESSIONS_PER_PACKET))
@@ -393,7 +397,8 @@ fn two_sessions() -> Sessions {
         schema: 1,
         sockets,
         wake: None,
-        state: state.into(),
+        descriptors: 0,
+        state: Some(state.into()),
     };
     Sessions {
         packet: 7,
@@ -432,7 +437,11 @@ fn seeds_of_version_2() -> Vec<(&'static str, Vec<u8>)> {
 
 /// What version 3 has added.
 fn seeds_of_version_3() -> Vec<(&'static str, Vec<u8>)> {
+    let mut sessions = two_sessions();
+    sessions.sessions[0].descriptors = 2;
+    sessions.sessions[1].state = None;
     vec![
+        ("3-sessions", Message::Sessions(sessions).encode(3)),
         ("3-state", Message::State(2).encode(3)),
         ("3-told", Message::Told(b"what the other process has to know".into()).encode(3)),
         ("3-told-empty", Message::Told(Vec::new()).encode(3)),

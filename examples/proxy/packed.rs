@@ -36,7 +36,7 @@ pub(crate) fn pack(session: ProxySession, now: Instant, schema: u32) -> Packed {
         state.extend(connected.unwrap_or(u32::MAX).to_le_bytes());
     }
     let streams = relay.pack(now, &mut state);
-    Packed { schema, state, streams }
+    Packed::new(schema, state, streams)
 }
 
 pub(crate) fn unpack(
@@ -48,7 +48,7 @@ pub(crate) fn unpack(
 ) -> io::Result<ProxySession> {
     let error =
         |field: &str| io::Error::new(io::ErrorKind::InvalidData, format!("field {field:?}"));
-    let Packed { schema, state, streams } = packed;
+    let Packed { schema, state, streams, .. } = packed;
     if !SCHEMAS.contains(&schema) {
         return Err(error("schema"));
     }

@@ -17,6 +17,7 @@ use super::Wing;
 use super::guard::caught;
 use super::moves::Moves;
 use crate::fault::{self, Point};
+use crate::handed_over::{bytes_of, file_of};
 use crate::handler::{Context, Handler, Packed, Verdict};
 use crate::io_event::IoEvent;
 use crate::limits;
@@ -132,6 +133,8 @@ pub(super) struct InFlight {
 /// A session that was taken apart to move.
 pub(super) struct Outgoing {
     packed: Packed,
+    /// Its state, if that is too long for a packet.
+    file: Option<OwnedFd>,
     /// When it wants to be woken.
     wake: Option<Instant>,
     /// How often it has tried to move in this attempt, and could not.
@@ -144,13 +147,14 @@ struct Load {
     sessions: Vec<Outgoing>,
     bytes: usize,
     most: usize,
+    descriptors: usize,
 }
 
 impl Load {
     /// Made before its first session is taken out of the loop, or packed as one too many for the
     /// load before it.
     fn new(most: usize) -> Self {
-        Self { since: Instant::now(), sessions: Vec::new(), bytes: 0, most }
+        Self { since: Instant::now(), sessions: Vec::new(), bytes: 0, most, descriptors: 0 }
     }
 
     fn is_full(&self) -> bool {
@@ -158,18 +162,35 @@ impl Load {
     }
 
     fn has_room_for(&self, session: &Outgoing) -> bool {
-        self.sessions.is_empty() || self.bytes + size_of_packed(&session.packed) <= self.most
+        let fits = self.bytes + session.size() <= self.most;
+        let descriptors = self.descriptors + session.riding();
+        self.sessions.is_empty() || fits && descriptors <= limits::DESCRIPTORS_PER_PACKET
     }
 
     fn add(&mut self, session: Outgoing) {
-        self.bytes += size_of_packed(&session.packed);
+        self.bytes += session.size();
+        self.descriptors += session.riding();
         self.sessions.push(session);
     }
 }
 
-/// In a packet, its head included.
-fn size_of_packed(packed: &Packed) -> usize {
-    packed.state.len() + limits::SOURCES + 32
+impl Outgoing {
+    /// In a packet, its head included.
+    fn size(&self) -> usize {
+        let state = if self.file.is_some() { 0 } else { self.packed.state.len() };
+        state + limits::SOURCES + 33
+    }
+
+    /// How many descriptors ride on the packet for it.
+    fn riding(&self) -> usize {
+        self.packed.streams.len() + self.packed.descriptors.len() + usize::from(self.file.is_some())
+    }
+
+    fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let streams = self.packed.streams.iter().map(AsFd::as_fd);
+        let others = self.packed.descriptors.iter().chain(&self.file).map(AsFd::as_fd);
+        streams.chain(others)
+    }
 }
 
 /// A packet of the predecessor's sessions that is being put together, in the time of several turns.
@@ -375,20 +396,30 @@ impl<H: Handler> Wing<H> {
             return None;
         }
         self.note_slow("pack");
-        let session = Outgoing { packed: taken_apart?, wake, tries };
-        let Packed { schema, state, streams } = &session.packed;
-        let understood = reads.contains(schema);
-        let fits = state.len() <= limits::STATE_BYTES
-            && size_of_packed(&session.packed) <= most
+        let mut session = Outgoing { packed: taken_apart?, file: None, wake, tries };
+        let takes_any = upgrader.successor_takes_any();
+        let is_long = |session: &Outgoing| {
+            session.packed.state.len() > limits::STATE_BYTES || session.size() > most
+        };
+        let may_be_long = session.packed.state.len() <= upgrader.max_packed_bytes();
+        if takes_any && is_long(&session) && may_be_long {
+            session.file = file_of(&session.packed.state).ok();
+        }
+        let Packed { schema, state, streams, descriptors } = &session.packed;
+        let descriptors = descriptors.len();
+        let fits = (session.file.is_some() || !is_long(&session))
             && streams.len() <= limits::SOURCES
-            && understood;
+            && descriptors <= if takes_any { limits::SESSION_DESCRIPTORS } else { 0 }
+            && reads.contains(schema);
         if fits {
             return Some(session);
         }
         let (bytes, sockets) = (state.len(), streams.len());
-        self.note_stuck(|| {
-            format!("schema {schema}, {bytes} bytes and {sockets} sockets is not what can move")
-        });
+        let words = format!(
+            "schema {schema}, {bytes} bytes, {sockets} sockets and {descriptors} other descriptors is not \
+             what can move"
+        );
+        self.note_stuck(|| words);
         self.take_back(upgrader, session, true);
         None
     }
@@ -400,7 +431,7 @@ impl<H: Handler> Wing<H> {
         }
         self.handoff.packets = self.handoff.packets.wrapping_add(1);
         let now = Instant::now();
-        let entry = |Outgoing { packed, wake, .. }: &mut Outgoing| {
+        let entry = |Outgoing { packed, file, wake, .. }: &mut Outgoing| {
             // From here on nobody here hears of them.
             packed.streams.iter_mut().for_each(Stream::deregister);
             let until = |at: Instant| at.saturating_duration_since(now).as_micros();
@@ -408,15 +439,12 @@ impl<H: Handler> Wing<H> {
                 schema: packed.schema,
                 sockets: packed.streams.iter().map(Stream::family).collect(),
                 wake: wake.and_then(|at| u64::try_from(until(at)).ok()),
-                state: packed.state.clone(),
+                descriptors: packed.descriptors.len() as u8,
+                state: file.is_none().then(|| packed.state.clone()),
             }
         };
         let sessions = load.sessions.iter_mut().map(entry).collect();
-        let sockets: Vec<BorrowedFd<'_>> = load
-            .sessions
-            .iter()
-            .flat_map(|session| session.packed.streams.iter().map(AsFd::as_fd))
-            .collect();
+        let sockets: Vec<_> = load.sessions.iter().flat_map(Outgoing::descriptors).collect();
         let packet = self.handoff.packets;
         match upgrader.send_sessions(Sessions { packet, sessions }, &sockets) {
             Ok(()) => {
@@ -497,7 +525,7 @@ impl<H: Handler> Wing<H> {
         session: Outgoing,
         rests: bool,
     ) -> Option<u32> {
-        let Outgoing { mut packed, wake, tries } = session;
+        let Outgoing { mut packed, wake, tries, .. } = session;
         packed.streams.iter_mut().for_each(Stream::deregister);
         match self.put_together(upgrader, packed, wake) {
             Ok(index) => {
@@ -620,11 +648,19 @@ impl<H: Handler> Wing<H> {
         if self.crew.sessions.is_exhausted() {
             return Err(std::io::Error::other("there are as many sessions as there can be"));
         }
-        let streams = sockets.into_iter().zip(entry.sockets);
-        let streams = streams.map(|(fd, family)| Stream::adopt(fd, family, acknowledged)).collect();
+        let mut descriptors = sockets.into_iter();
+        let streams = entry.sockets.iter().zip(descriptors.by_ref());
+        let streams =
+            streams.map(|(family, fd)| Stream::adopt(fd, *family, acknowledged)).collect();
+        let others = descriptors.by_ref().take(usize::from(entry.descriptors)).collect();
+        let state = match (entry.state, descriptors.next()) {
+            (Some(state), _) => state,
+            (None, Some(file)) => bytes_of(file, upgrader.max_packed_bytes() as u64)?,
+            (None, None) => return Err(std::io::ErrorKind::InvalidData.into()),
+        };
         let wake =
             entry.wake.and_then(|after| Instant::now().checked_add(Duration::from_micros(after)));
-        let packed = Packed { schema: entry.schema, state: entry.state, streams };
+        let packed = Packed::new(entry.schema, state, streams).with(others);
         self.put_together(upgrader, packed, wake)
     }
 

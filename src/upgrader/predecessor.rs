@@ -254,16 +254,16 @@ impl Predecessor {
 
     /// Gives each session its sockets.
     fn arrive(&mut self, sent: Sessions, sockets: &mut Vec<OwnedFd>) {
-        let expected: usize = sent.sessions.iter().map(|session| session.sockets.len()).sum();
+        let expected: usize = sent.sessions.iter().map(SessionEntry::riding).sum();
         if expected != sockets.len() {
-            log::warn!("SESSIONS names {expected} sockets and brings {}", sockets.len());
+            log::warn!("SESSIONS names {expected} descriptors and brings {}", sockets.len());
             let refused = (0..).zip(&sent.sessions).map(|(place, _)| place).collect();
             self.acknowledge(Ack { packet: sent.packet, refused });
             return;
         }
         let mut sockets = sockets.drain(..);
         let sessions = sent.sessions.into_iter().map(|session| {
-            let own = sockets.by_ref().take(session.sockets.len()).collect();
+            let own = sockets.by_ref().take(session.riding()).collect();
             (session, own)
         });
         self.arrived.push(Arrived { packet: sent.packet, sessions: sessions.collect() });

@@ -38,7 +38,7 @@ fuzz_target!(|state: &[u8]| {
         let _ = relay.turn(IoEvent::default(), now, PATIENCE, &mut pool);
         let _ = relay.flush(now, &mut pool);
     }
-    let packed = Packed { schema: packed::SCHEMA, state: state.into(), streams: streams() };
+    let packed = Packed::new(packed::SCHEMA, state.into(), streams());
     let routes = [Rc::new(routes::Route::removed("127.0.0.1:80"))];
     if let Ok(session) = packed::unpack(packed, &routes, now, &pool) {
         let again = packed::pack(session, now);
