@@ -190,7 +190,7 @@ impl Handler for Chat {
         self.log
             .iter()
             .for_each(|(number, line)| put_bytes(&mut state, &packed_line(*number, line)));
-        Some(HandedOver { schema: SCHEMA, bytes: state, descriptors: Vec::new() })
+        Some(HandedOver::new(SCHEMA, state))
     }
 
     fn take_over(&mut self, _: &mut Context<'_>, state: HandedOver) -> io::Result<()> {

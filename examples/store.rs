@@ -269,8 +269,7 @@ impl Handler for Store {
     fn hand_over(&mut self, _: &mut Context<'_>, _: RangeInclusive<u32>) -> Option<HandedOver> {
         let values = self.values.try_clone().ok()?;
         self.handed_over = true;
-        let (bytes, descriptors) = (self.places.to_bytes(), vec![values.into()]);
-        Some(HandedOver { schema: SCHEMA, bytes, descriptors })
+        Some(HandedOver::new(SCHEMA, self.places.to_bytes()).with(vec![values.into()]))
     }
 
     fn take_over(&mut self, _: &mut Context<'_>, mut state: HandedOver) -> io::Result<()> {

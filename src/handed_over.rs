@@ -6,8 +6,10 @@ use std::os::fd::OwnedFd;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// An application's own state, as it is handed over at the commit: bytes of any length, and descriptors.
+/// An application's own state, as it is handed over at the commit: bytes of any length, and descriptors. It is
+/// made by [`HandedOver::new`].
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct HandedOver {
     /// The form of `bytes`, by the application's own count; 1 or more.
     pub schema: u32,
@@ -20,6 +22,18 @@ pub struct HandedOver {
 }
 
 impl HandedOver {
+    /// State without descriptors.
+    #[must_use]
+    pub fn new(schema: u32, bytes: Vec<u8>) -> Self {
+        Self { schema, bytes, descriptors: Vec::new() }
+    }
+
+    /// The same with these descriptors.
+    #[must_use]
+    pub fn with(self, descriptors: Vec<OwnedFd>) -> Self {
+        Self { descriptors, ..self }
+    }
+
     /// A file in memory of the bytes, and the descriptors behind it.
     pub(crate) fn into_descriptors(self) -> io::Result<Vec<OwnedFd>> {
         let mut descriptors = vec![file_of(&self.bytes)?];

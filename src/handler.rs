@@ -20,7 +20,61 @@ use crate::token::{Reach, SessionId, Token};
 /// A server's protocol: what to do with a connection, and what to make of what happens.
 ///
 /// Two methods are mandatory. All of them are called on the loop's thread, one at a time, and none
-/// may block: while one runs, nobody else is served.
+/// may block: while one runs, nobody else is served. Every other method does nothing by default, and keeps the
+/// session that it is called for.
+///
+/// # Sessions that move
+///
+/// They do if [`Config::schemas`](field@crate::Config::schemas) is set and both [`Handler::pack`] and
+/// [`Handler::unpack`] are written:
+///
+/// ```
+/// # use std::io;
+/// # use std::ops::RangeInclusive;
+/// # use tablecloth::{Accepted, Config, Context, Handler, IoEvent, Packed, Stream, Verdict};
+/// struct Echo;
+///
+/// struct Session {
+///     stream: Stream,
+///     unsent: Vec<u8>,
+/// }
+///
+/// impl Handler for Echo {
+///     type Session = Session;
+/// #   fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Session> {
+/// #       Ok(Session { stream: accepted.stream, unsent: Vec::new() })
+/// #   }
+/// #   fn event(&mut self, _: &mut Context<'_>, _: &mut Session, _: IoEvent) -> Verdict {
+/// #       Verdict::Keep
+/// #   }
+///
+///     // open and event as ever
+///
+///     fn pack(
+///         &mut self,
+///         _: &mut Context<'_>,
+///         session: Session,
+///         _reads: RangeInclusive<u32>,
+///     ) -> Result<Packed, Session> {
+///         Ok(Packed::new(1, session.unsent, vec![session.stream]))
+///     }
+///
+///     fn unpack(&mut self, _: &mut Context<'_>, mut packed: Packed) -> io::Result<Session> {
+///         let stream = packed.streams.pop().ok_or(io::ErrorKind::InvalidData)?;
+///         Ok(Session { stream, unsent: packed.state })
+///     }
+/// }
+///
+/// let config = Config::default().schemas(1..=1);
+/// ```
+///
+/// # Sessions that reach each other
+///
+/// A method is called for one session and gets that one alone. What it has to say to another one it leaves in
+/// the handler, under the other one's [id](Context::id), and [wakes](Context::wake) that one; the other one
+/// finds it in its next [event](Handler::event). The handler is not told of every way in which a session can end:
+/// whoever keeps a list of them takes one off where it answers [`Verdict::Close`], in [`Handler::pack`], and in the
+/// `Drop` of something that the session owns. `examples/chat.rs` in the repository does all of this.
 pub trait Handler {
     /// What there is for each connection. It owns the connection's [`Stream`]: dropping it closes
     /// the connection.
@@ -61,7 +115,7 @@ pub trait Handler {
         Verdict::Keep
     }
 
-    /// The session is closed although it has not come to its end: it has not drained in time, or the
+    /// The session is closed although it has not come to its end, and not by [`Verdict::Close`]: it has not drained in time, or the
     /// process was told to exit at once. It is dropped next, and its peer sees the end of the stream, unless
     /// it is [reset](Stream::reset_on_close) here, which does not make half of something look whole.
     fn closing(&mut self, cx: &mut Context<'_>, session: &mut Self::Session) {
@@ -69,14 +123,25 @@ pub trait Handler {
     }
 
     /// Takes a session apart, for it to move to a successor that reads these schemas: the session's sockets,
-    /// and in bytes whatever the next owner has to know. It is called where this program and the successor
-    /// have a schema in common ([`Config::schemas`](crate::Config::schemas)), and packs in one of those
-    /// that they have. Nothing of it may be read or written any more. When it wants
-    /// to be [woken](Context::wake_at) moves along by itself. A session that cannot move now is given back as it was, and is asked to drain; it is asked again
-    /// every [`DRAIN_INTERVAL`](crate::DRAIN_INTERVAL), or as soon after it as the successor
-    /// has taken what is on its way. One that could not be taken, because it is too large or because the
-    /// successor has refused it, is put together again by [`Handler::unpack`] and asked again later, after
-    /// growing pauses.
+    /// and in bytes whatever the next owner has to know. Nothing of it may be read or written any more. By
+    /// default no session moves.
+    ///
+    /// It is called where this program and the successor have a schema in common
+    /// ([`Config::schemas`](field@crate::Config::schemas)), and packs in one of those that they have. The time that
+    /// was asked for by [`Context::wake_at`] moves along; a [wake](Context::wake) that is still to come does not.
+    ///
+    /// A session that cannot move now is given back as it was, and is asked to drain. It is asked again every
+    /// [`DRAIN_INTERVAL`](crate::DRAIN_INTERVAL), or as soon after it as the successor has taken what is on its
+    /// way.
+    ///
+    /// One that could not be taken, because it is too large or because the successor has refused it, is put
+    /// together again by [`Handler::unpack`] here, and asked again later, after growing pauses.
+    ///
+    /// While it is on its way a session hears nothing. What the predecessor [says](Context::tell) before it
+    /// packs is heard before the session is put together; but what the successor says in that time reaches
+    /// neither the session here, which is gone, nor the one there, which does not exist yet. A program whose
+    /// sessions must miss nothing numbers what it says, packs the last number that the session has heard, keeps
+    /// what was said lately, and says the rest in [`Handler::unpack`], as `examples/chat.rs` does.
     fn pack(
         &mut self,
         cx: &mut Context<'_>,
@@ -120,9 +185,12 @@ pub trait Handler {
         Ok(())
     }
 
-    /// The other process of an upgrade has said something by [`Context::tell`]. What one process says
-    /// arrives in the order in which it was said, and before the sessions that it packs after that. What a
-    /// process has said before it died is heard, too.
+    /// The other process of an upgrade has said something by [`Context::tell`]: the predecessor, as long as
+    /// [there is one](Context::has_predecessor), and else the successor.
+    ///
+    /// What one process says arrives in the order in which it was said. It arrives before the sessions that are
+    /// packed after it, and after [`Handler::unpack`] of those that were packed before it. What a process has said
+    /// before it died is heard, too. See [`Handler::pack`] for what a session misses on its way.
     fn told(&mut self, cx: &mut Context<'_>, message: &[u8]) {
         let _ = (cx, message);
     }
@@ -171,7 +239,7 @@ pub trait Handler {
         let _ = (cx, moved);
     }
 
-    /// The predecessor is dead: this process is alone.
+    /// The predecessor is dead: this process is alone. All that it has said is heard before this.
     fn predecessor_gone(&mut self, cx: &mut Context<'_>) {
         let _ = cx;
     }
@@ -195,7 +263,7 @@ impl Accepted {
     }
 }
 
-/// A session on its way from one process to the next.
+/// A session on its way from one process to the next. It is made by [`Packed::new`].
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Packed {
@@ -233,7 +301,7 @@ pub enum Verdict {
     Keep,
     /// It has read, and writes when its neighbours have read, too: [`Handler::flush`] follows in this
     /// turn, as soon as one of them answers anything else, or
-    /// [`SESSIONS_PER_BATCH`](limits::SESSIONS_PER_BATCH) have answered this. Reading and writing are
+    /// eight have answered this. Reading and writing are
     /// two long ways through the kernel, and to go each of them several times in a row leaves it in the
     /// processor's nearest caches.
     ///
@@ -302,7 +370,8 @@ impl Context<'_> {
         self.state() == State::Draining(crate::machine::Drain::Shutdown)
     }
 
-    /// 0 for the first process, and one more with each upgrade.
+    /// 0 for the first process, and one more in each successor; after a rollback the next successor has the
+    /// same number again.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.standing.generation
@@ -368,7 +437,8 @@ impl Context<'_> {
     }
 
     /// Says something to the other process of an upgrade: from the commit on, for as long as both are there.
-    /// It hears it by [`Handler::told`].
+    /// It hears it by [`Handler::told`]. It may be called at any time: [`TellError::Nobody`] says that there is
+    /// nobody who would have to know.
     ///
     /// # Errors
     ///
@@ -377,7 +447,8 @@ impl Context<'_> {
         self.standing.post.add(message)
     }
 
-    /// How many bytes can be said before [`TellError::Full`] is the answer; 0 if there is nobody.
+    /// How many bytes can be said before [`TellError::Full`] is the answer, of messages and nothing beside them;
+    /// 0 if there is nobody.
     #[must_use]
     pub fn tell_room(&self) -> usize {
         self.standing.post.room()
@@ -406,7 +477,8 @@ impl Context<'_> {
     }
 
     /// Gives another session an event that [says so](IoEvent::is_woken), in the next turn. An id that is out
-    /// of date finds nobody.
+    /// of date finds nobody. A session that has come from the predecessor has it when that knows that it was
+    /// taken, as it has all its events.
     pub fn wake(&mut self, id: SessionId) {
         self.desk.reached.push((id, Reach::Wake));
     }

@@ -26,30 +26,11 @@
 //!
 #![doc = include_str!("upgrade.svg")]
 //!
-//! # The house
-//!
-//! Two wings on one ground. The upgrader replaces a process and knows no session; the server serves
-//! sessions and knows no process. They meet where the server is built on the upgrader: `upgrader::Service` is
-//! all that the one asks of the other.
-//!
-//! ```text
-//!  wings       server                               upgrader
-//!              wing  crew  door  acceptor           turn  perform  service  alone
-//!              handoff  moves  guard                estate  successor  predecessor
-//!              sessions  pace                       pid_file  disk  worker  outbox  failures
-//!  for both    handler  relay  config  remote  standing  report
-//!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token
-//!                                                                  the only unsafe is in sys
-//!  ground      machine  timers  wire  limits  throttle  address  error  fault
-//!                                                                  no descriptor, no clock
-//! ```
-//!
-//! Imports point down only, and nothing of one wing names a noun inside the other. The machine decides, the
-//! upgrader performs. A test over the `use` lines holds this picture and the code together.
-//!
 //! # Logging
 //!
-//! The library logs through [`log`], on the loop's thread for the most part. A logger is part of the loop:
+//! The library logs through [`log`], and says nothing without a logger: install one, such as `simplelog` or
+//! `env_logger`, to see the lines that the README shows. It logs on the loop's thread for the most part, and so a
+//! logger is part of the loop:
 //!
 //! - It must not block. While it waits for a reader, a disk or a lock, nobody is served, no signal is heard,
 //!   and the other process of an upgrade may take this one for dead. A logger that writes to a pipe or a file
@@ -81,6 +62,27 @@
 //! - Work on for long after [`Server::run`] has returned: the successor begins no upgrade before
 //!   this process has ended, and kills it after [`Config::longest_stay`] and a takeover timeout.
 //! - Block in a [`Handler`]: while one of its methods runs, nobody else is served.
+//!
+//! # The house
+//!
+//! Two wings on one ground. The upgrader replaces a process and knows no session; the server serves
+//! sessions and knows no process. They meet where the server is built on the upgrader: `upgrader::Service` is
+//! all that the one asks of the other.
+//!
+//! ```text
+//!  wings       server                               upgrader
+//!              wing  crew  door  acceptor           turn  perform  service  alone
+//!              handoff  moves  guard                estate  successor  predecessor
+//!              sessions  pace                       pid_file  disk  worker  outbox  failures
+//!  for both    handler  relay  config  remote  standing  report
+//!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token
+//!                                                                  the only unsafe is in sys
+//!  ground      machine  timers  wire  limits  throttle  address  error  fault
+//!                                                                  no descriptor, no clock
+//! ```
+//!
+//! Imports point down only, and nothing of one wing names a noun inside the other. The machine decides, the
+//! upgrader performs. A test over the `use` lines holds this picture and the code together.
 
 mod address;
 mod config;

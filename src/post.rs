@@ -20,10 +20,10 @@ pub(crate) struct Post {
 pub enum TellError {
     /// There is no other process that serves beside this one, or it is of a build that does not hear.
     Nobody,
-    /// The other process does not read, and [`MESSAGES_WAITING_BYTES`](limits::MESSAGES_WAITING_BYTES)
-    /// wait already.
+    /// The other process does not read, and 4 MiB wait already. Do not read from clients what cannot be said,
+    /// and try again later ([`Context::wake_at`](crate::Context::wake_at)).
     Full,
-    /// The message has more than [`MESSAGE_BYTES`](limits::MESSAGE_BYTES).
+    /// The message has more than [`MESSAGE_BYTES`](crate::MESSAGE_BYTES).
     TooLong,
 }
 

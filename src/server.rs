@@ -233,7 +233,8 @@ impl Server {
         self.upgrader.is_successor()
     }
 
-    /// 0 for the first process, and one more with each commit.
+    /// 0 for the first process, and one more in each successor; after a rollback the next successor has the
+    /// same number again.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.upgrader.generation()

@@ -603,7 +603,7 @@ impl Upgrader {
     }
 
     /// What has happened since the last call, the oldest first: [`Upgrader::turn`] notes it. At most
-    /// [`NOTICES`](limits::NOTICES) are kept for whoever does not fetch them; the oldest go first.
+    /// 64 are kept for whoever does not fetch them, messages aside; the oldest go first.
     pub fn next_notice(&mut self) -> Option<Notice> {
         self.alone.next_notice()
     }
@@ -685,7 +685,8 @@ impl Upgrader {
         self.standing.generation > 0
     }
 
-    /// 0 for the first process, and one more with each commit.
+    /// 0 for the first process, and one more in each successor. It is no name for a process: after a rollback
+    /// the next successor has the same number again.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.standing.generation

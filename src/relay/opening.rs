@@ -26,7 +26,7 @@ pub struct Opening<'a> {
 
 impl Relay {
     /// Begins with an accepted stream, and reads what the client has sent by now. `first` is what the
-    /// upstream is told before that, at most [`RELAY_READ_BYTES`](crate::limits::RELAY_READ_BYTES);
+    /// upstream is told before that, at most 60 KiB;
     /// it is empty for most.
     ///
     /// An error is the client's: it is gone already.

@@ -114,8 +114,7 @@ impl Handler for Actor {
         self.arrived += 1;
         // What is long brings a descriptor along.
         let long = packed.state.len() > tablecloth::STATE_BYTES;
-        let whole =
-            packed.state.len() >= self.state_bytes && long == !packed.descriptors.is_empty();
+        let whole = packed.state.len() >= self.state_bytes && long != packed.descriptors.is_empty();
         if !packed.state.starts_with(b"a stream") || !whole {
             return Err(io::Error::other("that is no stream"));
         }
@@ -132,11 +131,11 @@ impl Handler for Actor {
     fn hand_over(&mut self, _: &mut Context<'_>, reads: RangeInclusive<u32>) -> Option<HandedOver> {
         let null = std::fs::File::open("/dev/null").ok()?;
         let (schema, bytes) = (*reads.end(), vec![b's'; 1 << 20]);
-        Some(HandedOver { schema, bytes, descriptors: vec![null.into()] })
+        Some(HandedOver::new(schema, bytes).with(vec![null.into()]))
     }
 
     fn take_over(&mut self, _: &mut Context<'_>, state: HandedOver) -> io::Result<()> {
-        let HandedOver { schema, bytes, descriptors } = state;
+        let HandedOver { schema, bytes, descriptors, .. } = state;
         log::info!("state {schema}: {} bytes, {} descriptors", bytes.len(), descriptors.len());
         if self.refuses_state { Err(io::Error::other("as it was told")) } else { Ok(()) }
     }
