@@ -1,4 +1,5 @@
-//! HTTP by tokio and hyper, on an [`Upgrader`]: replaced on HUP without a failed request.
+//! HTTP by tokio and hyper, on an [`Upgrader`]: replaced on HUP without a failed request. At a TERM
+//! whoever waits in the accept queue is reset; `own_loop` shows how to let them in.
 //!
 //!     cargo run --release --example hyper
 //!     curl localhost:8080
@@ -34,7 +35,6 @@ async fn serve_client(stream: TcpStream, drains: Arc<AtomicBool>) {
         }
         Ok::<_, Infallible>(response)
     });
-    // Its errors are the client's own.
     let _ = http1::Builder::new().serve_connection(Io::new(stream), answer).await;
 }
 

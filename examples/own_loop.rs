@@ -94,6 +94,10 @@ impl Loop {
                 Phase::Waiting => {}
                 Phase::Serving => self.set_accepting(true).map_err(words)?,
                 Phase::Draining => {
+                    // Nobody else will let them in.
+                    if self.is_accepting && self.upgrader.is_shutting_down() {
+                        self.accept();
+                    }
                     self.set_accepting(false).map_err(words)?;
                     if self.clients.is_empty() {
                         self.upgrader.drained();
@@ -120,7 +124,7 @@ impl Loop {
 
     fn accept(&mut self) {
         // It may have been found readable in the moment in which the process began to drain.
-        while self.upgrader.is_serving() {
+        while self.upgrader.is_serving() || self.upgrader.is_shutting_down() {
             let Ok((mut stream, _)) = self.listener.accept() else { return };
             let token = Token(self.next);
             if self.poll.registry().register(&mut stream, token, Interest::READABLE).is_ok() {

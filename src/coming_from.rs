@@ -8,7 +8,7 @@
 //! | `Options.ListenConfig` | the closure of `build_listen_tcp` | [`SocketOptions`](crate::SocketOptions), or [`Upgrader::tcp_on`](crate::Upgrader::tcp_on) |
 //! | `Upgrader.Fds` | the builder itself | the upgrader itself |
 //! | `Fds.Listen("tcp", addr)` | `listen_tcp` | [`Upgrader::tcp`](crate::Upgrader::tcp) |
-//! | `Fds.Listen("unix", path)` | `listen_unix` | [`Upgrader::unix`](crate::Upgrader::unix) |
+//! | `Fds.Listen("unix", path)` | `listen_unix` | [`Upgrader::unix`](crate::Upgrader::unix), with `unix:` before the path |
 //! | | `listen_unix_seqpacket` | [`Upgrader::seqpacket`](crate::Upgrader::seqpacket) |
 //! | `Fds.ListenPacket("udp", addr)` | `build_stream_udp` | [`Upgrader::udp`](crate::Upgrader::udp) |
 //! | `Fds.ListenPacket("unixgram", path)` | | [`Upgrader::unix_datagram`](crate::Upgrader::unix_datagram) |

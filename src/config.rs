@@ -11,7 +11,8 @@ use crate::limits;
 use crate::machine::Timer;
 use crate::signals::{self, Request};
 
-/// What a server needs to know beside its listeners. Every field has a default.
+/// What an [`Upgrader`](crate::Upgrader) or a [`Server`](crate::Server) needs to know beside its sockets. Every
+/// field has a default. `max_sessions`, `max_packed_bytes` and `on_panic` mean something to a server only.
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,7 +58,8 @@ pub struct Config {
     pub shutdown_signals: Vec<i32>,
     /// The signals that ask for the end at once. INT.
     pub exit_signals: Vec<i32>,
-    /// More signals, which go to [`Handler::signal`](crate::Handler::signal). None.
+    /// More signals, which go to [`Handler::signal`](crate::Handler::signal), or come as
+    /// [`Notice::Signal`](crate::Notice::Signal). None.
     pub user_signals: Vec<i32>,
     /// How many sessions there may be at a time. Accepting pauses when there are that many, and
     /// clients wait in the kernel's queue. 65,536.
@@ -68,9 +70,8 @@ pub struct Config {
     pub max_packed_bytes: usize,
     /// What becomes of a panic in a method of the handler. [`OnPanic::CloseSession`].
     pub on_panic: OnPanic,
-    /// The schemas of packed sessions that this program reads, oldest and newest, by its own count from 1
-    /// on: [`Handler::unpack`](crate::Handler::unpack) understands each of them. None: sessions do not
-    /// move, they drain.
+    /// The schemas that this program reads, of packed sessions and of its own state, oldest and newest, by its
+    /// own count from 1 on. None: sessions do not move, they drain, and no state is handed over.
     pub schemas: Option<RangeInclusive<u32>>,
 }
 
@@ -192,7 +193,7 @@ impl Config {
 
 impl Config {
     /// Holds the configured signals back, in this thread and in those that it starts, until
-    /// [`Server::new`](crate::Server::new) lets them through: a signal that comes meanwhile is late,
+    /// [`Upgrader::new`](crate::Upgrader::new) or [`Server::new`](crate::Server::new) lets them through: a signal that comes meanwhile is late,
     /// and does not end the process. Call it before anything that takes time, the parsing of flags and
     /// the resolving of names included.
     ///

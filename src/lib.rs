@@ -10,7 +10,7 @@
 //! - [`Upgrader`] is for a program that has a loop, a runtime or threads of its own: the same upgrades, and
 //!   you serve.
 //! - [`state_machine`] is the contract: every state, event and action, the timers, the signals and
-//!   the invariants I1 to I7. [`machine`] is the code that it is held against.
+//!   the invariants I1 to I8. [`machine`] is the code that it is held against.
 //! - [`Report`] is how an upgrade ended, in numbers or in words.
 //!
 //! # An example
@@ -56,10 +56,10 @@
 //! - Reap children that it does not know (`waitpid(-1)`), or ignore SIGCHLD while a server lives
 //!   ([`Server::new`] sets it to its default if the parent has ignored it): the exit status of a
 //!   successor is then lost to it, though not the fact of its death (waitpid(2)).
-//! - Start threads before [`Server::new`], if its children are to inherit a clean environment.
+//! - Start threads before [`Server::new`] or [`Upgrader::new`], if its children are to inherit a clean environment.
 //! - Restore the default of SIGPIPE, which ends a successor whose predecessor dies just before it
 //!   says ready; Rust programs ignore it.
-//! - Work on for long after [`Server::run`] has returned: the successor begins no upgrade before
+//! - Work on for long after [`Server::run`] has returned, or after [`Phase::Exited`]: the successor begins no upgrade before
 //!   this process has ended, and kills it after [`Config::longest_stay`] and a takeover timeout.
 //! - Block in a [`Handler`]: while one of its methods runs, nobody else is served.
 //!

@@ -72,7 +72,8 @@ impl Remote {
     }
 
     /// Has [`Handler::woken`](crate::Handler::woken) called on the loop's thread, once for however many calls
-    /// there were since the last one.
+    /// there were since the last one. With an [`Upgrader`](crate::Upgrader) it makes the descriptor readable, and
+    /// nothing more.
     pub fn wake(&self) {
         self.request(WAKE);
     }
@@ -172,7 +173,8 @@ impl UpgradeAnswer {
 
 /// Tells when the predecessor is gone. For threads that have to wait for it, as tableflip's
 /// `WaitForParent`; on the loop's own thread there is
-/// [`Handler::predecessor_gone`](crate::Handler::predecessor_gone).
+/// [`Handler::predecessor_gone`](crate::Handler::predecessor_gone) or
+/// [`Notice::PredecessorGone`](crate::Notice::PredecessorGone).
 #[derive(Clone, Debug)]
 pub struct PredecessorWatch {
     gone: Arc<(Mutex<bool>, Condvar)>,

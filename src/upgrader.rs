@@ -36,7 +36,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::handed_over::HandedOver;
 use crate::limits;
-use crate::machine::{Event, Machine, Predecessor as Rank, State};
+use crate::machine::{Drain, Event, Machine, Predecessor as Rank, State};
 use crate::post::{Post, TellError};
 use crate::program;
 use crate::remote::{PredecessorWatch, Remote};
@@ -93,6 +93,64 @@ use successor::{Dying, Successor};
 /// }
 /// # }
 /// ```
+///
+/// # In a loop or a runtime
+///
+/// Its descriptor is an epoll instance, and it is the same one for the upgrader's life. A turn with a timeout of
+/// zero does not wait; it takes out all that is there, or [`Upgrader::next_deadline`] says that there is more
+/// to do at once. So an edge-triggered poll of the descriptor is enough. Ask for the deadline anew before each wait:
+/// [`Upgrader::drained`], [`Upgrader::tell`] and the requests may have brought it forward. All sockets that it
+/// gives out do not block.
+///
+/// It stays on the thread that has made it, and is neither `Send` nor `Sync`: with tokio, make it and ask for the
+/// sockets before the runtime is made, and drive it in `block_on` or a `LocalSet`. From elsewhere there is
+/// [`Remote`].
+///
+/// ```no_run
+/// # use std::time::{Duration, Instant};
+/// # use tablecloth::{Phase, Upgrader};
+/// # use tokio::io::unix::AsyncFd;
+/// # async fn serve(upgrader: Upgrader, listener: tokio::net::TcpListener) -> std::io::Result<()> {
+/// #[allow(deprecated)] // What came after it in tokio is unsafe.
+/// let mut upgrader = AsyncFd::with_interest(upgrader, tokio::io::Interest::READABLE)?;
+/// loop {
+///     let later = Instant::now() + Duration::from_secs(3600);
+///     let deadline = upgrader.get_ref().next_deadline().unwrap_or(later);
+///     tokio::select! {
+///         ready = upgrader.readable() => ready?.clear_ready(),
+///         () = tokio::time::sleep_until(deadline.into()) => {}
+///         accepted = listener.accept(), if upgrader.get_ref().is_serving() => {
+///             let (_client, _) = accepted?;
+///             // Spawn a task that serves it, and count it.
+///         }
+///     }
+///     match upgrader.get_mut().turn(Some(Duration::ZERO))? {
+///         Phase::Waiting | Phase::Serving => {}
+///         Phase::Draining => {} // and drained(), as soon as no task is left
+///         Phase::Exited(_) => return Ok(()),
+///     }
+/// }
+/// # }
+/// ```
+///
+/// # At a shutdown
+///
+/// [`Upgrader::is_shutting_down`] tells a shutdown from an upgrade. In an upgrade whoever waits in the accept queue
+/// is the successor's. In a shutdown nobody else will let them in: accept until it would block, then drop the
+/// listener, serve what there is, and say [`Upgrader::drained`].
+///
+/// # How long clients may stay
+///
+/// In [`Phase::Draining`] the process ends after [`Config::drain_timeout`](field@Config::drain_timeout) at the
+/// latest, whatever it still serves: with [`End::Replaced`] or [`End::ShutDown`]. As long as it is there, a further
+/// HUP waits. Programs with long connections pass them on ([`Upgrader::add_conn`]), or are written as a
+/// [`Server`](crate::Server), whose sessions move.
+///
+/// # State that moves
+///
+/// Set [`Config::schemas`](field@Config::schemas), give a closure to [`Upgrader::hand_over_with`], and take what it
+/// has made by [`Upgrader::handed_over`] in the first [`Phase::Serving`]. What changes later in either process is
+/// [told](Upgrader::tell). If the state cannot be read, end the process with an error: the predecessor comes back.
 ///
 /// An upgrader that is dropped before it was [ready](Upgrader::ready) lets go of everything: a successor tells its
 /// predecessor why (the last error of this upgrader), and the predecessor goes on.
@@ -190,7 +248,7 @@ pub enum Phase {
     /// It serves: accept.
     Serving,
     /// It must not accept. What there is comes to its end, unless the process comes back to `Serving`,
-    /// because its successor has failed.
+    /// because its successor has failed. In a [shutdown](Upgrader::is_shutting_down) it does not come back.
     Draining,
     /// It is over. There is nothing more to do.
     Exited(End),
@@ -374,8 +432,8 @@ impl Upgrader {
         Ok(fd.into())
     }
 
-    /// Binds or inherits a listening Unix stream socket, `unix:/PATH` or `unix:@ABSTRACT`; otherwise as
-    /// [`Upgrader::tcp`].
+    /// Binds or inherits a listening Unix stream socket, which does not block; the address is written
+    /// `unix:/PATH` or `unix:@ABSTRACT`. Otherwise as [`Upgrader::tcp`].
     ///
     /// A socket whose path somebody has removed is bound anew. Another server's socket at the path is left
     /// alone: then the inherited one is kept, with a warning, and nothing is unlinked at the end.
@@ -608,6 +666,12 @@ impl Upgrader {
         self.alone.next_notice()
     }
 
+    /// Whether the process was told to stop, and does not come back.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.state() == State::Draining(Drain::Shutdown)
+    }
+
     /// In which phase the process is.
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -634,9 +698,9 @@ impl Upgrader {
         }
     }
 
-    /// Has `hands_over` called at each commit, if the successor reads a schema that this program reads, too
-    /// ([`Config::schemas`]): it answers the application's own state, in one of those. Nobody is accepted
-    /// until it is done. This process keeps what it has, for the case that the successor fails.
+    /// Has `hands_over` called at each commit, with the schemas that both this program and the successor read:
+    /// it answers the application's own state, in one of those. If there are none, or if
+    /// [`Config::schemas`](field@Config::schemas) is not set, it is not called. Nobody is accepted until it is done. This process keeps what it has, for the case that the successor fails.
     pub fn hand_over_with(
         &mut self,
         hands_over: impl FnMut(RangeInclusive<u32>) -> Option<HandedOver> + 'static,
@@ -645,7 +709,7 @@ impl Upgrader {
     }
 
     /// What the predecessor has handed over: there from the first turn on that answers
-    /// [`Phase::Serving`], and given out once.
+    /// [`Phase::Serving`], and given out once. `None` if it has handed nothing over, or has died before it could.
     pub fn handed_over(&mut self) -> Option<HandedOver> {
         self.alone.handed_over.take()
     }

@@ -21,8 +21,8 @@ pub enum Notice {
     Draining,
     /// Accept again: the successor has failed.
     Resumed,
-    /// An upgrade of this process has ended, well or badly. One that went well and is rolled back later
-    /// ends a second time.
+    /// An upgrade of this process has ended, well or badly: it comes when the successor serves, or has failed.
+    /// One that is rolled back later ends a second time.
     Upgraded(Arc<Report>),
     /// The predecessor is dead: this process is alone.
     PredecessorGone,
