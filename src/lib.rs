@@ -71,7 +71,7 @@
 //!
 //! ```text
 //!  wings       server                               upgrader
-//!              wing  crew  door  acceptor           turn  perform  service  alone
+//!              wing  crew  door  acceptor           claims  turn  perform  service  alone
 //!              handoff  moves  guard                estate  successor  predecessor
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
 //!  for both    handler  relay  config  remote  standing  report
