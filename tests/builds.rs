@@ -78,6 +78,73 @@ fn a_program_of_another_c_library_is_replaced() {
     is_replaced_under_load(build("musl", &["--target", target], ""));
 }
 
+/// The last build that spoke version 2 of the handoff's protocol, before the upgrader was a type of its own.
+const BEFORE: &str = "c1d792b9d99dd58b2464d69fdbe3dbbc5cbabad7";
+
+/// A rollout, and its rollback, over and over: sessions move each time.
+#[test]
+#[ignore = "builds a server"]
+fn a_build_of_an_older_protocol_and_this_one_replace_each_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("before");
+    fs::create_dir_all(&place).expect("a directory");
+    let archive = Command::new("git").args(["archive", BEFORE]).current_dir(root).output();
+    let Some(archive) = archive.ok().filter(|archive| archive.status.success()) else {
+        eprintln!("not tried: the history of the repository is not here");
+        return;
+    };
+    fs::write(place.join("it.tar"), archive.stdout).expect("written");
+    let unpacked = Command::new("tar").args(["-xf", "it.tar"]).current_dir(&place).status();
+    assert!(unpacked.expect("tar runs").success());
+    let target = place.join("target");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--offline", "--example", "demo"])
+        .current_dir(&place)
+        .env("CARGO_TARGET_DIR", &target)
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .status();
+    assert!(built.expect("cargo runs").success(), "the older build is not built");
+    let builds = [target.join("debug/examples/demo"), harness::example("demo")];
+    for first in [0, 1] {
+        replace_each_other([&builds[first], &builds[1 - first]]);
+    }
+}
+
+fn replace_each_other(builds: [&Path; 2]) {
+    const SESSIONS: usize = 100;
+    let place = harness::place();
+    let link = place.path().join("demo");
+    let point = |build: &Path| {
+        let new = place.path().join("new");
+        std::os::unix::fs::symlink(build, &new).expect("linked");
+        fs::rename(new, &link).expect("renamed");
+    };
+    point(builds[0]);
+    let start = Start::path(link.clone()).args(&["--listen", "127.0.0.1:0", "--probation", "0.1"]);
+    let pid_file = start.path_of("pid");
+    let mut demo = start.pid_file().spawn();
+    demo.wait_for("listening on ");
+    let mut clients: Vec<_> = (0..SESSIONS).map(|_| demo.connect()).collect();
+    let named = || fs::read_to_string(&pid_file).ok()?.trim().parse::<u32>().ok();
+    until("it serves", || named().is_some());
+    for upgrade in 1..=10 {
+        point(builds[upgrade % 2]);
+        let pid = named().expect("it serves");
+        demo.signal(pid, Signal::SIGHUP);
+        demo.wait_for(&format!("moved {SESSIONS} sessions in "));
+        until("the old one is gone", || !harness::is_alive(pid));
+        let exe = fs::read_link(format!("/proc/{}/exe", named().expect("it serves")));
+        assert_eq!(exe.ok().as_deref(), fs::canonicalize(builds[upgrade % 2]).ok().as_deref());
+        for client in &mut clients {
+            assert_eq!(client.ask("still here\n"), "still here");
+        }
+    }
+    assert!(!demo.has("failed in"));
+    let last = named().expect("it serves");
+    demo.signal(last, Signal::SIGINT);
+    until("it ends", || !harness::is_alive(last));
+}
+
 /// Builds the server, one at a time, with no debug information.
 fn build(name: &str, arguments: &[&str], flags: &str) -> PathBuf {
     static ONE: Mutex<()> = Mutex::new(());
