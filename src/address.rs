@@ -59,7 +59,9 @@ impl Address {
     /// A host name may have several; IPv4 comes first, because `localhost` means 127.0.0.1 to most
     /// clients and scripts. Host names are looked up, which may ask a name server and block.
     ///
-    /// It is an error if the text is no address, or if its name is not known.
+    /// # Errors
+    ///
+    /// [`Error::Address`], if the text is no address, or if its name is not known.
     pub fn resolve(text: &str) -> Result<Vec<Self>, Error> {
         let error = |reason: &str| Error::Address { text: text.into(), reason: reason.into() };
         if let Some(name) = text.strip_prefix("unix:") {

@@ -10,12 +10,12 @@ use crate::address::Address;
 use crate::handed_over::HandedOver;
 use crate::io_event::IoEvent;
 use crate::limits;
-use crate::machine::{Predecessor, State};
-use crate::post::TellError;
+use crate::machine::{Machine, Predecessor, State};
+use crate::post::{Post, TellError};
 use crate::report::{Moved, Report};
-use crate::standing::Standing;
+use crate::standing::{Requests, Standing};
 use crate::stream::Stream;
-use crate::token::{Reach, SessionId, Token};
+use crate::token::{Kind, Reach, SessionId, Token};
 
 /// A server's protocol: what to do with a connection, and what to make of what happens.
 ///
@@ -80,10 +80,13 @@ pub trait Handler {
     /// the connection.
     type Session;
 
-    /// A connection was accepted. The stream is registered already; its first event follows. An
-    /// error closes the connection and is logged: as a warning, or, if it is
-    /// [`ConnectionReset`](io::ErrorKind::ConnectionReset), which is to say that the client is gone
-    /// already, for debugging.
+    /// A connection was accepted. The stream is registered already; its first event follows.
+    ///
+    /// # Errors
+    ///
+    /// An error closes the connection, and is logged as a warning. To decline a client without a warning, answer
+    /// [`ConnectionReset`](io::ErrorKind::ConnectionReset), which also stands for a client that is gone already: it
+    /// is logged for debugging.
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<Self::Session>;
 
     /// Something happened to the session's stream. Read and write until
@@ -142,6 +145,10 @@ pub trait Handler {
     /// neither the session here, which is gone, nor the one there, which does not exist yet. A program whose
     /// sessions must miss nothing numbers what it says, packs the last number that the session has heard, keeps
     /// what was said lately, and says the rest in [`Handler::unpack`], as `examples/chat.rs` does.
+    ///
+    /// # Errors
+    ///
+    /// The session as it was, which cannot move now.
     fn pack(
         &mut self,
         cx: &mut Context<'_>,
@@ -155,7 +162,11 @@ pub trait Handler {
     /// Puts a session together from what [`Handler::pack`] made of it, in the successor, or here
     /// again if the successor could not take it. The sockets are registered already, in their
     /// order as the sources 0, 1 and so on, and their first events follow; nothing may be read or
-    /// written before. An error gives the session back to the predecessor.
+    /// written before.
+    ///
+    /// # Errors
+    ///
+    /// An error gives the session back to the predecessor, which asks it again later.
     fn unpack(&mut self, cx: &mut Context<'_>, packed: Packed) -> io::Result<Self::Session> {
         let _ = (cx, packed);
         Err(io::ErrorKind::Unsupported.into())
@@ -178,8 +189,11 @@ pub trait Handler {
     }
 
     /// What the predecessor's [`Handler::hand_over`] has answered, before this process accepts for the
-    /// first time. Not called if it has answered nothing, or has died before it was asked. An error ends this process, and the predecessor
-    /// goes on.
+    /// first time. Not called if it has answered nothing, or has died before it was asked.
+    ///
+    /// # Errors
+    ///
+    /// An error ends this process, and the predecessor goes on.
     fn take_over(&mut self, cx: &mut Context<'_>, state: HandedOver) -> io::Result<()> {
         let _ = (cx, state);
         Ok(())
@@ -258,7 +272,9 @@ pub struct Accepted {
 }
 
 impl Accepted {
-    pub(crate) fn new(listener: Rc<str>, peer: Address, stream: Stream) -> Self {
+    /// A new connection, as the tests of a handler make it.
+    #[must_use]
+    pub fn new(listener: Rc<str>, peer: Address, stream: Stream) -> Self {
         Self { listener, peer, stream }
     }
 }
@@ -351,6 +367,73 @@ impl<'a> Context<'a> {
     }
 }
 
+/// What the methods of a [`Handler`] are given, for its tests: there is no loop behind it, and no other process.
+///
+/// ```
+/// # use std::io::{self, Read, Write};
+/// # use std::os::unix::net::UnixStream;
+/// # use tablecloth::{Accepted, Address, Context, Handler, IoEvent, Rehearsal, Stream, Verdict};
+/// # struct Echo;
+/// # impl Handler for Echo {
+/// #     type Session = Stream;
+/// #     fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Stream> {
+/// #         Ok(accepted.stream)
+/// #     }
+/// #     fn event(&mut self, _: &mut Context<'_>, stream: &mut Stream, _: IoEvent) -> Verdict {
+/// #         let mut byte = [0; 1];
+/// #         match stream.read(&mut byte).and_then(|_| stream.write_all(&byte)) {
+/// #             Ok(()) => Verdict::Again,
+/// #             Err(_) => Verdict::Keep,
+/// #         }
+/// #     }
+/// # }
+/// # fn main() -> io::Result<()> {
+/// let (near, mut client) = UnixStream::pair()?;
+/// let mut rehearsal = Rehearsal::new()?;
+/// let accepted = Accepted::new("echo".into(), Address::Unnamed, Stream::from_unix(near)?);
+/// let mut session = Echo.open(&mut rehearsal.context(), accepted)?;
+/// client.write_all(b"x")?;
+/// let verdict = Echo.event(&mut rehearsal.context(), &mut session, IoEvent::readable());
+/// assert_eq!(verdict, Verdict::Again);
+/// client.read_exact(&mut [0; 1])?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Rehearsal {
+    standing: Standing,
+    desk: Desk,
+    /// What sockets are registered with.
+    _poll: mio::Poll,
+}
+
+impl Rehearsal {
+    /// One for a first process that serves, with a single session.
+    ///
+    /// # Errors
+    ///
+    /// No epoll instance is to be had (epoll_create(2)).
+    pub fn new() -> io::Result<Self> {
+        let poll = mio::Poll::new()?;
+        let registry = Rc::new(poll.registry().try_clone()?);
+        let standing = Standing {
+            machine: Machine::first(),
+            generation: 0,
+            now: Instant::now(),
+            registry,
+            requests: Requests::default(),
+            post: Post::default(),
+        };
+        Ok(Self { standing, desk: Desk::default(), _poll: poll })
+    }
+
+    /// What a method is given that is called for the session, now.
+    pub fn context(&mut self) -> Context<'_> {
+        self.standing.now = Instant::now();
+        Context::of(&mut self.standing, &mut self.desk, Token::new(Kind::Session, 0, 0))
+    }
+}
+
 impl Context<'_> {
     /// When this turn began, by the monotonic clock.
     #[must_use]
@@ -393,7 +476,10 @@ impl Context<'_> {
     /// `source`, from 1 on, and the event that says writable, or an error, tells how the connection
     /// came out ([`Stream::take_error`]). [`IoEvent::of`] tells the sources apart.
     ///
-    /// In a method that is called for no session it fails.
+    /// # Errors
+    ///
+    /// In a method that is called for no session it is [`InvalidInput`](io::ErrorKind::InvalidInput); else what the
+    /// system answers, if the connection fails at once (connect(2)).
     pub fn connect(&mut self, address: &Address, source: u8) -> io::Result<Stream> {
         self.attached(Stream::connect(address, false)?, source)
     }
@@ -403,6 +489,10 @@ impl Context<'_> {
     /// in the end delays it instead, for up to 0.2 s (TCP_QUICKACK, tcp(7)). What the server answers is
     /// acknowledged as ever. TCP_NODELAY is set with the second write through the [`Stream`], and not
     /// before, as one write does without it.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Context::connect`].
     pub fn connect_to_send(&mut self, address: &Address, source: u8) -> io::Result<Stream> {
         self.attached(Stream::connect(address, true)?, source)
     }

@@ -121,7 +121,7 @@ pub use address::Address;
 pub use config::{Config, OnPanic};
 pub use error::Error;
 pub use handed_over::HandedOver;
-pub use handler::{Accepted, Context, Handler, Packed, Verdict};
+pub use handler::{Accepted, Context, Handler, Packed, Rehearsal, Verdict};
 pub use io_event::IoEvent;
 pub use limits::{
     DRAIN_INTERVAL, MESSAGE_BYTES, SESSION_DESCRIPTORS, SOURCES, STATE_BYTES, STATE_DESCRIPTORS,

@@ -239,6 +239,10 @@ impl Stream {
     /// 1 to 16,383; `None` looks after nobody, which is how a stream begins.
     ///
     /// It belongs to the connection, and moves with it. A Unix stream needs none.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers (setsockopt(2)).
     pub fn keep_alive(&self, after: Option<Duration>) -> io::Result<()> {
         if self.family() == Family::Unix {
             return Ok(());
@@ -265,6 +269,10 @@ impl Stream {
 
     /// The error that the socket has, which is taken from it (SO_ERROR, socket(7)): how a connection
     /// came out.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers when it is asked (getsockopt(2)); the socket's own error is not one.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
         match &self.inner {
             Inner::Tcp(stream) => stream.take_error(),
@@ -314,6 +322,10 @@ impl Stream {
 
     /// Registers for both directions and for urgent data, once and for the stream's whole life. A
     /// server does that itself; this is for a loop of one's own.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers (epoll_ctl(2)).
     pub fn register(&mut self, registry: &Rc<Registry>, token: Token) -> io::Result<()> {
         let all = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
         self.source().register(registry, token, all)?;
@@ -322,6 +334,10 @@ impl Stream {
     }
 
     /// Ends one direction, or both, of the connection; see shutdown(2).
+    ///
+    /// # Errors
+    ///
+    /// [`NotConnected`](io::ErrorKind::NotConnected), if the peer has reset the connection.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match &self.inner {
             Inner::Tcp(stream) => stream.shutdown(how),
@@ -330,6 +346,10 @@ impl Stream {
     }
 
     /// The address at this end.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers (getsockname(2)).
     pub fn local_address(&self) -> io::Result<Address> {
         // Not by the standard library, for the same reason as with `accept`.
         address_of(self)
@@ -338,6 +358,10 @@ impl Stream {
     /// Has the connection reset when it is closed (SO_LINGER with no time, socket(7)): what was not
     /// sent yet is thrown away, and the peer is told so. A Unix stream knows no reset and is closed
     /// as ever.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers (setsockopt(2)).
     pub fn reset_on_close(&self) -> io::Result<()> {
         match &self.inner {
             Inner::Tcp(stream) => {

@@ -26,10 +26,11 @@ pub struct Opening<'a> {
 
 impl Relay {
     /// Begins with an accepted stream, and reads what the client has sent by now. `first` is what the
-    /// upstream is told before that, at most 60 KiB;
-    /// it is empty for most.
+    /// upstream is told before that, at most 60 KiB; it is empty for most.
     ///
-    /// An error is the client's: it is gone already.
+    /// # Errors
+    ///
+    /// The client's own: it is gone already.
     pub fn open<'a>(
         mut downstream: Stream,
         first: &[u8],
@@ -62,6 +63,8 @@ impl Opening<'_> {
     /// Writes the bytes to a stream that is connecting, if it can be connected by now: over loopback,
     /// and between Unix sockets, it mostly is when connect(2) has returned. The relay is then to be
     /// made [to](Opening::to) this stream.
+    ///
+    /// # Errors
     ///
     /// An error says that no byte was written, because it could not be connected to, or was broken off
     /// at once. The stream is deregistered then; another one may be tried.
