@@ -129,8 +129,15 @@ impl<H: Handler> Service for Wing<H> {
         }
     }
 
-    fn state(&mut self, upgrader: &mut Upgrader, reads: RangeInclusive<u32>) -> Option<HandedOver> {
-        self.guarded(upgrader, "hand_over", None, |handler, cx, _| handler.hand_over(cx, reads))?
+    fn state(
+        &mut self,
+        upgrader: &mut Upgrader,
+        reads: RangeInclusive<u32>,
+    ) -> io::Result<Option<HandedOver>> {
+        // Without its state the successor would begin anew, and nobody would know.
+        let panicked = || io::Error::other("the handler's method `hand_over` panicked");
+        self.guarded(upgrader, "hand_over", None, |handler, cx, _| handler.hand_over(cx, reads))
+            .ok_or_else(panicked)
     }
 
     fn take_state(&mut self, upgrader: &mut Upgrader, state: HandedOver) -> io::Result<()> {

@@ -104,8 +104,12 @@ impl Service for Alone {
         false
     }
 
-    fn state(&mut self, _: &mut Upgrader, reads: RangeInclusive<u32>) -> Option<HandedOver> {
-        self.hands_over.as_mut()?(reads)
+    fn state(
+        &mut self,
+        _: &mut Upgrader,
+        reads: RangeInclusive<u32>,
+    ) -> io::Result<Option<HandedOver>> {
+        Ok(self.hands_over.as_mut().and_then(|hands_over| hands_over(reads)))
     }
 
     fn take_state(&mut self, _: &mut Upgrader, state: HandedOver) -> io::Result<()> {

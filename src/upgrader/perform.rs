@@ -377,7 +377,7 @@ impl Upgrader {
             return Ok(());
         }
         let Some(reads) = self.common_schemas() else { return Ok(()) };
-        let Some(state) = service.state(self, reads) else { return Ok(()) };
+        let Some(state) = service.state(self, reads)? else { return Ok(()) };
         match &mut self.succession.current {
             Some(successor) => successor.give(state),
             None => Ok(()),

@@ -90,10 +90,15 @@ pub(crate) trait Service {
         let _ = upgrader;
     }
 
-    /// What the successor is to have before it accepts, in one of those schemas.
-    fn state(&mut self, upgrader: &mut Upgrader, reads: RangeInclusive<u32>) -> Option<HandedOver> {
+    /// What the successor is to have before it accepts, in one of those schemas. An error, and it is not
+    /// committed to.
+    fn state(
+        &mut self,
+        upgrader: &mut Upgrader,
+        reads: RangeInclusive<u32>,
+    ) -> io::Result<Option<HandedOver>> {
         let _ = (upgrader, reads);
-        None
+        Ok(None)
     }
 
     /// What the predecessor has handed over.

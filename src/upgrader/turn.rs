@@ -47,6 +47,8 @@ impl Upgrader {
         timeout: Option<Duration>,
         service: &mut dyn Service,
     ) -> Result<State, Error> {
+        // Somebody may have caught a panic that has left a step.
+        self.steps.under_way = false;
         if self.state() != State::Exited {
             let harvest = self.harvest(timeout, service)?;
             service.begin_turn(self);
