@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use common::logging;
 use common::program::{Options, Program, words};
@@ -33,6 +34,9 @@ const SCHEMA: u32 = 1;
 const KEPT: usize = 10_000;
 /// Bytes that may wait for a member that does not read; it is cut then.
 const UNREAD: usize = 4 * 1024 * 1024;
+
+/// How soon a member is heard again when the other process does not read.
+const HOLD: Duration = Duration::from_millis(5);
 
 /// The generation of the process whose member said something, and its number there.
 type Number = (u64, u64);
@@ -85,7 +89,8 @@ impl Chat {
     /// processes, and the numbers say how many of them are news.
     fn tell(&self, member: &mut Member) {
         let last = |of: &u64| member.heard.get(of).copied().unwrap_or(0);
-        let mut left: u64 = self.heard.iter().map(|(of, number)| number - last(of)).sum();
+        let mut left: u64 =
+            self.heard.iter().map(|(of, number)| number.saturating_sub(last(of))).sum();
         if left == 0 {
             return;
         }
@@ -104,7 +109,17 @@ impl Chat {
 
     fn serve(&mut self, cx: &mut Context<'_>, member: &mut Member) -> io::Result<Verdict> {
         let mut buffer = [0; 4096];
-        let verdict = match member.stream.read(&mut buffer) {
+        // Nothing is heard of a member that the other process could not be told.
+        let full = cx.can_tell() && cx.tell_room() < 2 * buffer.len();
+        let read = if full {
+            Err(io::ErrorKind::WouldBlock.into())
+        } else {
+            member.stream.read(&mut buffer)
+        };
+        if full {
+            cx.wake_at(cx.now() + HOLD);
+        }
+        let verdict = match read {
             Ok(0) => return Ok(Verdict::Close),
             Ok(read) => {
                 for byte in &buffer[..read] {
@@ -185,12 +200,16 @@ impl Handler for Chat {
         Ok(member)
     }
 
-    fn hand_over(&mut self, _: &mut Context<'_>, _: RangeInclusive<u32>) -> Option<HandedOver> {
+    fn hand_over(
+        &mut self,
+        _: &mut Context<'_>,
+        _: RangeInclusive<u32>,
+    ) -> io::Result<Option<HandedOver>> {
         let mut state = packed_heard(&self.heard);
         self.log
             .iter()
             .for_each(|(number, line)| put_bytes(&mut state, &packed_line(*number, line)));
-        Some(HandedOver::new(SCHEMA, state))
+        Ok(Some(HandedOver::new(SCHEMA, state)))
     }
 
     fn take_over(&mut self, _: &mut Context<'_>, state: HandedOver) -> io::Result<()> {

@@ -38,6 +38,9 @@ const WORKER: Token = Token(usize::MAX - 3);
 /// How often it is logged how many lines were turned around.
 const COUNTED_EVERY: Duration = Duration::from_secs(10);
 
+/// The longest line, about.
+const LINE: usize = 64 * 1024;
+
 /// A client, and what was read of its next line.
 struct Client {
     stream: TcpStream,
@@ -125,7 +128,13 @@ impl Loop {
     fn accept(&mut self) {
         // It may have been found readable in the moment in which the process began to drain.
         while self.upgrader.is_serving() || self.upgrader.is_shutting_down() {
-            let Ok((mut stream, _)) = self.listener.accept() else { return };
+            let mut stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                // That client is gone; the next one, please.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return,
+            };
             let token = Token(self.next);
             if self.poll.registry().register(&mut stream, token, Interest::READABLE).is_ok() {
                 let client = Client { stream, line: Vec::new(), asked: 0, ended: false };
@@ -141,6 +150,8 @@ impl Loop {
         loop {
             match client.stream.read(&mut buffer) {
                 Ok(0) => client.ended = true,
+                // Nobody has a line as long as that.
+                Ok(_) if client.line.len() > LINE => (client.ended, client.asked) = (true, 0),
                 Ok(read) => {
                     for byte in &buffer[..read] {
                         client.line.push(*byte);

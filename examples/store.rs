@@ -172,6 +172,11 @@ impl Store {
         if client.waits {
             return Ok(Verdict::Keep);
         }
+        // The other process does not read: nothing more is done for this client until it does.
+        if !cx.has_told_all() && client.unsent.len() > LINE {
+            cx.wake_at(cx.now() + HOLD);
+            return Ok(Verdict::Keep);
+        }
         if let Some(end) = client.unread.iter().position(|byte| *byte == b'\n') {
             let line: Vec<_> = client.unread.drain(..=end).collect();
             match self.serve(cx, &line[..end]) {
@@ -266,10 +271,14 @@ impl Handler for Store {
         Ok(Client { stream, unread, unsent, waits: false, ended: false })
     }
 
-    fn hand_over(&mut self, _: &mut Context<'_>, _: RangeInclusive<u32>) -> Option<HandedOver> {
-        let values = self.values.try_clone().ok()?;
+    fn hand_over(
+        &mut self,
+        _: &mut Context<'_>,
+        _: RangeInclusive<u32>,
+    ) -> io::Result<Option<HandedOver>> {
+        let values = self.values.try_clone()?;
         self.handed_over = true;
-        Some(HandedOver::new(SCHEMA, self.places.to_bytes()).with(vec![values.into()]))
+        Ok(Some(HandedOver::new(SCHEMA, self.places.to_bytes()).with(vec![values.into()])))
     }
 
     fn take_over(&mut self, _: &mut Context<'_>, mut state: HandedOver) -> io::Result<()> {

@@ -179,13 +179,18 @@ pub trait Handler {
     /// Nobody is accepted until it is done. This process keeps what it has: its sessions go on by it until
     /// they move, and if the successor fails it serves again. What changes from here on, the two processes
     /// [tell](Context::tell) each other.
+    ///
+    /// # Errors
+    ///
+    /// With an error, or a panic, the upgrade fails, and this process goes on: a successor without the state would
+    /// begin anew.
     fn hand_over(
         &mut self,
         cx: &mut Context<'_>,
         reads: RangeInclusive<u32>,
-    ) -> Option<HandedOver> {
+    ) -> io::Result<Option<HandedOver>> {
         let _ = (cx, reads);
-        None
+        Ok(None)
     }
 
     /// What the predecessor's [`Handler::hand_over`] has answered, before this process accepts for the
@@ -362,7 +367,7 @@ impl<'a> Context<'a> {
 
     /// For a method that is called for none.
     pub(crate) fn of_none(standing: &'a mut Standing, desk: &'a mut Desk) -> Self {
-        desk.session = None;
+        (desk.session, desk.wake, desk.attached) = (None, None, 0);
         Self { standing, desk }
     }
 }
@@ -523,7 +528,7 @@ impl Context<'_> {
     /// [is a timeout](IoEvent::is_timeout), in place of the time that it may have asked for before.
     /// Not called for a session, it does nothing.
     pub fn wake_at(&mut self, at: Instant) {
-        self.desk.wake = Some(at);
+        self.desk.wake = self.desk.session.map(|_| at);
     }
 
     /// Says something to the other process of an upgrade: from the commit on, for as long as both are there.

@@ -17,6 +17,8 @@ const UPGRADE: u8 = 1;
 const SHUTDOWN: u8 = 2;
 const EXIT: u8 = 4;
 const WAKE: u8 = 8;
+/// The loop has ended, and stays so.
+const ENDED: u8 = 128;
 
 /// Asks a server for something from another thread, as the signals do. Clone it freely.
 ///
@@ -56,7 +58,12 @@ impl Remote {
     /// ```
     pub fn upgrade(&self) -> UpgradeAnswer {
         let (sender, report) = channel();
-        self.waiting().push(sender);
+        let mut waiting = self.waiting();
+        // Once the loop has ended, nobody will answer.
+        if !self.has_ended() {
+            waiting.push(sender);
+        }
+        drop(waiting);
         self.request_upgrade();
         UpgradeAnswer { report }
     }
@@ -90,7 +97,14 @@ impl Remote {
         self.reach(id, Reach::Close);
     }
 
+    fn has_ended(&self) -> bool {
+        self.requests.load(Ordering::Acquire) & ENDED != 0
+    }
+
     fn reach(&self, id: SessionId, reach: Reach) {
+        if self.has_ended() {
+            return;
+        }
         self.reached.lock().unwrap_or_else(PoisonError::into_inner).push((id, reach));
         let _ = self.waker.wake();
     }
@@ -127,7 +141,9 @@ impl Remote {
 
     /// The loop has ended.
     pub(crate) fn end(&self) {
-        self.waiting().clear();
+        let mut waiting = self.waiting();
+        self.requests.fetch_or(ENDED, Ordering::Release);
+        waiting.clear();
     }
 
     pub(crate) fn waker(&self) -> &Arc<Waker> {
@@ -135,7 +151,7 @@ impl Remote {
     }
 
     pub(crate) fn take(&self) -> Requests {
-        let requests = self.requests.swap(0, Ordering::Acquire);
+        let requests = self.requests.fetch_and(ENDED, Ordering::Acquire);
         let asked = |request| requests & request != 0;
         Requests {
             upgrade: asked(UPGRADE),

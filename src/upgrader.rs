@@ -408,14 +408,18 @@ impl Upgrader {
 
     /// One turn: waits for events, at most `timeout` (for ever if `None`) and never longer than to the
     /// next deadline, and does what is to be done about them. Answers in which phase the process is. It
-    /// calls nothing of the program.
+    /// calls nothing of the program but what [`Upgrader::hand_over_with`] was given. Before
+    /// [`Upgrader::ready`] it answers [`Phase::Waiting`] at once, and hears nothing.
     ///
     /// # Errors
     ///
     /// An error means that this process could not do its work, a successor that was never committed to
     /// included; exit with a non-zero status then.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<Phase, Error> {
-        self.with_alone(|upgrader, alone| upgrader.turn_for(timeout, alone))?;
+        // What comes before the set-up is done waits for that: a successor would be given half of it.
+        if self.fate.started {
+            self.with_alone(|upgrader, alone| upgrader.turn_for(timeout, alone))?;
+        }
         Ok(self.phase())
     }
 
@@ -438,10 +442,10 @@ impl Upgrader {
         self.alone.next_notice()
     }
 
-    /// Whether the process was told to stop, and does not come back.
+    /// Whether the process was told to stop, and there is no successor that serves in its place.
     #[must_use]
     pub fn is_shutting_down(&self) -> bool {
-        self.state() == State::Draining(Drain::Shutdown)
+        self.state() == State::Draining(Drain::Shutdown) && self.succession.current.is_none()
     }
 
     /// In which phase the process is.
@@ -472,10 +476,11 @@ impl Upgrader {
 
     /// Has `hands_over` called at each commit, with the schemas that both this program and the successor read:
     /// it answers the application's own state, in one of those. If there are none, or if
-    /// [`Config::schemas`](field@Config::schemas) is not set, it is not called. Nobody is accepted until it is done. This process keeps what it has, for the case that the successor fails.
+    /// [`Config::schemas`](field@Config::schemas) is not set, it is not called. Nobody is accepted until it is done. With an error the
+    /// upgrade fails. This process keeps what it has, for the case that the successor fails.
     pub fn hand_over_with(
         &mut self,
-        hands_over: impl FnMut(RangeInclusive<u32>) -> Option<HandedOver> + 'static,
+        hands_over: impl FnMut(RangeInclusive<u32>) -> io::Result<Option<HandedOver>> + 'static,
     ) {
         self.alone.hand_over_with(Box::new(hands_over));
     }
@@ -495,7 +500,10 @@ impl Upgrader {
     /// See [`TellError`]. Nothing is said then.
     pub fn tell(&mut self, message: &[u8]) -> Result<(), TellError> {
         self.standing.post.add(message)?;
-        self.flush_post();
+        if self.flush_post() {
+            let again = Instant::now() + limits::OUTBOX_RETRY;
+            self.rhythm.outbox_retry.get_or_insert(again);
+        }
         Ok(())
     }
 

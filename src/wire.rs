@@ -631,6 +631,12 @@ impl Message {
         Some((fields.u32("packet").ok()?, fields.u8("sessions").ok()?))
     }
 
+    /// Whether a packet begins as a STATE does: one whose descriptors did not arrive must not be taken for none.
+    #[must_use]
+    pub fn is_state(packet: &[u8]) -> bool {
+        packet.starts_with(&MAGIC) && packet.get(6) == Some(&STATE)
+    }
+
     /// Whether a packet begins as a MANIFEST does, in whatever version.
     #[must_use]
     pub fn is_manifest(packet: &[u8]) -> bool {

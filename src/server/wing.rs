@@ -137,7 +137,7 @@ impl<H: Handler> Service for Wing<H> {
         // Without its state the successor would begin anew, and nobody would know.
         let panicked = || io::Error::other("the handler's method `hand_over` panicked");
         self.guarded(upgrader, "hand_over", None, |handler, cx, _| handler.hand_over(cx, reads))
-            .ok_or_else(panicked)
+            .unwrap_or_else(|| Err(panicked()))
     }
 
     fn take_state(&mut self, upgrader: &mut Upgrader, state: HandedOver) -> io::Result<()> {

@@ -39,7 +39,7 @@ pub enum Notice {
 }
 
 /// Makes the application's state for a successor that reads these schemas.
-pub(super) type HandsOver = Box<dyn FnMut(RangeInclusive<u32>) -> Option<HandedOver>>;
+pub(super) type HandsOver = Box<dyn FnMut(RangeInclusive<u32>) -> io::Result<Option<HandedOver>>>;
 
 /// Serves nobody, and notes what would have been said.
 #[derive(Default)]
@@ -109,7 +109,7 @@ impl Service for Alone {
         _: &mut Upgrader,
         reads: RangeInclusive<u32>,
     ) -> io::Result<Option<HandedOver>> {
-        Ok(self.hands_over.as_mut().and_then(|hands_over| hands_over(reads)))
+        self.hands_over.as_mut().map_or(Ok(None), |hands_over| hands_over(reads))
     }
 
     fn take_state(&mut self, _: &mut Upgrader, state: HandedOver) -> io::Result<()> {

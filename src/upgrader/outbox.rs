@@ -52,9 +52,19 @@ pub(crate) fn flush_post(post: &mut Post, socket: &OwnedFd, protocol: u16, room:
         }
         let packet = Message::Told(message.to_vec()).encode(protocol);
         match sys::send(socket, &packet, &[]) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             // Of a process that is dead its death is heard.
-            Err(error) => log::debug!("TOLD to the other process: {error}"),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::BrokenPipe
+                        | io::ErrorKind::ConnectionReset
+                        | io::ErrorKind::NotConnected
+                ) =>
+            {
+                log::debug!("TOLD to the other process: {error}");
+            }
+            // The socket is full, or the kernel has no memory for it (ENOBUFS, send(2)): later.
+            Err(_) => return true,
             Ok(()) => {}
         }
         post.said();

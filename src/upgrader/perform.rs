@@ -331,6 +331,8 @@ impl Upgrader {
             self.rhythm.handoff_left = true;
         } else if let Some(predecessor) = &mut self.before.process {
             predecessor.read(&mut events);
+            // What its application has said is heard in the next turn, which comes at once.
+            self.rhythm.handoff_left = true;
             // Of a dying one the death is heard in a moment, and then this process is the owner.
             // Nobody is served here yet, so that nobody is kept waiting by the look.
             if !events.contains(&Event::Committed)
@@ -546,6 +548,8 @@ impl Upgrader {
             | Event::PauseOver => {}
         }
         let end = match before {
+            // The successor was killed.
+            State::Draining(Drain::Committed) if event == Event::ExitRequested => End::Exited,
             State::Draining(Drain::Committed | Drain::Probation | Drain::Proven) => {
                 let by = self.succession.current.as_ref().and_then(Successor::pid);
                 End::Replaced { by }
@@ -554,6 +558,7 @@ impl Upgrader {
             State::Running | State::Upgrading | State::Exited => End::Exited,
         };
         self.fate.end = Some(end);
+        self.remote.end();
         service.exited(self);
         let last = match end {
             End::Replaced { .. } => {

@@ -238,6 +238,10 @@ impl Predecessor {
                     if let Some((packet, count)) = Message::peek_sessions(packet) {
                         log::warn!("sessions of the predecessor are refused: {error}");
                         self.acknowledge(Ack { packet, refused: (0..count).collect() });
+                    } else if Message::is_state(packet) {
+                        log::warn!("the state of the predecessor's application: {error}");
+                        // Without the file of its bytes it cannot be taken over.
+                        self.state = Some((0, Vec::new()));
                     } else {
                         log::warn!("the predecessor talked nonsense: {error}");
                     }

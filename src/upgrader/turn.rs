@@ -10,6 +10,7 @@ use super::Upgrader;
 use super::pid_file::PidFile;
 use super::predecessor::Predecessor;
 use super::service::Service;
+use super::successor::Dying;
 use crate::error::Error;
 use crate::io_event::IoEvent;
 use crate::limits;
@@ -135,14 +136,14 @@ impl Upgrader {
         service: &mut dyn Service,
     ) -> Result<Harvest, Error> {
         let begun = Instant::now();
-        let wait = self.deadline(service).map(|at| at.saturating_duration_since(begun));
+        let deadline = self.deadline(service);
+        let wait = deadline.map(|at| at.saturating_duration_since(begun));
         let timeout = match (timeout, wait) {
             (Some(timeout), Some(wait)) => Some(timeout.min(wait)),
             (timeout, wait) => timeout.or(wait),
         };
-        // Since the last turn, this process's own work included.
-        self.rhythm.asleep_until =
-            timeout.and_then(|timeout| self.standing.now.checked_add(timeout));
+        // By its own deadlines, and not by those of a loop that turns when it likes.
+        self.rhythm.asleep_until = deadline.map(|at| at.max(self.standing.now));
         match self.poll.poll(&mut self.events, timeout) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -277,6 +278,11 @@ impl Upgrader {
         self.feed_of_successor(events, service);
         if dead {
             service.successor_dead(self, attempt);
+            // In a shutdown nothing is rolled back, and nobody else says that it is gone.
+            if self.succession.current.is_some() && self.standing.post.is_open() {
+                self.standing.post.close();
+                service.successor_gone(self);
+            }
         }
 
         if harvest.predecessor || carried {
@@ -315,13 +321,15 @@ impl Upgrader {
             // What accepting waits for may be free by that.
             service.fewer_to_come(self);
         }
-        for event in events {
-            self.feed(event, service);
-        }
+        // COMMIT comes before what was said after it, and the end of the socket is behind everything.
+        let (ends, others): (Vec<_>, Vec<_>) =
+            events.into_iter().partition(|event| *event == Event::PredecessorGone);
+        others.into_iter().for_each(|event| self.feed(event, service));
         if !told.is_empty() {
             service.told(self, told);
         }
         service.arrived(self, arrived);
+        ends.into_iter().for_each(|event| self.feed(event, service));
         more
     }
 
@@ -358,13 +366,19 @@ impl Upgrader {
             if timer == Timer::Drain {
                 self.hear_out(service);
             }
+            // One that has served may still have something to say, which the next one has to know.
+            if timer == Timer::Pause && self.succession.dying.iter().any(Dying::was_committed_to) {
+                self.timers.arm(timer, self.standing.now, limits::PAUSE_LEAST);
+                break;
+            }
             self.feed(timer.event(), service);
         }
     }
 
     fn end_turn(&mut self, service: &mut dyn Service) {
+        // What was said is to be with the other process before this one ends.
         let gone = service.end_turn(self);
-        if gone && matches!(self.state(), State::Draining(_)) {
+        if gone && matches!(self.state(), State::Draining(_)) && !self.flush_post() {
             self.hear_out(service);
             self.feed(Event::SessionsGone, service);
         }

@@ -128,10 +128,14 @@ impl Handler for Actor {
         packed.streams.pop().ok_or_else(|| io::Error::other("no stream"))
     }
 
-    fn hand_over(&mut self, _: &mut Context<'_>, reads: RangeInclusive<u32>) -> Option<HandedOver> {
-        let null = std::fs::File::open("/dev/null").ok()?;
+    fn hand_over(
+        &mut self,
+        _: &mut Context<'_>,
+        reads: RangeInclusive<u32>,
+    ) -> io::Result<Option<HandedOver>> {
+        let null = std::fs::File::open("/dev/null")?;
         let (schema, bytes) = (*reads.end(), vec![b's'; 1 << 20]);
-        Some(HandedOver::new(schema, bytes).with(vec![null.into()]))
+        Ok(Some(HandedOver::new(schema, bytes).with(vec![null.into()])))
     }
 
     fn take_over(&mut self, _: &mut Context<'_>, state: HandedOver) -> io::Result<()> {

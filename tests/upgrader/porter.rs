@@ -50,7 +50,7 @@ fn serve() -> Result<(), Error> {
     let counted = Rc::clone(&served);
     upgrader.hand_over_with(move |reads| {
         let (schema, bytes) = (*reads.end(), counted.get().to_le_bytes().into());
-        Some(HandedOver::new(schema, bytes))
+        Ok(Some(HandedOver::new(schema, bytes)))
     });
     let web = upgrader.tcp("web", "127.0.0.1:0")?;
     let local =
