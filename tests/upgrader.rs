@@ -83,7 +83,8 @@ fn a_connection_is_added_while_it_lives_and_goes_on_in_every_successor_until_it_
 
 #[test]
 fn who_asks_for_an_upgrade_is_told_how_it_ended_also_on_another_thread() {
-    let mut porter = porter();
+    // It stays for long enough to pass the answer on.
+    let mut porter = porter_with(&["1"]);
     let mut client = porter.connect();
     let (first, _) = client.who();
     assert_eq!(client.ask("upgrade\n"), "true");
