@@ -203,6 +203,21 @@ fn state_is_there_before_the_first_client_and_one_that_is_not_taken_over_rolls_b
     assert!(state.is_some() && state < accepts, "{log}");
 }
 
+/// Without the state it would begin anew, and nobody would know.
+#[test]
+fn nobody_succeeds_a_process_whose_handler_panics_when_it_is_to_hand_over() {
+    let mut actor = moving().at(0, "panic-at-hand-over").serve();
+    let first = actor.pid();
+    let mut client = actor.connect();
+    client.who();
+    actor.signal(first, Signal::SIGHUP);
+    let line = actor.wait_for("failed in takeover");
+    let words = "the application's state could not be handed over: the handler's method `hand_over` panicked";
+    assert!(line.contains(words), "{line}");
+    assert_eq!((client.who().0, actor.who().0), (first, first));
+    actor.is_named(first);
+}
+
 /// Their state goes through a file, and a descriptor of another kind comes along.
 #[test]
 fn sessions_of_a_megabyte_each_move() {

@@ -15,8 +15,8 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use rustix::process::{Resource, Rlimit};
 use tablecloth::machine::State;
 use tablecloth::{
-    Accepted, Address, Config, Context, Error, Handler, IoEvent, Reactor, Server, SessionId,
-    SocketOptions, Stream, Verdict, limits,
+    Accepted, Address, Config, Context, End, Error, Handler, IoEvent, Phase, Reactor, Server,
+    SessionId, SocketOptions, Stream, Upgrader, Verdict, limits,
 };
 
 /// Answers each byte, but for the greedy, who always have more to do.
@@ -617,4 +617,33 @@ fn a_stream_from_elsewhere_is_a_session_s_source_and_can_be_given_away() {
     let mut byte = [0; 1];
     std::os::unix::net::UnixStream::from(given).read_exact(&mut byte).expect("it is nobody else's");
     assert_eq!(&byte, b"y");
+}
+
+#[test]
+fn who_asks_for_an_upgrade_when_the_loop_has_ended_does_not_wait_for_ever() {
+    let (mut server, _) = server(Config::default());
+    turn(&mut server);
+    let remote = server.remote();
+    remote.request_exit();
+    assert_eq!(server.run().expect("it ends").end, End::Exited);
+    assert!(remote.upgrade().wait().is_none());
+}
+
+#[test]
+fn an_upgrader_that_is_not_ready_hears_nothing_and_waits_for_nothing() {
+    let mut upgrader = None;
+    until("there is no other one", || match Upgrader::new(Config::default()) {
+        Err(Error::AnotherServer) => false,
+        made => upgrader.insert(made).is_ok(),
+    });
+    let mut upgrader = upgrader.expect("it was made").expect("an upgrader");
+    upgrader.request_exit();
+    for _ in 0..3 {
+        assert_eq!(upgrader.turn(None).expect("a turn"), Phase::Waiting);
+    }
+    upgrader.ready().expect("ready");
+    assert_eq!(upgrader.phase(), Phase::Serving);
+    let deadline = upgrader.next_deadline();
+    assert!(deadline.is_some_and(|at| at <= std::time::Instant::now()), "there is something to do");
+    assert_eq!(upgrader.turn(None).expect("a turn"), Phase::Exited(End::Exited));
 }

@@ -48,6 +48,8 @@ struct Actor {
     nap_in_open: Duration,
     /// It does not take over what it is handed.
     refuses_state: bool,
+    /// It panics when it is to hand over.
+    panics_at_hand_over: bool,
 }
 
 impl Handler for Actor {
@@ -133,6 +135,7 @@ impl Handler for Actor {
         _: &mut Context<'_>,
         reads: RangeInclusive<u32>,
     ) -> io::Result<Option<HandedOver>> {
+        assert!(!self.panics_at_hand_over, "as it was told");
         let null = std::fs::File::open("/dev/null")?;
         let (schema, bytes) = (*reads.end(), vec![b's'; 1 << 20]);
         Ok(Some(HandedOver::new(schema, bytes).with(vec![null.into()])))
@@ -463,6 +466,7 @@ fn play(mut script: Script) -> Result<(), String> {
         arrived: 0,
         nap_in_open,
         refuses_state: false,
+        panics_at_hand_over: false,
     };
     let mut config = script.config.clone();
     config.schemas = schemas.clone();
@@ -481,6 +485,7 @@ fn play(mut script: Script) -> Result<(), String> {
             "ask" => server.remote().request_upgrade(),
             // Until the test opens it.
             "gate" => wait_at(object),
+            "panic-at-hand-over" => actor.panics_at_hand_over = true,
             "refuse-state" => actor.refuses_state = true,
             "nap" => std::thread::sleep(Duration::from_millis(object.parse().unwrap_or(0))),
             "chdir" => std::env::set_current_dir(object).map_err(|error| error.to_string())?,
