@@ -41,7 +41,7 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::{descriptors, logging, output};
+use common::{descriptors, logging, program};
 use nix::libc::SIGUSR1;
 use options::Options;
 use routes::Route;
@@ -188,24 +188,6 @@ pub(crate) fn main() -> ExitCode {
     let mut config = tablecloth::Config::default();
     config.user_signals = vec![SIGUSR1];
     config.hold_signals();
-    let (status, error) = match options::parse(lexopt::Parser::from_env()) {
-        Ok(None) => {
-            output::print(&format_args!("{}\n{}", options::HELP, common::options::HELP));
-            return ExitCode::SUCCESS;
-        }
-        Ok(Some(options)) => {
-            let served = serve(options);
-            logging::finish();
-            match served {
-                Ok(()) => return ExitCode::SUCCESS,
-                Err(error) => (1, error),
-            }
-        }
-        Err(error) => {
-            tablecloth::refuse(&error);
-            (2, error)
-        }
-    };
-    output::complain("proxy", &error);
-    ExitCode::from(status)
+    let help = format!("{}\n{}", options::HELP, common::options::HELP);
+    program::run("proxy", &help, options::parse(lexopt::Parser::from_env()), serve)
 }

@@ -4,5 +4,5 @@ pub(crate) mod descriptors;
 pub(crate) mod logging;
 pub(crate) mod options;
 pub(crate) mod output;
-#[allow(dead_code, reason = "the proxy has flags of its own")]
+#[allow(dead_code, reason = "the proxy takes the last part of it")]
 pub(crate) mod program;

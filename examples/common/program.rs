@@ -33,34 +33,13 @@ impl Program {
     /// process to have one thread any more, and [`logging::finish`] before it says ready.
     pub(crate) fn run(&self, serve: impl FnOnce(Options) -> Result<(), String>) -> ExitCode {
         Config::default().hold_signals();
-        let (status, error) = match self.parse(Parser::from_env()) {
-            Ok(None) => {
-                let (help, listen) = (self.help, self.listen);
-                output::print(&format_args!(
-                    "{help}\n\n{LISTEN}\n{:27}[{listen}]\n{}",
-                    "",
-                    options::HELP
-                ));
-                return ExitCode::SUCCESS;
-            }
-            Ok(Some(options)) => {
-                let served = logging::start_buffered(options.common.log_level).and_then(|()| {
-                    descriptors::raise_limit();
-                    serve(options)
-                });
-                logging::finish();
-                match served {
-                    Ok(()) => return ExitCode::SUCCESS,
-                    Err(error) => (1, error),
-                }
-            }
-            Err(error) => {
-                tablecloth::refuse(&error);
-                (2, error)
-            }
-        };
-        output::complain(self.name, &error);
-        ExitCode::from(status)
+        let Self { name, help, listen } = *self;
+        let help = format!("{help}\n\n{LISTEN}\n{:27}[{listen}]\n{}", "", options::HELP);
+        run(name, &help, self.parse(Parser::from_env()), |options| {
+            logging::start_buffered(options.common.log_level)?;
+            descriptors::raise_limit();
+            serve(options)
+        })
     }
 
     fn parse(&self, mut parser: Parser) -> Result<Option<Options>, String> {
@@ -75,6 +54,35 @@ impl Program {
         }
         Ok(Some(options))
     }
+}
+
+/// Runs a server with flags of its own: what they say, if they were not a question for help.
+pub(crate) fn run<T>(
+    name: &str,
+    help: &str,
+    parsed: Result<Option<T>, String>,
+    serve: impl FnOnce(T) -> Result<(), String>,
+) -> ExitCode {
+    let (status, error) = match parsed {
+        Ok(None) => {
+            output::print(&format_args!("{help}"));
+            return ExitCode::SUCCESS;
+        }
+        Ok(Some(options)) => {
+            let served = serve(options);
+            logging::finish();
+            match served {
+                Ok(()) => return ExitCode::SUCCESS,
+                Err(error) => (1, error),
+            }
+        }
+        Err(error) => {
+            tablecloth::refuse(&error);
+            (2, error)
+        }
+    };
+    output::complain(name, &error);
+    ExitCode::from(status)
 }
 
 /// Any error in its own words.

@@ -78,9 +78,9 @@ impl Moves {
         let longest = self.packets.last().map_or(Duration::ZERO, |(stood_still, _)| *stood_still);
         let moved: usize = self.packets.iter().map(|(_, sessions)| sessions).sum();
         let mut so_far = 0;
-        let middle = self.packets.iter().find(|(_, moved)| {
-            so_far += moved;
-            2 * so_far >= self.packets.iter().map(|(_, sessions)| sessions).sum()
+        let middle = self.packets.iter().find(|(_, sessions)| {
+            so_far += sessions;
+            2 * so_far >= moved
         });
         let median = middle.map_or(longest, |(stood_still, _)| *stood_still);
         let took = self.ended.saturating_duration_since(self.began);
