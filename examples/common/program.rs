@@ -25,8 +25,7 @@ pub(crate) struct Options {
 }
 
 /// The help of `--listen`.
-const LISTEN: &str = "\
-  --listen ADDRESS         HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME";
+const LISTEN: &str = "  --listen ADDRESS         HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME";
 
 impl Program {
     /// Runs it: `serve` is called with what the flags say. It calls [`logging::go`] when nothing needs the
