@@ -5,6 +5,7 @@
 //! `service` is what all of them ask of whoever serves.
 
 mod alone;
+mod announcer;
 mod claims;
 mod disk;
 mod estate;
@@ -49,6 +50,7 @@ use crate::token::{Kind as Source, Token};
 use crate::wire::{Ack, Expect, NO_SCHEMAS, SchemaRange, Sessions};
 use alone::Alone;
 pub use alone::Notice;
+use announcer::Announcer;
 use disk::Disk;
 pub(crate) use estate::{Door, Estate};
 #[cfg(test)]
@@ -158,8 +160,7 @@ pub struct Upgrader {
     /// What handlers may see, too.
     pub(crate) standing: Standing,
     config: Config,
-    poll: Poll,
-    events: Events,
+    kernel: Kernel,
     signals: Signals,
     remote: Remote,
     timers: Timers,
@@ -170,8 +171,16 @@ pub struct Upgrader {
     steps: Steps,
     rhythm: Rhythm,
     fate: Fate,
+    /// Who wants to hear what becomes of this process.
+    announcer: Announcer,
     /// For a program that serves by itself.
     alone: Alone,
+}
+
+/// What is polled, and what a poll has found.
+struct Kernel {
+    poll: Poll,
+    events: Events,
 }
 
 /// The process before this one.
@@ -356,8 +365,7 @@ impl Upgrader {
                 requests,
                 post: Post::default(),
             },
-            poll,
-            events: Events::with_capacity(limits::EVENTS_PER_POLL),
+            kernel: Kernel { poll, events: Events::with_capacity(limits::EVENTS_PER_POLL) },
             signals,
             disk: Disk::new(pid_file, Arc::clone(&waker)),
             remote: Remote::new(waker),
@@ -375,6 +383,7 @@ impl Upgrader {
             steps: Steps::default(),
             rhythm: Rhythm::default(),
             fate: Fate::default(),
+            announcer: Announcer::default(),
             alone: Alone::default(),
             config,
         })
@@ -695,14 +704,14 @@ pub fn refuse(reason: &str) {
 /// besides timers. It belongs to the upgrader.
 impl AsFd for Upgrader {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        sys::descriptor_of(&self.poll)
+        sys::descriptor_of(&self.kernel.poll)
     }
 }
 
 /// See [`AsFd`].
 impl AsRawFd for Upgrader {
     fn as_raw_fd(&self) -> RawFd {
-        self.poll.as_raw_fd()
+        self.kernel.poll.as_raw_fd()
     }
 }
 

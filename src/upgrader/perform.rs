@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use super::announcer::Change;
 use super::pid_file::PidFile;
 use super::service::Service;
 use super::successor::{Plan, Successor};
@@ -79,8 +80,22 @@ impl Upgrader {
         if event == Event::PredecessorGone {
             self.part_from_predecessor(service);
         }
+        let change = self.change(before, event);
+        self.announcer.stepped(&change);
         if before != after && after == State::Exited {
             self.finish(before, event, service);
+        }
+    }
+
+    /// A step, for those who want to hear of it.
+    fn change(&self, before: State, event: Event) -> Change {
+        Change {
+            before,
+            after: self.state(),
+            event,
+            generation: self.standing.generation,
+            predecessor: self.before.process.as_ref().map(|predecessor| predecessor.pid),
+            successor: self.succession.current.as_ref().and_then(Successor::pid),
         }
     }
 
@@ -461,6 +476,7 @@ impl Upgrader {
             }
         }
         self.remote.announce(&report);
+        self.announcer.reported(&report);
         service.upgraded(self, &report);
     }
 

@@ -61,6 +61,7 @@ impl Upgrader {
             self.expire_timers(service);
             self.end_turn(service);
             self.say_again();
+            self.announcer.end_turn(self.standing.now);
             if self.turn_counts() {
                 self.rhythm.longest_turn = self.longest_turn_by_now();
             }
@@ -85,6 +86,7 @@ impl Upgrader {
             self.timers.next_deadline(),
             self.heartbeat(),
             self.rhythm.outbox_retry,
+            self.announcer.next_deadline(),
             self.disk.pid_file.as_ref().and_then(PidFile::next_deadline),
         ];
         deadlines.into_iter().flatten().min()
@@ -144,7 +146,7 @@ impl Upgrader {
         };
         // By its own deadlines, and not by those of a loop that turns when it likes.
         self.rhythm.asleep_until = deadline.map(|at| at.max(self.standing.now));
-        match self.poll.poll(&mut self.events, timeout) {
+        match self.kernel.poll.poll(&mut self.kernel.events, timeout) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => return Err(Error::System { operation: "poll", source }),
@@ -152,7 +154,7 @@ impl Upgrader {
         self.standing.now = Instant::now();
 
         let mut harvest = Harvest::default();
-        for event in &self.events {
+        for event in &self.kernel.events {
             let Some(token) = Token::unpack(event.token()) else {
                 self.rhythm.stale_events += 1;
                 continue;
