@@ -73,6 +73,12 @@ pub struct Config {
     /// The schemas that this program reads, of packed sessions and of its own state, oldest and newest, by its
     /// own count from 1 on. None: sessions do not move, they drain, and no state is handed over.
     pub schemas: Option<RangeInclusive<u32>>,
+    /// Where the admin endpoint listens, which tells how the process stands and takes commands, over HTTP/1.1:
+    /// `unix:/PATH`, whose file is given the mode 0600, or `HOST:PORT`, where nobody may command. None.
+    ///
+    /// See [`Upgrader`](crate::Upgrader#the-admin-endpoint).
+    #[cfg(feature = "admin")]
+    pub admin: Option<String>,
 }
 
 /// What becomes of a panic in a method of the handler, if the program is built to unwind.
@@ -106,6 +112,8 @@ impl Default for Config {
             max_packed_bytes: limits::PACKED_BYTES,
             on_panic: OnPanic::default(),
             schemas: None,
+            #[cfg(feature = "admin")]
+            admin: None,
         }
     }
 }
@@ -184,6 +192,13 @@ impl Config {
         Self { pid_file: Some(path.into()), ..self }
     }
 
+    /// Sets [`Config::admin`](field@Config::admin).
+    #[cfg(feature = "admin")]
+    #[must_use]
+    pub fn admin(self, address: impl Into<String>) -> Self {
+        Self { admin: Some(address.into()), ..self }
+    }
+
     /// Sets [`Config::schemas`](field@Config::schemas).
     #[must_use]
     pub fn schemas(self, schemas: RangeInclusive<u32>) -> Self {
@@ -233,6 +248,14 @@ impl Config {
         .into_iter()
         .flat_map(|(signals, request)| signals.iter().map(move |signal| (*signal, request)))
         .collect()
+    }
+
+    /// Whether somebody may ask what was counted, and what became of an upgrade.
+    pub(crate) fn watches(&self) -> bool {
+        #[cfg(feature = "admin")]
+        return self.admin.is_some();
+        #[cfg(not(feature = "admin"))]
+        false
     }
 
     /// How long a timer of the machine runs.

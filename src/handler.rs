@@ -9,6 +9,7 @@ use std::time::Instant;
 use crate::address::Address;
 use crate::handed_over::HandedOver;
 use crate::io_event::IoEvent;
+use crate::ledger::Ledger;
 use crate::limits;
 use crate::machine::{Machine, Predecessor, State};
 use crate::post::{Post, TellError};
@@ -428,6 +429,7 @@ impl Rehearsal {
             registry,
             requests: Requests::default(),
             post: Post::default(),
+            ledger: Ledger::private(),
         };
         Ok(Self { standing, desk: Desk::default(), _poll: poll })
     }

@@ -86,12 +86,15 @@
 
 mod address;
 mod config;
+#[cfg(feature = "admin")]
+mod control;
 mod error;
 #[doc(hidden)]
 pub mod fault;
 mod handed_over;
 mod handler;
 mod io_event;
+mod ledger;
 #[doc(hidden)]
 pub mod limits;
 pub mod machine;
@@ -119,10 +122,13 @@ pub mod wire;
 
 pub use address::Address;
 pub use config::{Config, OnPanic};
+#[cfg(feature = "admin")]
+pub use control::{Control, Controlled, control};
 pub use error::Error;
 pub use handed_over::HandedOver;
 pub use handler::{Accepted, Context, Handler, Packed, Rehearsal, Verdict};
 pub use io_event::IoEvent;
+pub use ledger::{Counter, Gauge, Histogram};
 pub use limits::{
     DRAIN_INTERVAL, MESSAGE_BYTES, SESSION_DESCRIPTORS, SOURCES, STATE_BYTES, STATE_DESCRIPTORS,
 };

@@ -49,6 +49,52 @@ pub const REST_DOUBLINGS: u32 = 5;
 /// Notices kept for a program that drives an [`Upgrader`](crate::Upgrader) and does not fetch them.
 pub const NOTICES: usize = 64;
 
+/// Numbers that a service counts, its own and the application's, and four places more: each has 512 bytes, of
+/// which the kernel gives those that are used.
+pub const LEDGER_SLOTS: usize = 1024;
+
+/// The bounds of the histograms of an upgrade's steps: from a tenth of a millisecond to ten seconds.
+pub const LEDGER_BOUNDS: [Duration; 14] = [
+    Duration::from_micros(100),
+    Duration::from_micros(250),
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+];
+
+/// Clients of the admin endpoint at a time. One more takes the place of the one that has said nothing for
+/// the longest time.
+pub const ADMIN_CLIENTS: usize = 32;
+
+/// The head of a request of theirs, in bytes.
+pub const ADMIN_HEAD_BYTES: usize = 8 * 1024;
+
+/// The lines of such a head.
+pub const ADMIN_HEADERS: usize = 64;
+
+/// What waits for one of them to read it, in bytes, beside one answer.
+pub const ADMIN_WAITING_BYTES: usize = 64 * 1024;
+
+/// How long one of them may take to send a request, and then to read the answer.
+pub const ADMIN_WAIT: Duration = Duration::from_secs(5);
+
+/// How many of them are let in in a turn, and how many are listened to.
+pub const ADMIN_ACCEPTS_PER_TURN: usize = 4;
+/// See [`ADMIN_ACCEPTS_PER_TURN`].
+pub const ADMIN_EVENTS_PER_TURN: usize = 8;
+
+/// What is kept of the last words of a successor on standard error, in bytes.
+pub const STDERR_BYTES: usize = 4 * 1024;
+
 /// A message of the application's to the other process of an upgrade.
 pub const MESSAGE_BYTES: usize = 16 * 1024;
 

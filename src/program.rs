@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::error::Error;
 use crate::sys::{self, Command};
-use crate::wire::VARIABLE;
+use crate::wire::{STDERR_VARIABLE, VARIABLE};
 
 /// The file that this process executes, wherever its name has gone (proc(5)).
 const RUNNING: &str = "/proc/self/exe";
@@ -65,7 +65,7 @@ pub(crate) fn of_this_process() -> Result<Command, Error> {
     };
     let personal = |name: &OsString| PERSONAL.iter().any(|own| name == own);
     let environment = env::vars_os()
-        .filter(|(name, _)| name != VARIABLE && !personal(name))
+        .filter(|(name, _)| name != VARIABLE && name != STDERR_VARIABLE && !personal(name))
         .filter(|(name, _)| name != DIRECTORY || directory.is_none())
         .map(|(name, value)| assignment(&name, &value))
         .chain(directory.iter().map(|path| assignment(DIRECTORY.as_ref(), path.as_ref())));

@@ -21,6 +21,9 @@ pub struct Report {
     pub generation: u64,
     /// The program that was executed, or was to be: the path by which the first process was started.
     pub program: PathBuf,
+    /// What the successor has written to standard error last, before it served, if the process has an
+    /// [admin endpoint](field@crate::Config::admin) and the upgrade has failed: some lines, or nothing.
+    pub last_words: String,
     /// The time that each step took, or the step that failed and why.
     pub outcome: Result<Timings, Failure>,
 }
@@ -168,6 +171,11 @@ pub enum Cause {
     Protocol(ProtocolRange),
     /// The predecessor was told to stop first, and killed it.
     ShuttingDown,
+    /// It was ready after this time, and was given up, because only a check was asked for.
+    Checked(Duration),
+    /// Its build does not take its standard error back, which a pipe stands in for, and it was killed. It is
+    /// started again without that.
+    KeepsStderr,
 }
 
 impl fmt::Display for Report {
@@ -187,6 +195,7 @@ impl fmt::Display for Report {
                 Milliseconds(timings.takeover),
                 Milliseconds(timings.longest_turn),
             )?,
+            Err(Failure { cause: cause @ Cause::Checked(_), .. }) => write!(f, "checked: {cause}")?,
             Err(failure) => write!(f, "failed in {}: {}", failure.stage, failure.cause)?,
         }
         // Without a successor no program was executed; the cause names it where it matters.
@@ -248,6 +257,15 @@ impl fmt::Display for Cause {
                 "this is process 1, whose end would end its successor; run it below an init process",
             ),
             Self::ShuttingDown => f.write_str("this process was told to stop"),
+            Self::Checked(time) => write!(
+                f,
+                "the successor was ready after {}, and was given up, as a check does",
+                Milliseconds(*time),
+            ),
+            Self::KeepsStderr => f.write_str(
+                "the successor's build does not take its standard error back; it is started again with \
+                 this process's own",
+            ),
         }
     }
 }

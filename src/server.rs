@@ -24,6 +24,7 @@ use crate::address::Address;
 use crate::config::{Config, OnPanic};
 use crate::error::Error;
 use crate::handler::{Desk, Handler};
+use crate::ledger::{Counter, Gauge, Histogram};
 use crate::machine::State;
 use crate::remote::{PredecessorWatch, Remote};
 use crate::socket::SocketOptions;
@@ -206,6 +207,49 @@ impl Server {
         let registry = std::rc::Rc::clone(&self.upgrader.standing.registry);
         let acceptor = &mut self.acceptor;
         self.upgrader.claim(name, |estate| acceptor.watch(name, estate, &registry))
+    }
+
+    /// A number that only grows, and goes on from process to process; see [`Upgrader::counter`].
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::counter`].
+    pub fn counter(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        help: &str,
+    ) -> Result<Counter, Error> {
+        self.upgrader.counter(name, labels, help)
+    }
+
+    /// How long something took; see [`Upgrader::histogram`].
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::histogram`].
+    pub fn histogram(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        help: &str,
+        bounds: &[Duration],
+    ) -> Result<Histogram, Error> {
+        self.upgrader.histogram(name, labels, help, bounds)
+    }
+
+    /// A number of this process's that goes up and down; see [`Upgrader::gauge`].
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::gauge`].
+    pub fn gauge(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        help: &str,
+    ) -> Result<Gauge, Error> {
+        self.upgrader.gauge(name, labels, help)
     }
 
     /// Ends the set-up because of something that only the application knows, a mistake in its

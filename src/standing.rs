@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use mio::Registry;
 
+use crate::ledger::Ledger;
 use crate::machine::{Machine, State};
 use crate::post::Post;
 
@@ -20,6 +21,8 @@ pub(crate) struct Standing {
     pub(crate) requests: Requests,
     /// What the application says to the other process.
     pub(crate) post: Post,
+    /// What is counted.
+    pub(crate) ledger: Ledger,
 }
 
 impl Standing {

@@ -5,6 +5,7 @@
 //! `actions` keeps what signals do; they are parts of this noun.
 
 mod actions;
+mod memory;
 mod spawn;
 
 use std::ffi::{CStr, OsStr, OsString};
@@ -26,6 +27,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::limits;
 pub(crate) use actions::Action;
+pub(crate) use memory::Shared;
 pub(crate) use spawn::{Command, NotSpawned, Spawned, spawn};
 
 /// A descriptor for a process, which becomes readable when it dies (pidfd_open(2)). The caller

@@ -27,9 +27,15 @@ pub(crate) enum Kind {
     Predecessor,
     /// The predecessor's death (a pidfd).
     PredecessorProcess,
+    /// What the successor writes to standard error; the generation is the attempt.
+    SuccessorStderr,
+    /// The admin endpoint.
+    Admin,
+    /// A client of the admin endpoint; the index is its place.
+    AdminClient,
 }
 
-const KINDS: [Kind; 9] = [
+const KINDS: [Kind; 12] = [
     Kind::Listener,
     Kind::Session,
     Kind::Signals,
@@ -39,6 +45,9 @@ const KINDS: [Kind; 9] = [
     Kind::SuccessorProcess,
     Kind::Predecessor,
     Kind::PredecessorProcess,
+    Kind::SuccessorStderr,
+    Kind::Admin,
+    Kind::AdminClient,
 ];
 
 const KIND_SHIFT: u32 = 56;

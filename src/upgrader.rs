@@ -4,8 +4,12 @@
 //! what the machine says. `successor` is the process after this one and `predecessor` the one before it.
 //! `service` is what all of them ask of whoever serves.
 
+#[cfg(feature = "admin")]
+mod admin;
 mod alone;
 mod announcer;
+#[cfg(feature = "admin")]
+mod answers;
 mod claims;
 mod disk;
 mod estate;
@@ -35,6 +39,7 @@ use crate::address::Address;
 use crate::config::Config;
 use crate::error::Error;
 use crate::handed_over::HandedOver;
+use crate::ledger::{self, Counter, Gauge, Histogram, Ledger};
 use crate::limits;
 use crate::machine::{Drain, Event, Machine, Predecessor as Rank, State};
 use crate::post::{Post, TellError};
@@ -43,24 +48,26 @@ use crate::remote::{PredecessorWatch, Remote};
 use crate::report::Report;
 use crate::room;
 use crate::signals::{self, Signals};
+#[cfg(feature = "admin")]
+use crate::socket::SocketOptions;
 use crate::standing::{Requests, Standing};
 use crate::sys::{self, Command};
 use crate::timers::Timers;
 use crate::token::{Kind as Source, Token};
-use crate::wire::{Ack, Expect, NO_SCHEMAS, SchemaRange, Sessions};
+use crate::wire::{Ack, Expect, Kind, NO_SCHEMAS, SchemaRange, Sessions};
+#[cfg(feature = "admin")]
+use admin::Admin;
 use alone::Alone;
 pub use alone::Notice;
 use announcer::Announcer;
 use disk::Disk;
-pub(crate) use estate::{Door, Estate};
-#[cfg(test)]
-pub(crate) use estate::{Make, Wanted};
+pub(crate) use estate::{Door, Estate, Make, Wanted};
 use failures::Failures;
 use pid_file::PidFile;
 pub(crate) use predecessor::Arrived;
 use predecessor::{Inheritance, Predecessor};
 pub(crate) use service::Service;
-use successor::{Dying, Successor};
+use successor::{Dying, Returned, Successor};
 
 /// Replaces this process by a successor, for a program that has a loop, a runtime or threads of its own.
 ///
@@ -154,6 +161,35 @@ use successor::{Dying, Successor};
 /// has made by [`Upgrader::handed_over`] in the first [`Phase::Serving`]. What changes later in either process is
 /// [told](Upgrader::tell). If the state cannot be read, end the process with an error: the predecessor comes back.
 ///
+/// # The admin endpoint
+///
+/// With [`Config::admin`](field@Config::admin) the process answers whoever asks, over HTTP/1.1, one request for each
+/// connection. The endpoint is inherited by successors, and the process that serves is the one that answers.
+///
+/// | request | answer |
+/// | --- | --- |
+/// | `GET /status` | how the process stands, as JSON, or as lines of text with `Accept: text/plain` |
+/// | `GET /metrics` | all that is counted, in the text format of Prometheus |
+/// | `GET /live` | 200, as long as the loop turns |
+/// | `GET /ready` | 200, or 503 in a shutdown |
+/// | `POST /upgrade` | a line for each step as it happens, and at last what became of it |
+/// | `POST /upgrade?wait=proven` | the same; it ends when the successor is proven and the sessions have moved |
+/// | `POST /upgrade?check` | the successor is started, and given up when it is ready |
+/// | `POST /shutdown`, `POST /exit` | 202; as the signals do |
+///
+/// The last line of `/upgrade` begins with `done: `, `failed: `, `rolled back: `, `refused: ` or `checked: `. The
+/// successor's last lines on standard error stand before it, if it has failed. Who asks while an upgrade is under way
+/// shares what becomes of that one. [`control`](crate::control) is the client.
+///
+/// A Unix socket gets the mode 0600, and answers root and the user that the process runs as, whatever the mode. At an
+/// internet address there are no commands.
+///
+/// Successors have a pipe for their standard error until they serve, so that their last words are known; what they
+/// write there is passed on. A child that a successor starts in its set-up keeps that pipe.
+///
+/// Clients are bounded in number (32; one more takes the place of one that has said nothing), in size, and in time
+/// (5 seconds for a request).
+///
 /// An upgrader that is dropped before it was [ready](Upgrader::ready) lets go of everything: a successor tells its
 /// predecessor why (the last error of this upgrader), and the predecessor goes on.
 pub struct Upgrader {
@@ -183,10 +219,17 @@ struct Kernel {
     events: Events,
 }
 
+/// The names of what is the upgrader's own, among those of sockets and files.
+const LEDGER_NAME: &str = "tablecloth ledger";
+#[cfg(feature = "admin")]
+const ADMIN_NAME: &str = "tablecloth admin";
+
 /// The process before this one.
 struct Before {
     process: Option<Predecessor>,
     watch: PredecessorWatch,
+    /// This process's own standard error, as long as it writes to a pipe of the predecessor's.
+    stderr: Option<Returned>,
 }
 
 /// The processes after this one: the attempt at hand, and those that failed.
@@ -199,6 +242,11 @@ struct Succession {
     attempts: u32,
     /// How the last successor ended, until it is reported.
     obituary: Option<Report>,
+    /// Whether the next attempt, and the one at hand, are checks: the successor is given up once it is ready.
+    checks_next: bool,
+    is_check: bool,
+    /// Whether a successor's standard error is listened to.
+    listens: bool,
     /// Upgrades in a row that have failed.
     failures: Failures,
 }
@@ -234,11 +282,13 @@ struct Rhythm {
     /// first of them was taken over: whichever was last.
     longest_turn: Duration,
     stale_events: u64,
+    /// When a successor's standard error is looked at again, which could not be passed on.
+    stderr_retry: Option<Instant>,
 }
 
 /// How it began, and how it ends.
-#[derive(Default)]
 struct Fate {
+    began: Instant,
     started: bool,
     /// Why this process ends, if not because it was told to.
     failure: Option<Error>,
@@ -332,7 +382,20 @@ impl Upgrader {
     ) -> Result<Self, Error> {
         room::reserve_table();
         let command = Arc::new(program::of_this_process()?);
-        let estate = Estate::new(inheritance)?;
+        let mut estate = Estate::new(inheritance)?;
+        let (mut announcer, mut ledger) = (Announcer::default(), Ledger::private());
+        let is_watched = config.watches();
+        if is_watched {
+            ledger = share_ledger(&mut estate)?;
+            announcer.count_in(&ledger);
+        }
+        #[cfg(feature = "admin")]
+        if let Some(asked) = &config.admin {
+            let options = SocketOptions::default().mode(0o600);
+            let door = estate.own_listener(ADMIN_NAME, asked, &options)?;
+            log::debug!("the admin endpoint is {}", door.address);
+            announcer.admin = Some(Admin::new(door));
+        }
         let before = predecessor.map(|predecessor| predecessor.pid);
         let prepare = |path: &Path| PidFile::prepare(path, std::process::id(), before);
         let pid_file = config.pid_file.as_deref().map(prepare).transpose()?.flatten();
@@ -364,6 +427,7 @@ impl Upgrader {
                 registry,
                 requests,
                 post: Post::default(),
+                ledger,
             },
             kernel: Kernel { poll, events: Events::with_capacity(limits::EVENTS_PER_POLL) },
             signals,
@@ -371,19 +435,29 @@ impl Upgrader {
             remote: Remote::new(waker),
             timers: Timers::default(),
             estate,
-            before: Before { process: None, watch },
+            before: Before { process: None, watch, stderr: Returned::find() },
             succession: Succession {
                 command,
                 current: None,
                 dying: Vec::new(),
                 attempts: 0,
                 obituary: None,
+                checks_next: false,
+                is_check: false,
+                listens: is_watched,
                 failures: Failures::default(),
             },
             steps: Steps::default(),
             rhythm: Rhythm::default(),
-            fate: Fate::default(),
-            announcer: Announcer::default(),
+            fate: Fate {
+                began: now,
+                started: false,
+                failure: None,
+                last_error: None,
+                end: None,
+                gone: false,
+            },
+            announcer,
             alone: Alone::default(),
             config,
         })
@@ -514,6 +588,87 @@ impl Upgrader {
             self.rhythm.outbox_retry.get_or_insert(again);
         }
         Ok(())
+    }
+
+    /// A number of the application's that only grows: it goes on from process to process, through upgrades and
+    /// rollbacks, because all of them count in the same memory. `/metrics` of the
+    /// [admin endpoint](Upgrader#the-admin-endpoint) tells it, and [`Upgrader::metrics`].
+    ///
+    /// `name` and the labels are those of Prometheus; a counter's name ends in `_total`. Whoever asks for the same
+    /// name and labels again gets the same number.
+    ///
+    /// # Errors
+    ///
+    /// What is no name of a metric is [`Error::Name`]. The first counter or histogram must be asked for before
+    /// [`Upgrader::ready`], unless there is an admin endpoint.
+    pub fn counter(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        help: &str,
+    ) -> Result<Counter, Error> {
+        self.check_metric(name, labels)?;
+        Ok(self.shared_ledger(name)?.counter(name, labels, help))
+    }
+
+    /// How long something of the application's took, in buckets with these bounds, of which there are 16 at the
+    /// most; otherwise as [`Upgrader::counter`]. Its name ends in `_seconds`. The bounds stay those with which it
+    /// was made first, in whatever process.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Upgrader::counter`].
+    pub fn histogram(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        help: &str,
+        bounds: &[Duration],
+    ) -> Result<Histogram, Error> {
+        self.check_metric(name, labels)?;
+        Ok(self.shared_ledger(name)?.histogram(name, labels, help, bounds))
+    }
+
+    /// A number of the application's that goes up and down, and belongs to this process alone.
+    ///
+    /// # Errors
+    ///
+    /// What is no name of a metric is [`Error::Name`].
+    pub fn gauge(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        help: &str,
+    ) -> Result<Gauge, Error> {
+        self.check_metric(name, labels)?;
+        Ok(self.standing.ledger.gauge(name, labels, help))
+    }
+
+    /// All that is counted, in the text format of Prometheus: what the admin endpoint's `/metrics` tells, for
+    /// whoever serves it in another way.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.standing.ledger.text()
+    }
+
+    fn check_metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<(), Error> {
+        let is_label = |(label, _): &(&str, &str)| ledger::is_name(label) && !label.contains(':');
+        if ledger::is_name(name) && labels.iter().all(is_label) {
+            return Ok(());
+        }
+        let reason =
+            "of a metric or of a label has letters, digits and _, and begins with no digit";
+        Err(Error::Name { name: name.into(), reason })
+    }
+
+    /// The ledger that goes on from process to process.
+    fn shared_ledger(&mut self, name: &str) -> Result<&Ledger, Error> {
+        if !self.standing.ledger.is_shared() {
+            let ledger = self.claim(name, share_ledger)?;
+            self.announcer.count_in(&ledger);
+            self.standing.ledger = ledger;
+        }
+        Ok(&self.standing.ledger)
     }
 
     /// Asks for an upgrade, as the signal does. What becomes of it is in the log and a [`Notice`];
@@ -687,6 +842,21 @@ impl Upgrader {
         self.remote.end();
         self.disk.part(perform::disk_wait(self.config.takeover_timeout));
     }
+}
+
+/// The ledger that the predecessor has passed on, or a new one.
+fn share_ledger(estate: &mut Estate) -> Result<Ledger, Error> {
+    let wanted = Wanted { name: LEDGER_NAME, kind: Kind::File, asked: "" };
+    let make =
+        || Make::Caller(Box::new(|_| Ledger::file().map_err(|error| ("memfd_create", error))));
+    let file = estate.passive(wanted, make())?;
+    if let Ok(ledger) = Ledger::of_file(&file) {
+        return Ok(ledger);
+    }
+    // Another build's, whose layout is another one: its numbers end here.
+    estate.take_away(LEDGER_NAME);
+    let file = estate.passive(wanted, make())?;
+    Ledger::of_file(&file).map_err(Error::system("share memory with a successor"))
 }
 
 /// Tells a predecessor why this process will not take over, before there is an upgrader or a server: because

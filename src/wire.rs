@@ -72,6 +72,11 @@
 //! descriptors beside its sockets, and a long state of it lies in a file in memory, whose descriptor rides on the
 //! packet.
 //!
+//! # What version 4 has added
+//!
+//! A session that moves names the listener that it came in by. A successor that was given a pipe for its standard
+//! error takes its own back when it serves.
+//!
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz decode` fuzzes the decoder (`handoff` that of the
 //! variable); `cargo test --test wire` decodes the corpus.
 
@@ -82,13 +87,20 @@ use std::str::FromStr;
 use crate::limits;
 
 /// The protocol versions that this build speaks.
-pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 3 };
+pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 4 };
+
+/// In the environment of a successor: the descriptors of its own standard error, and of the pipe that stands in
+/// for it.
+pub const STDERR_VARIABLE: &str = "TABLECLOTH_STDERR";
 
 /// The first version with EXPECT and RETIRE, and with more in MANIFEST and SESSIONS.
 const VERSION_2: u16 = 2;
 
 /// The first version with STATE and TOLD.
 pub const VERSION_3: u16 = 3;
+
+/// The first version whose successors take their standard error back, and whose SESSIONS name listeners.
+pub const VERSION_4: u16 = 4;
 
 /// The session schemas that this build understands: none, sessions stay where they are.
 pub const NO_SCHEMAS: SchemaRange = SchemaRange { oldest: 0, newest: 0 };
@@ -295,6 +307,8 @@ pub struct SessionEntry {
     /// What the session says of itself. `None`, from version 3 on: that lies in a file, whose descriptor is
     /// behind the others.
     pub state: Option<Vec<u8>>,
+    /// The name of the listener that it came in by; empty if that is not known, and before version 4.
+    pub listener: String,
 }
 
 impl SessionEntry {
@@ -546,6 +560,10 @@ impl Message {
                     let length = state.map_or(APART, |state| state.len() as u32);
                     out.extend(length.to_le_bytes());
                     out.extend(state.unwrap_or_default());
+                    if protocol >= VERSION_4 {
+                        out.push(session.listener.len() as u8);
+                        out.extend(session.listener.as_bytes());
+                    }
                 }
             }
             Self::Ack(Ack { packet, refused }) => {
@@ -725,6 +743,14 @@ impl<'a> Fields<'a> {
         Ok(name.into())
     }
 
+    fn listener(&mut self) -> Result<String, WireError> {
+        let length = usize::from(self.u8("listener")?);
+        if length > limits::NAME_BYTES {
+            return Err(WireError { field: "listener", problem: Problem::TooLong });
+        }
+        Ok(self.utf8("listener", length)?.replace(char::is_control, " "))
+    }
+
     /// A text is for the log, where it is not to end the line.
     fn text(&mut self, field: &'static str) -> Result<String, WireError> {
         let length = usize::from(self.u16(field)?);
@@ -841,7 +867,11 @@ impl<'a> Fields<'a> {
                 }
                 length => Some(self.take("state", length as usize)?.to_vec()),
             };
-            sessions.push(SessionEntry { schema, sockets, wake, descriptors, state });
+            let listener = match protocol {
+                VERSION_4.. => self.listener()?,
+                _ => String::new(),
+            };
+            sessions.push(SessionEntry { schema, sockets, wake, descriptors, state, listener });
         }
         Ok(Sessions { packet, sessions })
     }

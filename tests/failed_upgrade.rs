@@ -139,7 +139,7 @@ fn a_program_that_is_no_successor_at_all_has_failed() {
 #[test]
 fn a_successor_of_another_protocol_version_is_told_by_it() {
     let actor = Start::actor().at(1, "raw-other-protocol").serve();
-    fails(actor, "the successor speaks handoff protocol 99 to 99, and this process 1 to 3");
+    fails(actor, "the successor speaks handoff protocol 99 to 99, and this process 1 to 4");
 }
 
 #[test]

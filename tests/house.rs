@@ -9,8 +9,19 @@ use std::path::{Path, PathBuf};
 /// What stands on one floor, from the ground up. Nothing imports what stands above it.
 const FLOORS: [&[&str]; 4] = [
     &["address", "error", "fault", "limits", "machine", "post", "throttle", "timers", "wire"],
-    &["io_event", "program", "room", "signals", "socket", "socket_file", "stream", "sys", "token"],
-    &["config", "handed_over", "handler", "relay", "remote", "report", "standing"],
+    &[
+        "control",
+        "io_event",
+        "program",
+        "room",
+        "signals",
+        "socket",
+        "socket_file",
+        "stream",
+        "sys",
+        "token",
+    ],
+    &["config", "handed_over", "handler", "ledger", "relay", "remote", "report", "standing"],
     &["server", "upgrader"],
 ];
 

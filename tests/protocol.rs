@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use tablecloth::wire::{PROTOCOL, READY};
 
 /// The bytes below are those of versions 1 to 3, and the fakes speak of 0 and 4 as their neighbours.
-const _: () = assert!(PROTOCOL.oldest == 1 && PROTOCOL.newest == 3);
+const _: () = assert!(PROTOCOL.oldest == 1 && PROTOCOL.newest == 4);
 
 /// A message without a body.
 fn word(version: u8, kind: u8) -> [u8; 7] {
@@ -77,7 +77,7 @@ fn a_successor_that_chooses_what_was_not_offered_is_told_by_it() {
     let mut actor = Start::actor().at(1, "raw-other-protocol").serve();
     actor.signal(actor.pid(), Signal::SIGHUP);
     let line = actor.wait_for("failed in");
-    assert!(line.contains("speaks handoff protocol 99 to 99, and this process 1 to 3"), "{line}");
+    assert!(line.contains("speaks handoff protocol 99 to 99, and this process 1 to 4"), "{line}");
     assert_eq!(actor.who(), (actor.pid(), 0));
 }
 
@@ -87,7 +87,7 @@ fn a_successor_that_changes_the_version_after_hello_talks_nonsense() {
     actor.signal(actor.pid(), Signal::SIGHUP);
     let line = actor.wait_for("failed in");
     let words =
-        "nonsense: handoff message: field \"protocol\" says protocol 4 to 4 where 3 to 3 is";
+        "nonsense: handoff message: field \"protocol\" says protocol 5 to 5 where 4 to 4 is";
     assert!(line.contains(words), "{line}");
     assert_eq!(actor.who(), (actor.pid(), 0));
 }
@@ -114,9 +114,10 @@ fn a_predecessor_is_succeeded_in_the_newest_version_that_both_speak() {
     let neighbours = [
         // A later one has added something to the manifest that only it knows.
         (
-            3,
-            Part { version: 4, newest: 4, added: b"\x07 fields of version 4", ..Part::new("main") },
+            4,
+            Part { version: 5, newest: 5, added: b"\x07 fields of version 5", ..Part::new("main") },
         ),
+        (4, Part { version: 4, oldest: 0, newest: 4, ..Part::new("main") }),
         (3, Part { version: 3, oldest: 0, newest: 3, ..Part::new("main") }),
         (2, Part { version: 2, newest: 2, ..Part::new("main") }),
         (1, Part { oldest: 0, ..Part::new("main") }),
@@ -169,7 +170,7 @@ fn an_oversized_or_empty_packet_is_nonsense_and_not_the_predecessor_s_end() {
 
 #[test]
 fn a_predecessor_that_shares_no_version_is_refused_in_words() {
-    for (oldest, newest) in [(4, 4), (4, 9), (0, 0)] {
+    for (oldest, newest) in [(5, 5), (5, 9), (0, 0)] {
         let (listener, address) = listener();
         let played = Played::new();
         // What is behind the range is in a version that this build cannot read.
@@ -179,12 +180,12 @@ fn a_predecessor_that_shares_no_version_is_refused_in_words() {
         let (status, error) = played.start(Start::actor()).run();
         let words = format!(
             "handoff from the predecessor: no protocol version in common: the predecessor speaks \
-             {oldest} to {newest}, the successor 1 to 3"
+             {oldest} to {newest}, the successor 1 to 4"
         );
         assert_eq!(status.code(), Some(1), "{error}");
         assert_eq!(error.trim_end(), format!("actor: {words}"));
         let length = (words.len() as u16).to_le_bytes();
-        let refusal = [&word(3, REFUSE)[..], &length, words.as_bytes()].concat();
+        let refusal = [&word(4, REFUSE)[..], &length, words.as_bytes()].concat();
         assert_eq!(played.hear(), refusal);
         // Nothing was done to the listener: it takes connections as before.
         let client = std::net::TcpStream::connect(&address).expect("a connection");

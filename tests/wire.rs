@@ -67,13 +67,10 @@ fn sessions() -> impl Strategy<Value = Sessions> {
     let state = prop_oneof![Just(None), vec(any::<u8>(), 0..300).prop_map(Some)];
     let descriptors = 0..=limits::SESSION_DESCRIPTORS as u8;
     let sockets = vec(family, 0..=limits::SOURCES);
-    let session = (any::<u32>(), sockets, wake, descriptors, state);
-    let session = session.prop_map(|(schema, sockets, wake, descriptors, state)| SessionEntry {
-        schema,
-        sockets,
-        wake,
-        descriptors,
-        state,
+    let listener = "[a-z\u{e4} ]{0,20}";
+    let session = (any::<u32>(), sockets, wake, descriptors, state, listener);
+    let session = session.prop_map(|(schema, sockets, wake, descriptors, state, listener)| {
+        SessionEntry { schema, sockets, wake, descriptors, state, listener }
     });
     (any::<u32>(), vec(session, 0..=limits::SESSIONS_PER_PACKET))
         .prop_map(|(packet, sessions)| Sessions { packet, sessions })
@@ -245,7 +242,7 @@ fn what_never_changes_has_not_changed() {
     assert_eq!(Message::decode(refusal, PROTOCOL), Ok((2, Message::Refuse(reason.clone()))));
     assert_eq!(Message::Refuse(reason).encode(2), refusal);
     // The range of a MANIFEST is read, whatever is behind it.
-    let manifest = b"tclo\x09\x00\x01\x04\x00\x09\x00anything at all";
+    let manifest = b"tclo\x09\x00\x01\x05\x00\x09\x00anything at all";
     let error = Message::decode(manifest, PROTOCOL).expect_err("no version in common");
     let said = ProtocolRange { oldest: NEXT, newest: 9 };
     assert_eq!(error.problem, Problem::Protocol { said, spoken: PROTOCOL });
@@ -379,8 +376,8 @@ fn every_error_names_its_field_in_words() {
     for (packet, words) in [
         (&b"xxxx\x01\x00\x04"[..], "field \"magic\" has the unknown value"),
         (
-            &b"tclo\x04\x00\x04"[..],
-            "field \"protocol\" says protocol 4 to 4 where 1 to 3 is spoken",
+            &b"tclo\x05\x00\x04"[..],
+            "field \"protocol\" says protocol 5 to 5 where 1 to 4 is spoken",
         ),
         (&b"tclo\x01\x00\x63"[..], "field \"kind\" has the unknown value 99"),
         (&b"tclo\x01\x00\x03\x02\x00\xff\xff"[..], "field \"reason\" is not UTF-8"),
@@ -399,6 +396,7 @@ fn two_sessions() -> Sessions {
         wake: None,
         descriptors: 0,
         state: Some(state.into()),
+        listener: String::new(),
     };
     Sessions {
         packet: 7,
@@ -448,6 +446,15 @@ fn seeds_of_version_3() -> Vec<(&'static str, Vec<u8>)> {
         ("hostile-state-of-version-2", b"tclo\x02\x00\x0e\x01\x00\x00\x00".to_vec()),
         ("hostile-3-told-too-long", b"tclo\x03\x00\x0f\xff\xff\xff\xff".to_vec()),
     ]
+}
+
+/// What version 4 has added.
+fn seeds_of_version_4() -> Vec<(&'static str, Vec<u8>)> {
+    let mut sessions = two_sessions();
+    sessions.sessions[0].listener = "web".into();
+    let whole = Message::Sessions(sessions).encode(4);
+    let cut = whole[..whole.len() - 2].to_vec();
+    vec![("4-sessions", whole), ("hostile-4-sessions-cut", cut)]
 }
 
 /// Where the fuzzer begins: each message, and packets that are none in a way of their own. The
@@ -531,6 +538,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     ]);
     seeds.extend(seeds_of_version_2());
     seeds.extend(seeds_of_version_3());
+    seeds.extend(seeds_of_version_4());
     seeds
 }
 

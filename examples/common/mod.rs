@@ -1,5 +1,6 @@
 //! What the example servers share: flags, a log that looks like the reference's, and descriptors.
 
+pub(crate) mod ctl;
 pub(crate) mod descriptors;
 pub(crate) mod logging;
 pub(crate) mod options;

@@ -19,6 +19,8 @@ pub(crate) const HELP: &str =
                            0660 is its owner and its group [what the umask leaves]
   --socket-owner USER[:GROUP]
                            to whom that socket belongs, by name or number
+  --admin ADDRESS          an endpoint that tells how the process stands and takes commands:
+                           /PATH of a Unix socket, or HOST:PORT, where nobody may command
   --log-level LEVEL        off, error, warn, info, debug or trace [info];
                            warn leaves out the line for each message
   --help                   this text
@@ -72,6 +74,7 @@ impl Common {
                     owner(&text).map_err(|error| format!("{flag} {text:?}: {error}"))?;
                 self.socket = self.socket.clone().owner(user, group);
             }
+            "--admin" => self.config.admin = Some(admin_address(&text(parser, flag)?)),
             "--log-level" => {
                 let text = text(parser, "--log-level")?;
                 self.log_level = text.parse().map_err(|_| {
@@ -82,6 +85,11 @@ impl Common {
         }
         Ok(true)
     }
+}
+
+/// The address of an admin endpoint: a path is one of a Unix socket.
+pub(crate) fn admin_address(text: &str) -> String {
+    if text.starts_with(['/', '.']) { format!("unix:{text}") } else { text.into() }
 }
 
 /// The next flag as it was written, `-h` as `--help`. `None` at the end.

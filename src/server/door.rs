@@ -1,6 +1,8 @@
 //! Letting clients in: as many as there is room for, beside those who are to come from a predecessor.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::Wing;
@@ -8,6 +10,7 @@ use super::guard::caught;
 use crate::CLIENTS;
 use crate::handler::{Accepted, Context, Handler, Verdict};
 use crate::io_event::IoEvent;
+use crate::ledger::{ACCEPTED, Counter, HANDED_OVER, Ledger, STOOD_STILL};
 use crate::limits;
 use crate::room::Room;
 use crate::throttle::Throttle;
@@ -20,6 +23,8 @@ pub(super) struct Door {
     /// Bounds on what clients can have logged.
     refused: Throttle,
     unregistered: Throttle,
+    /// How many were let in by each listener.
+    accepted: BTreeMap<Rc<str>, Counter>,
 }
 
 impl Door {
@@ -28,7 +33,40 @@ impl Door {
             room: Room::new(now),
             refused: Throttle::default(),
             unregistered: Throttle::default(),
+            accepted: BTreeMap::new(),
         }
+    }
+
+    /// What will be counted is there from the beginning, as 0.
+    pub(super) fn begin_to_count(
+        &mut self,
+        ledger: &Ledger,
+        listeners: impl Iterator<Item = Rc<str>>,
+    ) {
+        if !ledger.is_shared() {
+            return;
+        }
+        for listener in listeners {
+            let counter = ledger.counter(ACCEPTED.0, &[("listener", &listener)], ACCEPTED.1);
+            self.accepted.insert(listener, counter);
+        }
+        for outcome in ["moved", "refused", "stayed", "cut"] {
+            ledger.counter(HANDED_OVER.0, &[("outcome", outcome)], HANDED_OVER.1);
+        }
+        ledger.histogram(STOOD_STILL.0, &[], STOOD_STILL.1, &limits::LEDGER_BOUNDS);
+    }
+
+    /// One more was let in, if anybody wants to know.
+    fn count(&mut self, upgrader: &Upgrader, listener: &Rc<str>) {
+        let ledger = &upgrader.standing.ledger;
+        if !ledger.is_shared() {
+            return;
+        }
+        let counter = self
+            .accepted
+            .entry(Rc::clone(listener))
+            .or_insert_with(|| ledger.counter(ACCEPTED.0, &[("listener", listener)], ACCEPTED.1));
+        counter.add(1);
     }
 }
 
@@ -77,6 +115,8 @@ impl<H: Handler> Wing<H> {
                 }
                 continue;
             }
+            self.door.count(upgrader, &listener);
+            let came_by = Rc::clone(&listener);
             let mut cx = Context::of(&mut upgrader.standing, &mut self.crew.desk, token);
             let (handler, accepted) =
                 (&mut self.crew.handler, Accepted::new(listener, peer.clone(), stream));
@@ -93,6 +133,7 @@ impl<H: Handler> Wing<H> {
             match opened {
                 Ok(session) => {
                     self.crew.sessions.insert(vacancy, session);
+                    self.crew.sessions.came_by(token.index, &came_by);
                     self.conclude(upgrader, token.index, Verdict::Keep, IoEvent::default());
                 }
                 Err(error) => {

@@ -139,6 +139,8 @@ pub(super) struct Outgoing {
     wake: Option<Instant>,
     /// How often it has tried to move in this attempt, and could not.
     tries: u32,
+    /// By which listener it came in.
+    listener: Rc<str>,
 }
 
 /// A packet that is being filled.
@@ -178,7 +180,7 @@ impl Outgoing {
     /// In a packet, its head included.
     fn size(&self) -> usize {
         let state = if self.file.is_some() { 0 } else { self.packed.state.len() };
-        state + limits::SOURCES + 33
+        state + self.listener.len() + limits::SOURCES + 34
     }
 
     /// How many descriptors ride on the packet for it.
@@ -222,6 +224,20 @@ pub(super) struct Adoption {
     pub(super) taken: usize,
     /// How often one was refused.
     refused: usize,
+    /// The names of the listeners that they came in by.
+    names: Vec<Rc<str>>,
+}
+
+impl Adoption {
+    /// The name of a listener, one for all of its sessions.
+    fn name(&mut self, name: &str) -> Rc<str> {
+        if let Some(known) = self.names.iter().find(|known| ***known == *name) {
+            return Rc::clone(known);
+        }
+        let new: Rc<str> = name.into();
+        self.names.push(Rc::clone(&new));
+        new
+    }
 }
 
 impl<H: Handler> Wing<H> {
@@ -373,6 +389,7 @@ impl<H: Handler> Wing<H> {
             self.crew.sessions.tries(index, upgrader.attempt()),
         );
         let reads = upgrader.common_schemas()?;
+        let listener = self.crew.sessions.listener_of(index);
         let (handler, standing) = (&mut self.crew.handler, &mut upgrader.standing);
         let desk = &mut self.crew.desk;
         let (mut taken_apart, mut panicked) = (None, None);
@@ -396,7 +413,7 @@ impl<H: Handler> Wing<H> {
             return None;
         }
         self.note_slow("pack");
-        let mut session = Outgoing { packed: taken_apart?, file: None, wake, tries };
+        let mut session = Outgoing { packed: taken_apart?, file: None, wake, tries, listener };
         let takes_any = upgrader.successor_takes_any();
         let is_long = |session: &Outgoing| {
             session.packed.state.len() > limits::STATE_BYTES || session.size() > most
@@ -431,7 +448,7 @@ impl<H: Handler> Wing<H> {
         }
         self.handoff.packets = self.handoff.packets.wrapping_add(1);
         let now = Instant::now();
-        let entry = |Outgoing { packed, file, wake, .. }: &mut Outgoing| {
+        let entry = |Outgoing { packed, file, wake, listener, .. }: &mut Outgoing| {
             // From here on nobody here hears of them.
             packed.streams.iter_mut().for_each(Stream::deregister);
             let until = |at: Instant| at.saturating_duration_since(now).as_micros();
@@ -441,6 +458,7 @@ impl<H: Handler> Wing<H> {
                 wake: wake.and_then(|at| u64::try_from(until(at)).ok()),
                 descriptors: packed.descriptors.len() as u8,
                 state: file.is_none().then(|| packed.state.clone()),
+                listener: (**listener).into(),
             }
         };
         let sessions = load.sessions.iter_mut().map(entry).collect();
@@ -525,10 +543,11 @@ impl<H: Handler> Wing<H> {
         session: Outgoing,
         rests: bool,
     ) -> Option<u32> {
-        let Outgoing { mut packed, wake, tries, .. } = session;
+        let Outgoing { mut packed, wake, tries, listener, .. } = session;
         packed.streams.iter_mut().for_each(Stream::deregister);
         match self.put_together(upgrader, packed, wake) {
             Ok(index) => {
+                self.crew.sessions.came_by(index, &listener);
                 if rests {
                     self.crew.sessions.set_rest(
                         index,
@@ -661,7 +680,10 @@ impl<H: Handler> Wing<H> {
         let wake =
             entry.wake.and_then(|after| Instant::now().checked_add(Duration::from_micros(after)));
         let packed = Packed::new(entry.schema, state, streams).with(others);
-        self.put_together(upgrader, packed, wake)
+        let index = self.put_together(upgrader, packed, wake)?;
+        let listener = self.handoff.adoption.name(&entry.listener);
+        self.crew.sessions.came_by(index, &listener);
+        Ok(index)
     }
 
     /// Begins to hand the sessions over, or to have them drained where they cannot move.
@@ -695,7 +717,9 @@ impl<H: Handler> Wing<H> {
 
     /// Says what became of the sessions, if there were any.
     pub(super) fn tell_of_moves(&mut self, upgrader: &mut Upgrader) {
-        let Some(moved) = self.handoff.moves.take().map(Moves::summary) else { return };
+        let Some(moves) = self.handoff.moves.take() else { return };
+        moves.count_in(&upgrader.standing.ledger);
+        let moved = moves.summary();
         if moved.moved > 0 {
             log::info!("{moved}; longest turn {}.", Milliseconds(upgrader.longest_turn_by_now()));
         } else if !moved.is_nothing() {

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::ledger::{HANDED_OVER, Ledger, STOOD_STILL};
+use crate::limits;
 use crate::report::Moved;
 
 /// The sessions that this process has handed over to its successor.
@@ -70,6 +72,27 @@ impl Moves {
     /// So many are cut.
     pub(super) fn note_cut(&mut self, sessions: usize) {
         self.cut = sessions;
+    }
+
+    /// Counts how long the sessions stood still, and how many of them there were.
+    pub(super) fn count_in(&self, ledger: &Ledger) {
+        if !ledger.is_shared() {
+            return;
+        }
+        let (name, help) = STOOD_STILL;
+        let stood_still = ledger.histogram(name, &[], help, &limits::LEDGER_BOUNDS);
+        for (took, sessions) in &self.packets {
+            stood_still.observe_many(*took, *sessions as u64);
+        }
+        let moved: usize = self.packets.iter().map(|(_, sessions)| sessions).sum();
+        let (name, help) = HANDED_OVER;
+        let stayed = self.sessions.saturating_sub(moved + self.cut);
+        for (outcome, count) in
+            [("moved", moved), ("refused", self.refused), ("stayed", stayed), ("cut", self.cut)]
+        {
+            let labels = [("outcome", outcome)];
+            ledger.counter(name, &labels, help).add(count as u64);
+        }
     }
 
     /// What came of it. All that did not move, and were not cut, have come to their end here.

@@ -9,6 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use slab::Slab;
@@ -30,6 +31,8 @@ pub(crate) struct Sessions<S> {
     alarms: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     generation: u32,
     live: usize,
+    /// The names of the listeners that they came in by; the first one is of those of whom it is not known.
+    listeners: Vec<Rc<str>>,
     /// The sockets that they have together.
     sockets: usize,
     limit: usize,
@@ -60,6 +63,8 @@ struct Slot<S> {
     /// Which of its sources have a socket, a bit for each. One that was closed counts until the session
     /// has another one in its place, or ends.
     sources: u8,
+    /// The listener that it came in by, by its place among their names.
+    listener: u16,
     /// It has tried to move and could not.
     rest: Option<Rest>,
     /// Its predecessor has not heard yet that it is taken: nothing of it may be touched, and its events
@@ -101,6 +106,7 @@ impl<S> Sessions<S> {
             alarms: BinaryHeap::new(),
             generation: 0,
             live: 0,
+            listeners: vec!["".into()],
             sockets: 0,
             limit: limit.min(token::INDEXES),
         }
@@ -176,12 +182,42 @@ impl<S> Sessions<S> {
             wake: None,
             alarm: None,
             sources: 1,
+            listener: 0,
             rest: None,
             dormant: false,
             session: Some(session),
         });
         self.live += 1;
         self.sockets += 1;
+    }
+
+    /// Notes by which listener a session came in.
+    pub(crate) fn came_by(&mut self, index: u32, name: &Rc<str>) {
+        // Mostly it is the very name.
+        let place = self.listeners.iter().position(|known| Rc::ptr_eq(known, name));
+        let place = place.or_else(|| self.listeners.iter().position(|known| known == name));
+        let place = place.unwrap_or_else(|| {
+            self.listeners.push(Rc::clone(name));
+            self.listeners.len() - 1
+        });
+        if let Some(slot) = self.slots.get_mut(index as usize) {
+            slot.listener = u16::try_from(place).unwrap_or(0);
+        }
+    }
+
+    /// By which listener a session came in.
+    pub(crate) fn listener_of(&self, index: u32) -> Rc<str> {
+        let place = self.slots.get(index as usize).map_or(0, |slot| slot.listener);
+        Rc::clone(&self.listeners[usize::from(place)])
+    }
+
+    /// How many there are of each listener.
+    pub(crate) fn census(&self) -> Vec<(Rc<str>, usize)> {
+        let mut counts = vec![0; self.listeners.len()];
+        let living = self.slots.iter().filter(|(_, slot)| slot.session.is_some());
+        living.for_each(|(_, slot)| counts[usize::from(slot.listener)] += 1);
+        let named = self.listeners.iter().cloned().zip(counts);
+        named.filter(|(name, count)| !name.is_empty() || *count > 0).collect()
     }
 
     /// The session has sockets for these sources, too, a bit for each.

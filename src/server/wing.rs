@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -83,6 +84,9 @@ impl<H: Handler> Service for Wing<H> {
 
     fn resume(&mut self, upgrader: &mut Upgrader) {
         self.handoff.stop();
+        let doors = upgrader.estate().doors();
+        let names = doors.into_iter().map(|door| door.name);
+        self.door.begin_to_count(&upgrader.standing.ledger, names);
         let (registry, now) =
             (std::rc::Rc::clone(&upgrader.standing.registry), upgrader.standing.now);
         self.acceptor.resume(upgrader.estate(), &registry, now);
@@ -215,6 +219,10 @@ impl<H: Handler> Service for Wing<H> {
     fn exited(&mut self, upgrader: &mut Upgrader) {
         self.end_last_accepts(upgrader);
         self.tell_of_moves(upgrader);
+    }
+
+    fn census(&self) -> Vec<(Rc<str>, usize)> {
+        self.crew.sessions.census()
     }
 
     fn panicked_in(&self) -> &'static str {

@@ -65,6 +65,8 @@ struct Birth {
     directory: *const libc::c_char,
     keep: *const RawFd,
     keep_count: usize,
+    /// What is to be its standard error; negative if that stays what it is.
+    stderr: RawFd,
     mask: libc::sigset_t,
     last_signal: c_int,
     /// The step that failed, and its error number; 0 if none did.
@@ -79,14 +81,15 @@ struct Birth {
 /// (CLONE_VFORK); no other thread does.
 ///
 /// Of this process's descriptors the new one gets those that are not close-on-exec, and `keep`,
-/// under the numbers that they have here. The signals in `blocked` are blocked in it, besides those
+/// under the numbers that they have here; and `stderr`, if there is one, as its standard error. The signals in `blocked` are blocked in it, besides those
 /// that the calling thread blocks.
 ///
 /// A directory that cannot be entered is no error: see [`Spawned::not_entered`].
 pub(crate) fn spawn(
     command: &Command,
-    variable: &CStr,
+    variables: &[&CStr],
     keep: &[BorrowedFd<'_>],
+    stderr: Option<BorrowedFd<'_>>,
     blocked: SigSet,
 ) -> Result<Spawned, NotSpawned> {
     let failed = |step| move |errno: Errno| NotSpawned { step, source: errno.into() };
@@ -95,7 +98,9 @@ pub(crate) fn spawn(
         strings.map(CStr::as_ptr).chain([ptr::null()]).collect()
     };
     let argv = pointers(&mut command.arguments.iter().map(CString::as_c_str));
-    let envp = pointers(&mut command.environment.iter().map(CString::as_c_str).chain([variable]));
+    let envp = pointers(
+        &mut command.environment.iter().map(CString::as_c_str).chain(variables.iter().copied()),
+    );
     let keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
     let stack = Stack::new().map_err(failed("map a stack for"))?;
 
@@ -112,6 +117,7 @@ pub(crate) fn spawn(
         directory: command.directory.as_ref().map_or(ptr::null(), |path| path.as_ptr()),
         keep: keep.as_ptr(),
         keep_count: keep.len(),
+        stderr: stderr.as_ref().map_or(-1, AsRawFd::as_raw_fd),
         mask: *mask.as_ref(),
         last_signal: libc::SIGRTMAX(),
         failed: AtomicI32::new(0),
@@ -245,6 +251,11 @@ fn run(birth: &Birth) -> Step {
         }
         kept = kept.wrapping_add(1);
     }
+    // SAFETY: the caller of `spawn` has borrowed it, and it is no standard descriptor; the copy is made in
+    // this process's own table, and stays open in the program (dup2(2)).
+    if birth.stderr >= 0 && unsafe { libc::dup2(birth.stderr, libc::STDERR_FILENO) } < 0 {
+        return Step::KeepDescriptors;
+    }
     // SAFETY: the mask is read, and the null pointer says that the old one is not wanted.
     if unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const birth.mask, ptr::null_mut()) } != 0
     {
@@ -285,8 +296,8 @@ mod tests {
         let (reader, writer) = io::pipe().expect("a pipe");
         let script = format!("test \"$WHO\" = me && pwd >/proc/self/fd/{}", writer.as_raw_fd());
         let command = command(&["/bin/sh", "-c", &script], Some("/dev/shm/."));
-        let spawned =
-            spawn(&command, c"WHO=me", &[writer.as_fd()], SigSet::empty()).expect("spawned");
+        let spawned = spawn(&command, &[c"WHO=me"], &[writer.as_fd()], None, SigSet::empty())
+            .expect("spawned");
         drop(writer);
         assert_eq!(io::read_to_string(reader).expect("text"), "/dev/shm\n");
         assert_eq!(spawned.not_entered, None);
@@ -296,12 +307,12 @@ mod tests {
     #[test]
     fn a_directory_that_is_gone_does_not_hinder() {
         let command = command(&["/bin/true"], Some("/no such directory"));
-        let spawned = spawn(&command, c"A=b", &[], SigSet::empty()).expect("spawned");
+        let spawned = spawn(&command, &[c"A=b"], &[], None, SigSet::empty()).expect("spawned");
         assert_eq!(spawned.not_entered, Some(Errno::ENOENT));
         assert!(exits_with(0, &spawned));
         // And where none is known, none is missed.
         let nowhere = super::tests::command(&["/bin/true"], None);
-        let spawned = spawn(&nowhere, c"A=b", &[], SigSet::empty()).expect("spawned");
+        let spawned = spawn(&nowhere, &[c"A=b"], &[], None, SigSet::empty()).expect("spawned");
         assert_eq!(spawned.not_entered, None);
         assert!(exits_with(0, &spawned));
     }
@@ -309,14 +320,16 @@ mod tests {
     #[test]
     fn a_step_that_fails_is_named_with_the_system_s_answer() {
         let nothing = command(&["/no such program"], None);
-        let error = spawn(&nothing, c"A=b", &[], SigSet::empty()).expect_err("not executed");
+        let error =
+            spawn(&nothing, &[c"A=b"], &[], None, SigSet::empty()).expect_err("not executed");
         assert_eq!(error.step, "execute");
         assert_eq!(error.source.raw_os_error(), Some(libc::ENOENT));
 
         // SAFETY: a number that no descriptor has is only shown to the kernel, which says so.
         let closed = unsafe { BorrowedFd::borrow_raw(100_000) };
         let program = command(&["/bin/true"], None);
-        let error = spawn(&program, c"A=b", &[closed], SigSet::empty()).expect_err("not kept");
+        let error =
+            spawn(&program, &[c"A=b"], &[closed], None, SigSet::empty()).expect_err("not kept");
         assert_eq!(error.step, "pass descriptors on to");
         assert_eq!(error.source.raw_os_error(), Some(libc::EBADF));
     }
@@ -329,8 +342,8 @@ mod tests {
         // none of them: below nohup(1) everybody ignores it.
         let command = command(&["/bin/sh", "-c", "kill -USR2 $$; kill -USR1 $$; exit 3"], None);
         let blocked = [Signal::SIGUSR2, Signal::SIGUSR1].into_iter().collect();
-        assert!(exits_with(3, &spawn(&command, c"A=b", &[], blocked).expect("spawned")));
-        let spawned = spawn(&command, c"A=b", &[], SigSet::empty()).expect("spawned");
+        assert!(exits_with(3, &spawn(&command, &[c"A=b"], &[], None, blocked).expect("spawned")));
+        let spawned = spawn(&command, &[c"A=b"], &[], None, SigSet::empty()).expect("spawned");
         assert!(matches!(ending(&spawned), WaitStatus::Signaled(_, Signal::SIGUSR2, _)));
         let mut after = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, None, Some(&mut after)).expect("a mask");
@@ -342,7 +355,7 @@ mod tests {
     fn a_program_that_ends_at_once_leaves_its_status() {
         let program = command(&["/bin/false"], None);
         for _ in 0..50 {
-            let spawned = spawn(&program, c"A=b", &[], SigSet::empty()).expect("spawned");
+            let spawned = spawn(&program, &[c"A=b"], &[], None, SigSet::empty()).expect("spawned");
             assert!(exits_with(1, &spawned));
         }
     }

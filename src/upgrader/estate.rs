@@ -62,6 +62,8 @@ pub(crate) enum Role {
     Part,
     /// The user's, who has a duplicate.
     Given,
+    /// The upgrader's own: it is there until the end, also when nobody else is let in any more.
+    Own,
 }
 
 /// A listener, for whoever lets clients in by it.
@@ -122,7 +124,8 @@ impl Estate {
 
     /// What clients are let in by.
     pub(crate) fn doors(&self) -> Vec<Door> {
-        let served = self.named.iter().filter(|named| named.role != Role::Given);
+        let served =
+            self.named.iter().filter(|named| matches!(named.role, Role::Served | Role::Part));
         let door = |named: &Named| Door {
             name: Rc::clone(&named.name),
             address: named.address.clone(),
@@ -154,7 +157,7 @@ impl Estate {
         named
             .map(|(index, named)| {
                 let name = match named.role {
-                    Role::Served | Role::Given => (*named.name).into(),
+                    Role::Served | Role::Given | Role::Own => (*named.name).into(),
                     Role::Part => self.name_of_part(index),
                 };
                 let (kind, asked, file) = (named.kind, named.asked.clone(), named.file);
@@ -182,9 +185,9 @@ impl Estate {
             .collect()
     }
 
-    /// Closes everything; the paths belong to another process.
+    /// Closes everything but what is the upgrader's own; the paths belong to another process.
     pub(crate) fn close(&mut self) {
-        self.named.clear();
+        self.named.retain(|named| named.role == Role::Own);
         self.inherited.clear();
         self.last_queues.clear();
     }
@@ -194,12 +197,23 @@ impl Estate {
     pub(crate) fn take_paths(&mut self) -> Vec<(Bound, Option<OwnedFd>)> {
         let mut paths = self.take_abandoned();
         // The sockets themselves may be closed before that.
-        let bound = self.named.iter_mut().filter_map(|named| {
+        let others = self.named.iter_mut().filter(|named| named.role != Role::Own);
+        let bound = others.filter_map(|named| {
             let open = named.fd.try_clone().ok();
             named.bound.take().map(|bound| (bound, open))
         });
         paths.extend(bound);
         paths
+    }
+
+    /// The paths of what is the upgrader's own, likewise.
+    pub(crate) fn take_own_paths(&mut self) -> Vec<(Bound, Option<OwnedFd>)> {
+        let own = self.named.iter_mut().filter(|named| named.role == Role::Own);
+        let bound = own.filter_map(|named| {
+            let open = named.fd.try_clone().ok();
+            named.bound.take().map(|bound| (bound, open))
+        });
+        bound.collect()
     }
 
     /// Unlinks the paths that this process itself has made, for a process that ends before it

@@ -70,6 +70,9 @@ impl Upgrader {
             Verdict::Refused(refusal) => {
                 log::warn!("{event}, and refused: {refusal}.");
                 self.remote.refuse(event);
+                if event == Event::UpgradeRequested {
+                    self.announcer.refused(refusal, self.standing.now);
+                }
             }
         }
         self.standing.machine = step.machine;
@@ -90,12 +93,14 @@ impl Upgrader {
     /// A step, for those who want to hear of it.
     fn change(&self, before: State, event: Event) -> Change {
         Change {
+            now: self.standing.now,
             before,
             after: self.state(),
             event,
             generation: self.standing.generation,
             predecessor: self.before.process.as_ref().map(|predecessor| predecessor.pid),
             successor: self.succession.current.as_ref().and_then(Successor::pid),
+            is_check: self.succession.is_check,
         }
     }
 
@@ -257,6 +262,7 @@ impl Upgrader {
             Action::Arm(timer) => {
                 let duration = match timer {
                     Timer::Departure => self.stay_of_predecessor(),
+                    Timer::Pause if self.succession.is_check => limits::PAUSE_LEAST,
                     Timer::Pause => self.succession.failures.pause(Instant::now()),
                     Timer::Upgrade
                     | Timer::Takeover
@@ -278,6 +284,7 @@ impl Upgrader {
         self.succession.attempts = self.succession.attempts.wrapping_add(1);
         // From here the turn under way counts too.
         self.rhythm.longest_turn = Duration::ZERO;
+        self.succession.is_check = std::mem::take(&mut self.succession.checks_next);
         let blocked = self.signals.to_block();
         let generation = self.standing.generation + 1;
         // A rollback must not need space on a disk that may be full by then. The answer also says that
@@ -298,6 +305,8 @@ impl Upgrader {
             waker: self.remote.waker(),
             stay: self.config.longest_stay(),
             started: self.standing.now,
+            is_check: self.succession.is_check,
+            listens: self.succession.listens,
             before: Box::new(move || {
                 check_room(staying)?;
                 match spare.map(|answer| answer.recv_timeout(wait)) {
@@ -320,6 +329,7 @@ impl Upgrader {
                     to: None,
                     generation,
                     program: self.program(),
+                    last_words: String::new(),
                     outcome: Err(Failure { stage: Stage::Spawn, cause }),
                 });
                 self.lose_successor();
@@ -403,6 +413,9 @@ impl Upgrader {
 
     /// What the predecessor's application has handed over comes before the first client.
     fn begin_to_serve(&mut self, service: &mut dyn Service) {
+        if let Some(stderr) = self.before.stderr.take() {
+            stderr.take_back();
+        }
         let Some(predecessor) = &mut self.before.process else { return };
         if predecessor.hears_applications() {
             self.standing.post.open();
@@ -446,12 +459,15 @@ impl Upgrader {
         let (now, longest_turn) = (Instant::now(), self.longest_turn_by_now());
         let program = self.program();
         let successor = self.succession.current.as_mut()?;
+        let outcome = outcome(successor, now, longest_turn);
+        let last_words = outcome.is_err().then(|| successor.last_words()).unwrap_or_default();
         Some(Report {
             from: std::process::id(),
             to: successor.pid(),
             generation: successor.generation,
             program,
-            outcome: outcome(successor, now, longest_turn),
+            last_words,
+            outcome,
         })
     }
 
@@ -468,6 +484,7 @@ impl Upgrader {
         let Some(report) = report.map(Arc::new) else { return };
         match &report.outcome {
             Ok(_) => log::info!("{report}."),
+            Err(Failure { cause: Cause::Checked(_), .. }) => log::info!("{report}."),
             Err(_) => {
                 if let Some(pid_file) = &mut self.disk.pid_file {
                     pid_file.discard_spare(&mut self.disk.worker);
@@ -475,8 +492,19 @@ impl Upgrader {
                 log::error!("{report}.");
             }
         }
+        self.standing.ledger.keep_report(&report.to_string());
+        if let Err(Failure { cause: Cause::KeepsStderr, .. }) = report.outcome {
+            self.succession.listens = false;
+            self.succession.checks_next = self.succession.is_check;
+            self.standing.requests.upgrade = true;
+            return;
+        }
+        self.announcer.reported(&report, self.succession.is_check, self.standing.now);
+        // Nobody has asked for an upgrade.
+        if self.succession.is_check {
+            return;
+        }
         self.remote.announce(&report);
-        self.announcer.reported(&report);
         service.upgraded(self, &report);
     }
 
@@ -575,6 +603,18 @@ impl Upgrader {
         };
         self.fate.end = Some(end);
         self.remote.end();
+        let line = match end {
+            End::Replaced { by } => {
+                let by = by.map_or_else(String::new, |pid| format!(" by process {pid}"));
+                format!("done: this process is replaced{by}, which is proven")
+            }
+            End::ShutDown | End::Exited => "failed: the process has ended".to_owned(),
+        };
+        if !matches!(end, End::Replaced { .. }) {
+            let paths = self.estate.take_own_paths();
+            self.disk.unlink(paths, limits::UNLINK_WAIT);
+        }
+        self.announcer.ended(&line, &self.standing.registry, self.standing.now);
         service.exited(self);
         let last = match end {
             End::Replaced { .. } => {

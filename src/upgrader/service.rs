@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -187,6 +188,11 @@ pub(crate) trait Service {
     /// The machine has come to `Exited`.
     fn exited(&mut self, upgrader: &mut Upgrader) {
         let _ = upgrader;
+    }
+
+    /// How many sessions there are of each listener.
+    fn census(&self) -> Vec<(Rc<str>, usize)> {
+        Vec::new()
     }
 
     /// The method of a handler whose panic has ended the process.

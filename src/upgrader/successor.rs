@@ -1,12 +1,15 @@
 //! What I do for the process after me: spawn it, hear it, commit to it, bury it.
 //!
-//! `process` is the kernel's side of it, and `dying` what is left of one that was killed.
+//! `process` is the kernel's side of it, `stderr` what it writes to standard error until it serves, and `dying`
+//! what is left of one that was killed.
 
 mod dying;
 mod process;
+mod stderr;
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -33,10 +36,12 @@ use crate::sys::{self, Command};
 use crate::token::{Kind, Token};
 use crate::wire::{
     Ack, Entry, Expect, Handoff, Hello, Manifest, Message, NO_SCHEMAS, PROTOCOL, Problem,
-    ProtocolRange, READY, SchemaRange, Sessions, VARIABLE, VERSION_3,
+    ProtocolRange, READY, SchemaRange, Sessions, VARIABLE, VERSION_3, VERSION_4,
 };
 pub(crate) use dying::Dying;
 use process::{Ending, NotSpawned, Process};
+pub(crate) use stderr::Returned;
+use stderr::{Given, Stderr};
 
 /// A successor, from the moment it is wanted.
 #[derive(Debug)]
@@ -62,8 +67,18 @@ pub(crate) struct Successor {
     /// What it was told last of the sessions that are to come.
     expects: Expect,
     answers: Answers,
+    trial: Trial,
+}
+
+/// What it is judged by.
+#[derive(Debug)]
+struct Trial {
+    /// It is given up once it is ready.
+    is_check: bool,
     /// Why it is lost, once it is.
     cause: Option<Cause>,
+    /// What it says on standard error, if that is listened to.
+    stderr: Option<Stderr>,
 }
 
 /// When it came to its steps.
@@ -99,6 +114,10 @@ pub(crate) struct Plan<'a> {
     /// How long this process stays after COMMIT, at the most.
     pub(crate) stay: Duration,
     pub(crate) started: Instant,
+    /// Whether it is given up once it is ready.
+    pub(crate) is_check: bool,
+    /// Whether its standard error is listened to.
+    pub(crate) listens: bool,
     /// What has to be done first, on the spawning thread.
     pub(crate) before: Box<dyn FnOnce() -> Result<(), Cause> + Send>,
 }
@@ -141,6 +160,14 @@ impl Successor {
                 .map_err(failed("poll the handoff"))?;
         }
 
+        let (stderr, given) = match plan.listens.then(|| Stderr::new(plan.registry, plan.attempt)) {
+            Some(Ok((stderr, given))) => (Some(stderr), Some(given)),
+            Some(Err(error)) => {
+                log::debug!("the successor's standard error is left alone: {error}");
+                (None, None)
+            }
+            None => (None, None),
+        };
         let (sender, answer) = mpsc::channel();
         let (command, waker) = (Arc::clone(plan.command), Arc::clone(plan.waker));
         let blocked = plan.blocked;
@@ -148,15 +175,21 @@ impl Successor {
             .name("tablecloth-spawn".into())
             .stack_size(limits::THREAD_STACK_BYTES)
             .spawn(move || {
-                let keep = [their_pipe.as_fd(), their_socket.as_fd()];
+                let mut keep = vec![their_pipe.as_fd(), their_socket.as_fd()];
+                keep.extend(given.iter().flat_map(|given| given.keep.iter().map(AsFd::as_fd)));
+                let stands_in = given.as_ref().and_then(Given::variable);
+                let variables: Vec<&CStr> =
+                    iter::once(&variable).chain(&stands_in).map(CString::as_c_str).collect();
+                let stderr = given.as_ref().map(|given| given.pipe.as_fd());
                 fault::at(Point::Spawning);
                 let result = (plan.before)().map_err(NotSpawned::Before).and_then(|()| {
-                    sys::spawn(&command, &variable, &keep, blocked).map_err(NotSpawned::Spawn)
+                    sys::spawn(&command, &variables, &keep, stderr, blocked)
+                        .map_err(NotSpawned::Spawn)
                 });
                 fault::at(Point::Spawned);
                 // The successor's ends are closed before the loop hears of it: from then on their
                 // end of file means the successor.
-                drop((their_pipe, their_socket));
+                drop((their_pipe, their_socket, given));
                 // A loop that has ended hears nothing, and needs to hear nothing.
                 let _ = sender.send((result, Instant::now()));
                 let _ = waker.wake();
@@ -190,7 +223,7 @@ impl Successor {
             outbox: Outbox::default(),
             expects: Expect::default(),
             answers: Answers::default(),
-            cause: None,
+            trial: Trial { is_check: plan.is_check, cause: None, stderr },
         })
     }
 
@@ -258,7 +291,10 @@ impl Successor {
                 if self.hello.is_none() {
                     let what = "ready without HELLO".into();
                     self.lose(Cause::Nonsense(what), Event::SuccessorLost, events);
-                } else if self.cause.is_none() {
+                } else if self.trial.cause.is_none() && self.trial.is_check {
+                    let took = now.saturating_duration_since(self.times.started);
+                    self.lose(Cause::Checked(took), Event::SuccessorLost, events);
+                } else if self.trial.cause.is_none() {
                     self.times.ready = now;
                     self.stage = Stage::Takeover;
                     events.push(Event::SuccessorReady);
@@ -303,6 +339,17 @@ impl Successor {
             // It was registered when it was made, and is open.
             let _ = registry.deregister(&mut SourceFd(&pipe.as_raw_fd()));
         }
+    }
+
+    /// Passes on what it has written to standard error. Answers when to look again, if that is soon.
+    pub(crate) fn read_stderr(&mut self, now: Instant) -> Option<Instant> {
+        let waits = self.trial.stderr.as_mut().is_some_and(Stderr::read);
+        waits.then(|| stderr::retry(now))
+    }
+
+    /// What it has written there last.
+    pub(crate) fn last_words(&mut self) -> String {
+        self.trial.stderr.as_mut().map_or_else(String::new, Stderr::last_words)
     }
 
     /// Reads the handoff socket. Answers whether there may be more.
@@ -368,6 +415,10 @@ impl Successor {
                 self.hello = Some(hello);
                 self.speaks = ProtocolRange::only(protocol);
                 self.flush();
+                // It would write into a pipe that nobody reads any more, once this process has left.
+                if self.trial.stderr.is_some() && protocol < VERSION_4 {
+                    self.lose(Cause::KeepsStderr, Event::SuccessorLost, events);
+                }
                 fault::at(Point::HelloHeard);
             }
             // Its exit status follows; what it said is why.
@@ -380,7 +431,7 @@ impl Successor {
                 if self.stage == Stage::Takeover {
                     self.stage = Stage::Draining;
                 } else {
-                    self.cause.get_or_insert(Cause::Nonsense("SERVING out of turn".into()));
+                    self.trial.cause.get_or_insert(Cause::Nonsense("SERVING out of turn".into()));
                 }
                 events.push(Event::SuccessorServing);
             }
@@ -433,7 +484,7 @@ impl Successor {
         // The end of the pipe and of the socket is old news now.
         events.retain(|event| *event != Event::SuccessorHungUp);
         if let (Some(Cause::Refused { status, .. }), Ending::Exited(exited)) =
-            (&mut self.cause, ending)
+            (&mut self.trial.cause, ending)
         {
             *status = Some(exited);
         }
@@ -459,13 +510,13 @@ impl Successor {
 
     /// The first cause is the one: what follows follows from it.
     fn lose(&mut self, cause: Cause, event: Event, events: &mut Vec<Event>) {
-        self.cause.get_or_insert(cause);
+        self.trial.cause.get_or_insert(cause);
         events.push(event);
     }
 
     /// Notes a cause that lies on this side; an earlier one stands.
     pub(crate) fn blame(&mut self, cause: Cause) {
-        self.cause.get_or_insert(cause);
+        self.trial.cause.get_or_insert(cause);
     }
 
     /// Tells it something, now or as soon as it can be told: when it has chosen a version to speak, and
@@ -577,7 +628,7 @@ impl Successor {
         now: Instant,
         longest_turn: Duration,
     ) -> Result<Timings, Failure> {
-        match self.cause.take() {
+        match self.trial.cause.take() {
             Some(cause) => Err(Failure { stage: self.stage, cause }),
             None => Ok(self.timings(now, longest_turn)),
         }
@@ -600,6 +651,9 @@ impl Successor {
     /// is a process to reap, or a spawn to wait for.
     pub(crate) fn kill(mut self, registry: &Registry) -> Dying {
         self.close_pipe(registry);
+        if let Some(stderr) = &self.trial.stderr {
+            stderr.deregister(registry);
+        }
         // It was registered when it was made, and is open.
         let _ = registry.deregister(&mut SourceFd(&self.socket.as_raw_fd()));
         // Where it cannot be killed, because its spawn has no answer yet, it must not take the end of

@@ -31,6 +31,7 @@ pub(super) struct Harvest {
     dying: bool,
     predecessor: bool,
     predecessor_died: bool,
+    stderr: bool,
 }
 
 impl Upgrader {
@@ -58,6 +59,8 @@ impl Upgrader {
             self.hear_handoff(&harvest, service);
             service.serve(self);
             self.take_requests(service);
+            #[cfg(feature = "admin")]
+            self.serve_admin(service);
             self.expire_timers(service);
             self.end_turn(service);
             self.say_again();
@@ -86,7 +89,8 @@ impl Upgrader {
             self.timers.next_deadline(),
             self.heartbeat(),
             self.rhythm.outbox_retry,
-            self.announcer.next_deadline(),
+            self.announcer.next_deadline(self.standing.now),
+            self.rhythm.stderr_retry,
             self.disk.pid_file.as_ref().and_then(PidFile::next_deadline),
         ];
         deadlines.into_iter().flatten().min()
@@ -171,6 +175,8 @@ impl Upgrader {
                 Kind::SuccessorProcess if ours() => set(&mut harvest.successor_died),
                 Kind::SuccessorProcess => set(&mut harvest.dying),
                 Kind::Predecessor => self.before.process.is_some() && set(&mut harvest.predecessor),
+                Kind::SuccessorStderr => ours() && set(&mut harvest.stderr),
+                Kind::Admin | Kind::AdminClient => self.announcer.note(token),
                 Kind::PredecessorProcess => {
                     self.before.process.is_some() && set(&mut harvest.predecessor_died)
                 }
@@ -254,7 +260,13 @@ impl Upgrader {
         let (mut events, mut acks, mut told) = (Vec::new(), Vec::new(), Vec::new());
         let mut dead = false;
         let attempt = self.succession.attempts;
+        let stderr_again =
+            self.rhythm.stderr_retry.take_if(|at| *at <= self.standing.now).is_some();
         if let Some(successor) = &mut self.succession.current {
+            // What it has written before it said ready stands before what this process says of that.
+            if harvest.stderr || stderr_again {
+                self.rhythm.stderr_retry = successor.read_stderr(self.standing.now);
+            }
             if harvest.pipe {
                 successor.read_pipe(&self.standing.registry, self.standing.now, &mut events);
             }

@@ -74,6 +74,29 @@ impl Estate {
         Ok(address)
     }
 
+    /// Claims or binds a listener of the upgrader's own.
+    pub(crate) fn own_listener(
+        &mut self,
+        name: &str,
+        asked: &str,
+        options: &SocketOptions,
+    ) -> Result<Door, Error> {
+        let kind = if asked.starts_with("unix:") { Kind::UnixStream } else { Kind::Tcp };
+        let wanted = Wanted { name, kind, asked };
+        let claim = self.obtain(wanted, Role::Own, Make::Socket(options))?;
+        self.add(name.into(), &wanted, Role::Own, claim);
+        // It was added behind all others.
+        let [.., named] = &self.named[..] else {
+            return Err(Error::Name { name: name.into(), reason: "was not kept" });
+        };
+        Ok(Door {
+            name: Rc::clone(&named.name),
+            address: named.address.clone(),
+            fd: Rc::clone(&named.fd),
+            family: family_of(kind),
+        })
+    }
+
     /// Claims or makes a socket that the user reads or accepts from, or a file, and gives out a duplicate
     /// of it.
     pub(crate) fn passive(&mut self, wanted: Wanted<'_>, make: Make<'_>) -> Result<OwnedFd, Error> {
@@ -173,7 +196,7 @@ impl Estate {
                 let waiting = match role {
                     Role::Served | Role::Part => "who waits for the old one is let in",
                     // They have one socket for each name.
-                    Role::Given => "who waits for the old one is reset",
+                    Role::Given | Role::Own => "who waits for the old one is reset",
                 };
                 log::warn!("{at} was removed, and is made again; {waiting}");
                 self.rests.push((wanted.name.into(), claimed));
