@@ -41,14 +41,14 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::{descriptors, logging, program};
+use common::{descriptors, logging, output, program};
 use nix::libc::SIGUSR1;
 use options::Options;
 use routes::Route;
 use session::ProxySession;
 use settings::Settings;
 use tablecloth::relay::Pool;
-use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Verdict};
+use tablecloth::{Accepted, Address, Context, Handler, IoEvent, Packed, Server, Verdict};
 use turns::Turns;
 
 /// For standard input and output, the loop, and an upgrade.
@@ -135,9 +135,42 @@ impl Handler for Proxy {
     }
 }
 
+/// Says what is wrong with the routes, and with where they listen, without using any of it.
+fn check(mut options: Options) -> Result<(), String> {
+    let written = match options.file.take() {
+        Some(file) => file::read(&file, &mut options),
+        None => file::of_flags(&options),
+    };
+    let routes = routes::make(written?)?;
+    let mut seen: Vec<(Address, &str)> = Vec::new();
+    for Route { place, listen, .. } in &routes {
+        let address = Address::resolve(listen).map_err(|error| format!("{place}: {error}"))?;
+        let Some(address) = address.into_iter().next() else { continue };
+        if let Some((_, first)) = seen.iter().find(|(other, _)| *other == address) {
+            return Err(format!("{place}: {listen} is listened on already, by {first}"));
+        }
+        seen.push((address, place));
+    }
+    for (route, (address, _)) in routes.iter().zip(&seen) {
+        if let Some(upstream) = route.leads_to_itself(address) {
+            let Route { place, listen, .. } = route;
+            return Err(format!("{place}: {listen} leads to itself, by {}", upstream.text));
+        }
+    }
+    let upstreams: usize = routes.iter().map(|route| route.upstreams.iter().count()).sum();
+    output::print(&format_args!(
+        "{} routes to {upstreams} upstreams: nothing is wrong",
+        routes.len()
+    ));
+    Ok(())
+}
+
 /// Makes the routes before the server, and says what is wrong with them after it: only then does a
 /// predecessor hear of it.
 fn serve(mut options: Options) -> Result<(), String> {
+    if options.check {
+        return check(options);
+    }
     let written = match options.file.take() {
         Some(file) => file::read(&file, &mut options),
         None => file::of_flags(&options),
@@ -185,6 +218,9 @@ fn serve(mut options: Options) -> Result<(), String> {
 }
 
 pub(crate) fn main() -> ExitCode {
+    if let Some(status) = common::ctl::run("proxy") {
+        return status;
+    }
     let mut config = tablecloth::Config::default();
     config.user_signals = vec![SIGUSR1];
     config.hold_signals();

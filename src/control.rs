@@ -34,8 +34,8 @@ pub enum Controlled {
     Failed,
 }
 
-/// How often it is asked again, if the process that was asked has just been replaced.
-const TRIES: usize = 5;
+/// How often it is asked again, if the process that was asked has just been replaced, or sets itself up.
+const TRIES: usize = 200;
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// Asks a server for something, and waits until it is done. What it answers is written to `output`, line by
@@ -66,7 +66,7 @@ pub fn control(address: &str, control: Control, output: &mut dyn Write) -> io::R
             None => std::thread::sleep(AGAIN),
         }
     }
-    writeln!(output, "the server is replaced again and again, and does not answer")?;
+    writeln!(output, "the server still sets itself up, or is replaced again and again")?;
     Ok(Controlled::Failed)
 }
 
@@ -105,7 +105,7 @@ fn ask(
     }
     let mut answer = BufReader::new(stream);
     let Some(status) = read_head(&mut answer) else { return Ok(None) };
-    if status == 503 && target.starts_with("/upgrade") {
+    if status == 503 && method == "POST" {
         return Ok(None);
     }
     let (mut last, mut line) = (Vec::new(), Vec::new());

@@ -84,6 +84,11 @@
 //! Imports point down only, and nothing of one wing names a noun inside the other. The machine decides, the
 //! upgrader performs. A test over the `use` lines holds this picture and the code together.
 
+#![cfg_attr(
+    not(feature = "admin"),
+    allow(dead_code, reason = "some of what is known of a process is told by the endpoint alone")
+)]
+
 mod address;
 mod config;
 #[cfg(feature = "admin")]

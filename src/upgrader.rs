@@ -171,7 +171,7 @@ use successor::{Dying, Returned, Successor};
 /// | `GET /status` | how the process stands, as JSON, or as lines of text with `Accept: text/plain` |
 /// | `GET /metrics` | all that is counted, in the text format of Prometheus |
 /// | `GET /live` | 200, as long as the loop turns |
-/// | `GET /ready` | 200, or 503 in a shutdown |
+/// | `GET /ready` | 200; 503 before the first process is ready, and in a shutdown |
 /// | `POST /upgrade` | a line for each step as it happens, and at last what became of it |
 /// | `POST /upgrade?wait=proven` | the same; it ends when the successor is proven and the sessions have moved |
 /// | `POST /upgrade?check` | the successor is started, and given up when it is ready |
@@ -362,6 +362,10 @@ impl Upgrader {
             .and_then(|()| Self::assemble(claim, config, predecessor.as_ref(), inheritance));
         match assembled {
             Ok(mut upgrader) => {
+                // From here on there may be a second thread.
+                if predecessor.is_none() {
+                    upgrader.announcer.begin();
+                }
                 upgrader.before.process = predecessor;
                 Ok(upgrader)
             }

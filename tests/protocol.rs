@@ -25,6 +25,7 @@ fn word(version: u8, kind: u8) -> [u8; 7] {
 const REFUSE: u8 = 3;
 const COMMIT: u8 = 4;
 const SERVING: u8 = 5;
+const UPGRADE: u8 = 6;
 const PING: u8 = 8;
 const PONG: u8 = 9;
 
@@ -37,7 +38,8 @@ fn upgrade_to_a_build_that_speaks(range: &str) -> Actor {
 
 #[test]
 fn a_successor_that_shares_a_version_takes_over_in_that_version() {
-    for (range, chosen) in [("0-1", 1), ("1-1", 1), ("1-2", 2), ("2-3", 3), ("3-4", 3)] {
+    for (range, chosen) in [("0-1", 1), ("1-1", 1), ("1-2", 2), ("2-3", 3), ("3-4", 4), ("4-5", 4)]
+    {
         let mut actor = upgrade_to_a_build_that_speaks(range);
         actor.wait_for(&format!("the successor is another build, protocol {chosen}"));
         // It holds every word that it hears against that version, and ends if one is in another.
@@ -52,9 +54,9 @@ fn a_successor_that_shares_a_version_takes_over_in_that_version() {
 #[test]
 fn a_successor_that_shares_no_version_refuses_in_words_and_the_predecessor_goes_on_serving() {
     for (range, words) in [
-        ("4-4", "the predecessor speaks 1 to 3, this other build 4 to 4"),
-        ("4-5", "the predecessor speaks 1 to 3, this other build 4 to 5"),
-        ("0-0", "the predecessor speaks 1 to 3, this other build 0 to 0"),
+        ("5-5", "the predecessor speaks 1 to 4, this other build 5 to 5"),
+        ("5-6", "the predecessor speaks 1 to 4, this other build 5 to 6"),
+        ("0-0", "the predecessor speaks 1 to 4, this other build 0 to 0"),
     ] {
         let mut actor = upgrade_to_a_build_that_speaks(range);
         let mut session = actor.connect();
@@ -166,6 +168,28 @@ fn an_oversized_or_empty_packet_is_nonsense_and_not_the_predecessor_s_end() {
     let line = actor.wait_for("the predecessor talked nonsense");
     assert!(line.ends_with("an empty handoff message"), "{line}");
     assert!(!actor.has("alone"));
+}
+
+/// The kernel tells of a reset once, and ahead of what lies in the socket (unix(7)): whoever took that for the end
+/// lost the last sessions that a dying process had sent.
+#[test]
+fn what_a_process_has_said_before_it_died_with_something_unread_is_heard() {
+    let (listener, address) = listener();
+    let mut played = Played::new();
+    played.say_with(&Part::new("main").encode(), &[listener.as_fd()]);
+    let mut actor = played.start(Start::actor()).spawn();
+    assert_eq!(played.hear()[..7], word(1, 2));
+    assert_eq!(played.hear_ready(), READY);
+    played.say(&word(1, COMMIT));
+    // Its SERVING is sent, and is never read.
+    assert_eq!(Client::connect(&address).who(), (actor.pid(), 1));
+    actor.wait_for("committed to by the predecessor");
+    actor.signal(actor.pid(), Signal::SIGSTOP);
+    until("it is stopped", || harness::state_of(actor.pid()) == Some('T'));
+    played.say(&word(1, UPGRADE));
+    drop(played);
+    actor.signal(actor.pid(), Signal::SIGCONT);
+    actor.wait_for("upgrade requested, and carried out as soon as it can be");
 }
 
 #[test]

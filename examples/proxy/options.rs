@@ -24,6 +24,9 @@ at the start and with every HUP; each of their addresses is an upstream.
   --routes FILE            routes and settings, which HUP takes anew: every flag below
                            can stand in it (examples/proxy/README.md)
 
+  --check                  say what is wrong with the routes, and use none of them: exit
+                           status 0 if nothing is, and 1 if something is
+
 for all routes, or in the file for one:
   --connect-timeout SECS   how long an upstream may take to be connected to; a fifth
                            of it, and at most 1, if there is another one [5]
@@ -58,6 +61,8 @@ pub(crate) struct Options {
     pub(crate) file: Option<String>,
     pub(crate) buffer_bytes: usize,
     pub(crate) cut_removed: bool,
+    /// Only say whether they can be used.
+    pub(crate) check: bool,
     pub(crate) settings: Settings,
     pub(crate) common: Common,
 }
@@ -69,6 +74,7 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
         file: None,
         buffer_bytes: limits::RELAY_KEPT_BYTES,
         cut_removed: false,
+        check: false,
         settings: Settings::default(),
         common: Common::new(),
     };
@@ -89,6 +95,7 @@ pub(crate) fn parse(mut parser: Parser) -> Result<Option<Options>, String> {
                 };
                 options.pairs.push((listen, to));
             }
+            "--check" => options.check = true,
             "--routes" => options.file = Some(options::text(&mut parser, &flag)?),
             _ if options.take(&flag, &mut parser)? => {}
             _ => return Err(format!("unknown flag {flag}; --help names all flags")),

@@ -1,10 +1,11 @@
 //! The admin endpoint: HTTP/1.1 for whoever asks how the process stands, or gives it a command.
 //!
 //! It lets clients in, reads what they ask for and writes what they are told, all of it bounded: in number, in
-//! size, and in time. What the answers are is the upgrader's business. `client` is one of them, and `request`
-//! what they can say.
+//! size, and in time. What the answers are is the upgrader's business. `client` is one of them, `request` what
+//! they can say, and `early` who answers before the loop turns.
 
 mod client;
+mod early;
 mod request;
 
 use std::io;
@@ -25,6 +26,7 @@ use crate::sys;
 use crate::token::{Kind, Token};
 use crate::wire::Family;
 use client::{Awaited, Client};
+use early::Early;
 pub(super) use request::{Answer, Ask, Request, TEXT};
 
 /// The endpoint, and its clients.
@@ -40,6 +42,8 @@ pub(super) struct Admin {
     polls: u32,
     /// Counts the clients, for the same reason.
     visits: u32,
+    /// Who answers until the process is ready.
+    early: Option<Early>,
 }
 
 /// Which client has asked.
@@ -49,7 +53,29 @@ pub(super) struct Asker(usize);
 impl Admin {
     pub(super) fn new(door: Door) -> Self {
         let (is_polled, is_ready, retry) = (false, false, None);
-        Self { door, is_polled, is_ready, retry, clients: Slab::new(), polls: 0, visits: 0 }
+        Self {
+            door,
+            is_polled,
+            is_ready,
+            retry,
+            clients: Slab::new(),
+            polls: 0,
+            visits: 0,
+            early: None,
+        }
+    }
+
+    /// Has probes answered until the process is ready.
+    pub(super) fn begin_early(&mut self) {
+        match Early::begin(&self.door) {
+            Ok(early) => self.early = Some(early),
+            Err(error) => log::debug!("nobody answers at the admin endpoint yet: {error}"),
+        }
+    }
+
+    /// The loop answers from here on.
+    pub(super) fn end_early(&mut self) {
+        self.early = None;
     }
 
     /// Lets clients in from here on, or not any more: one process at a time does.

@@ -102,6 +102,22 @@ impl Announcer {
         self.tally = Some(Tally::of(ledger));
     }
 
+    /// The first process sets itself up.
+    pub(super) fn begin(&mut self) {
+        #[cfg(feature = "admin")]
+        if let Some(admin) = &mut self.admin {
+            admin.begin_early();
+        }
+    }
+
+    /// The loop begins to turn.
+    pub(super) fn set_up_done(&mut self) {
+        #[cfg(feature = "admin")]
+        if let Some(admin) = &mut self.admin {
+            admin.end_early();
+        }
+    }
+
     /// An event of one of its own sources. Answers whether that is still there.
     pub(super) fn note(&mut self, token: Token) -> bool {
         #[cfg(feature = "admin")]

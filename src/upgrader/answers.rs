@@ -31,12 +31,19 @@ struct Status {
 impl Upgrader {
     /// Serves the clients of the admin endpoint.
     pub(super) fn serve_admin(&mut self, service: &mut dyn Service) {
-        let answers = self.answers_admin();
+        self.poll_admin();
         let (registry, now) = (&self.standing.registry, self.standing.now);
         let Some(admin) = &mut self.announcer.admin else { return };
-        admin.poll(registry, answers);
         for (asker, request) in admin.serve(registry, now) {
             self.answer(asker, request, service);
+        }
+    }
+
+    /// Polls the endpoint, or not, as the state that the machine is in says.
+    pub(super) fn poll_admin(&mut self) {
+        let answers = self.answers_admin();
+        if let Some(admin) = &mut self.announcer.admin {
+            admin.poll(&self.standing.registry, answers);
         }
     }
 

@@ -85,6 +85,8 @@ impl Upgrader {
         }
         let change = self.change(before, event);
         self.announcer.stepped(&change);
+        #[cfg(feature = "admin")]
+        self.poll_admin();
         if before != after && after == State::Exited {
             self.finish(before, event, service);
         }
@@ -460,7 +462,10 @@ impl Upgrader {
         let program = self.program();
         let successor = self.succession.current.as_mut()?;
         let outcome = outcome(successor, now, longest_turn);
-        let last_words = outcome.is_err().then(|| successor.last_words()).unwrap_or_default();
+        let last_words = match &outcome {
+            Ok(_) => String::new(),
+            Err(_) => successor.last_words(),
+        };
         Some(Report {
             from: std::process::id(),
             to: successor.pid(),

@@ -246,7 +246,8 @@ impl Predecessor {
                         log::warn!("the predecessor talked nonsense: {error}");
                     }
                 }
-                // It was reset: the predecessor died with something unread.
+                // It died with something unread, which is told once, and ahead of what it has said last.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(_) => {
                     self.hang_up(events);
                     return false;

@@ -398,7 +398,8 @@ impl Successor {
                     let cause = Cause::Nonsense(error.to_string());
                     self.lose(cause, Event::SuccessorLost, events);
                 }
-                // ECONNRESET: it died with something unread.
+                // It died with something unread, which is told once, and ahead of what it has said last.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(_) => {
                     events.push(Event::SuccessorHungUp);
                     return false;

@@ -38,6 +38,7 @@ impl Upgrader {
     /// The set-up is done: the first process serves, a successor says ready.
     pub(crate) fn set_up_done(&mut self, service: &mut dyn Service) {
         self.fate.started = true;
+        self.announcer.set_up_done();
         // The set-up may have taken long; deadlines run from here.
         self.standing.now = Instant::now();
         self.feed(Event::SetUpDone, service);

@@ -258,6 +258,7 @@ impl Script {
                 "--datagram" => script.datagram.push(pair()),
                 "--seqpacket" => script.seqpacket.push(pair()),
                 "--file" => script.files.push(pair()),
+                "--admin" => script.config.admin = Some(value),
                 "--pid-file" => script.config.pid_file = Some(value.into()),
                 "--upgrade-ms" => script.config.upgrade_timeout = time()?,
                 "--takeover-ms" => script.config.takeover_timeout = time()?,

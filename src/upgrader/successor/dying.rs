@@ -62,7 +62,12 @@ impl Dying {
                         told.push(message);
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                // A reset is told once, and ahead of what it has said last.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::InvalidData | io::ErrorKind::ConnectionReset
+                    ) => {}
                 Err(_) => break,
             }
         }
