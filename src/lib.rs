@@ -11,6 +11,8 @@
 //!   you serve.
 //! - [`state_machine`] is the contract: every state, event and action, the timers, the signals and
 //!   the invariants I1 to I8. [`machine`] is the code that it is held against.
+//! - [`control`](fn@control) asks a server over its [admin endpoint](Upgrader#the-admin-endpoint); [`Counter`],
+//!   [`Gauge`] and [`Histogram`] are numbers that it tells.
 //! - [`Report`] is how an upgrade ended, in numbers or in words.
 //!
 //! # An example
@@ -74,8 +76,9 @@
 //!              wing  crew  door  acceptor           claims  turn  perform  service  alone
 //!              handoff  moves  guard                estate  successor  predecessor
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
-//!  for both    handler  relay  config  remote  standing  report
-//!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token
+//!                                                   announcer  admin  answers
+//!  for both    handler  relay  config  remote  standing  report  ledger
+//!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token  control
 //!                                                                  the only unsafe is in sys
 //!  ground      machine  timers  wire  limits  throttle  address  error  fault
 //!                                                                  no descriptor, no clock

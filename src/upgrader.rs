@@ -179,7 +179,7 @@ use successor::{Dying, Returned, Successor};
 ///
 /// The last line of `/upgrade` begins with `done: `, `failed: `, `rolled back: `, `refused: ` or `checked: `. The
 /// successor's last lines on standard error stand before it, if it has failed. Who asks while an upgrade is under way
-/// shares what becomes of that one. [`control`](crate::control) is the client.
+/// shares what becomes of that one. [`control`](fn@crate::control) is the client.
 ///
 /// A Unix socket gets the mode 0600, and answers root and the user that the process runs as, whatever the mode. At an
 /// internet address there are no commands.

@@ -155,6 +155,7 @@ fn options() -> Options {
         file: None,
         buffer_bytes: RELAY_KEPT_BYTES,
         cut_removed: false,
+        check: false,
         settings: Settings::default(),
         common: Common::new(),
     }

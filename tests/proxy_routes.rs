@@ -232,3 +232,31 @@ fn a_rollback_gives_a_socket_the_mode_back_that_a_successor_has_changed() {
     proxy.wait_for("Draining -> Running");
     until("it is as it was", || mode() == 0o666);
 }
+
+#[test]
+fn routes_are_checked_before_they_are_used() {
+    let place = harness::place();
+    let file = place.path().join("routes");
+    let check = |routes: &str| {
+        std::fs::write(&file, routes).expect("written");
+        let checked = std::process::Command::new(harness::example("proxy"))
+            .args(["--check", "--routes"])
+            .arg(&file)
+            .output()
+            .expect("it runs");
+        let text = [checked.stdout, checked.stderr].concat();
+        (checked.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let (code, told) = check("127.0.0.1:8080 -> 127.0.0.1:1, 127.0.0.1:2\n");
+    assert!(code == Some(0) && told.contains("nothing is wrong"), "{told}");
+    for (routes, words) in [
+        ("127.0.0.1:8080 -> 127.0.0.1:1\n127.0.0.1:8080 -> 127.0.0.1:2\n", "routes:2:"),
+        ("127.0.0.1:8080 -> 127.0.0.1:1\nlocalhost:8080 -> 127.0.0.1:2\n", "listened on already"),
+        ("127.0.0.1:8080 -> 127.0.0.1:8080\n", "leads to itself"),
+        ("127.0.0.1 -> 127.0.0.1:1\n", "expected HOST:PORT"),
+        ("idle-timeout long\n", "routes:1:"),
+    ] {
+        let (code, told) = check(routes);
+        assert!(code == Some(1) && told.contains(words), "{routes:?}: {code:?}, {told}");
+    }
+}

@@ -62,7 +62,9 @@ fn parse(mut parser: Parser) -> Result<Option<(String, Control)>, String> {
             }
             Arg::Long("proven") => proven = true,
             Arg::Value(word) if command.is_none() => command = Some(word),
-            other => return Err(format!("{}; ctl --help tells all", other.unexpected())),
+            other @ (Arg::Long(_) | Arg::Short(_) | Arg::Value(_)) => {
+                return Err(format!("{}; ctl --help tells all", other.unexpected()));
+            }
         }
     }
     let address = address.ok_or("--admin ADDRESS is missing; ctl --help tells all")?;
