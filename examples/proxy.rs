@@ -165,6 +165,16 @@ fn check(mut options: Options) -> Result<(), String> {
     Ok(())
 }
 
+/// Has what happens on a route told by the admin endpoint.
+fn tell(server: &mut Server, route: &Route) -> Result<(), tablecloth::Error> {
+    let by_route = ("route", &*route.name);
+    route.counters.tell(server, &[by_route])?;
+    for upstream in route.upstreams.iter() {
+        upstream.counters.tell(server, &[by_route, ("upstream", &upstream.text)])?;
+    }
+    Ok(())
+}
+
 /// Makes the routes before the server, and says what is wrong with them after it: only then does a
 /// predecessor hear of it.
 fn serve(mut options: Options) -> Result<(), String> {
@@ -185,10 +195,14 @@ fn serve(mut options: Options) -> Result<(), String> {
     config.max_sessions = config.max_sessions.min(left / 2).max(1);
     config.user_signals = vec![SIGUSR1];
     let config = options.common.config.schemas(packed::SCHEMAS);
+    let is_watched = config.admin.is_some();
     let mut server = Server::new(config).map_err(|error| error.to_string())?;
     logging::go();
     let listening = routes.and_then(|routes| {
         for route in &routes {
+            if is_watched {
+                tell(&mut server, route).map_err(|error| error.to_string())?;
+            }
             let bound = server.listen_with(&route.name, &route.listen, &options.common.socket);
             let bound = bound.map_err(|error| format!("{}: {error}", route.place))?;
             if let Some(upstream) = route.leads_to_itself(&bound) {
