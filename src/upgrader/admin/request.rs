@@ -182,6 +182,8 @@ fn head_of(status: u16, kind: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     fn ask(request: &str) -> Result<Request, u16> {
@@ -221,26 +223,43 @@ mod tests {
         assert!(matches!(answer, Parsed::Refused(Answer { status: 403, .. })), "{answer:?}");
     }
 
-    /// Whatever a client sends, in whatever pieces, it is read or refused, and nothing panics.
+    /// Whatever a client sends, in whatever pieces, it is read or refused, and nothing panics. `FUZZ_SECONDS`
+    /// has it go on for so long.
     #[test]
     fn no_bytes_are_too_odd() {
         let seed = fastrand::u64(..);
         let mut dice = fastrand::Rng::with_seed(seed);
-        let whole = b"POST /upgrade?wait=proven HTTP/1.1\r\nHost: a\r\nAccept: text/plain\r\n\r\n";
-        for _ in 0..20_000 {
-            let mut bytes = whole.to_vec();
+        let whole: [&[u8]; 3] = [
+            b"POST /upgrade?wait=proven HTTP/1.1\r\nHost: a\r\nAccept: text/plain\r\n\r\n",
+            b"GET /status HTTP/1.0\r\nAccept: application/json, text/plain\r\n\r\n",
+            b"HEAD http://a/metrics?x=%00 HTTP/1.1\r\nA:\t\xff\r\n\r\nmore behind it",
+        ];
+        let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+        let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(0));
+        let (mut rounds, mut refused) = (0, 0);
+        while rounds < 20_000 || Instant::now() < until {
+            let mut bytes = whole[dice.usize(0..whole.len())].to_vec();
             for _ in 0..dice.usize(0..6) {
                 let at = dice.usize(0..bytes.len());
-                bytes[at] = dice.u8(..);
+                match dice.u8(0..4) {
+                    0 => bytes.insert(at, dice.u8(..)),
+                    1 if bytes.len() > 1 => drop(bytes.remove(at)),
+                    2 => bytes.extend_from_within(at..),
+                    _ => bytes[at] = dice.u8(..),
+                }
             }
             bytes.truncate(dice.usize(0..=bytes.len()));
-            let parsed =
-                std::panic::catch_unwind(|| drop(parse(&bytes, dice_is_even(bytes.len()))));
-            assert!(parsed.is_ok(), "seed {seed}: {bytes:?}");
+            let may_command = dice.bool();
+            match std::panic::catch_unwind(|| parse(&bytes, may_command)) {
+                Ok(Parsed::Refused(answer)) => {
+                    assert!((400..=431).contains(&answer.status), "seed {seed}: {bytes:?}");
+                    refused += 1;
+                }
+                Ok(Parsed::More | Parsed::Request(_)) => {}
+                Err(_) => panic!("seed {seed}: {bytes:?}"),
+            }
+            rounds += 1;
         }
-    }
-
-    fn dice_is_even(number: usize) -> bool {
-        number % 2 == 0
+        println!("{rounds} requests, {refused} of them refused");
     }
 }
