@@ -10,6 +10,11 @@ mod claims;
 mod disk;
 mod estate;
 mod failures;
+#[cfg(feature = "systemd")]
+mod notify;
+#[cfg(not(feature = "systemd"))]
+#[path = "upgrader/notify_off.rs"]
+mod notify;
 mod outbox;
 mod perform;
 mod pid_file;
@@ -56,6 +61,7 @@ pub(crate) use estate::{Door, Estate};
 #[cfg(test)]
 pub(crate) use estate::{Make, Wanted};
 use failures::Failures;
+use notify::Notify;
 use pid_file::PidFile;
 pub(crate) use predecessor::Arrived;
 use predecessor::{Inheritance, Predecessor};
@@ -328,10 +334,14 @@ impl Upgrader {
         claim: signals::Claim,
         config: Config,
         predecessor: Option<&Predecessor>,
-        inheritance: Inheritance,
+        mut inheritance: Inheritance,
     ) -> Result<Self, Error> {
         room::reserve_table();
         let command = Arc::new(program::of_this_process()?);
+        // A successor is spawned with what was there before this.
+        let is_first = predecessor.is_none();
+        let announcer = Announcer::new(Notify::of_environment(is_first));
+        inheritance.extend(notify::sockets(is_first)?);
         let estate = Estate::new(inheritance)?;
         let before = predecessor.map(|predecessor| predecessor.pid);
         let prepare = |path: &Path| PidFile::prepare(path, std::process::id(), before);
@@ -383,7 +393,7 @@ impl Upgrader {
             steps: Steps::default(),
             rhythm: Rhythm::default(),
             fate: Fate::default(),
-            announcer: Announcer::default(),
+            announcer,
             alone: Alone::default(),
             config,
         })

@@ -94,6 +94,8 @@ impl Upgrader {
             after: self.state(),
             event,
             generation: self.standing.generation,
+            accepts: self.standing.machine.accepts(),
+            now: self.standing.now,
             predecessor: self.before.process.as_ref().map(|predecessor| predecessor.pid),
             successor: self.succession.current.as_ref().and_then(Successor::pid),
         }
