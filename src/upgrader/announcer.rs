@@ -22,6 +22,8 @@ pub(super) struct Change {
     pub(super) generation: u64,
     /// Whether this process accepts.
     pub(super) accepts: bool,
+    /// How many sessions there are, if whoever serves knows that.
+    pub(super) sessions: Option<usize>,
     /// When the turn began.
     pub(super) now: Instant,
     /// The process before this one, as long as it is there.

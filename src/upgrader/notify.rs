@@ -64,6 +64,8 @@ struct Watchdog {
 struct Farewell {
     /// It leaves then in any case.
     until: Instant,
+    /// It may leave.
+    is_over: bool,
     /// At its end when the manager has heard everything.
     barrier: Option<OwnedFd>,
     /// When it is looked at again.
@@ -165,6 +167,7 @@ impl Manager {
     fn step(&mut self, change: &Change) {
         let Change { before, after, event, now, .. } = *change;
         (self.status.state, self.status.generation) = (after, change.generation);
+        self.status.sessions = change.sessions;
         // After SERVING, which is said when the pid file is written, or without a predecessor to say it to.
         let begins = change.accepts
             && !self.speaks
@@ -258,22 +261,23 @@ impl Manager {
             let words = format!("MAINPID={successor}\nREADY=1");
             self.channel.say(About::Service, words, now);
             let until = now + limits::BARRIER_WAIT;
-            self.farewell = Some(Farewell { until, barrier: None, next_look: None });
+            self.farewell =
+                Some(Farewell { until, is_over: false, barrier: None, next_look: None });
         }
         let is_told = self.channel.flush(now);
-        let Some(farewell) = &mut self.farewell else { return true };
-        if now >= farewell.until {
-            let wait = limits::BARRIER_WAIT;
-            log::warn!(
-                "the service manager has not answered within {wait:?}: leaving all the same"
-            );
+        let Some(farewell) = self.farewell.as_mut().filter(|farewell| !farewell.is_over) else {
             return true;
-        }
+        };
         farewell.next_look = Some(now + limits::BARRIER_LOOK);
-        if !is_told {
-            return false;
-        }
-        match &farewell.barrier {
+        farewell.is_over = match &farewell.barrier {
+            _ if now >= farewell.until => {
+                let wait = limits::BARRIER_WAIT;
+                log::warn!(
+                    "the service manager has not answered within {wait:?}: leaving all the same",
+                );
+                true
+            }
+            _ if !is_told => false,
             // Anything but "not yet": there is no writer any more.
             Some(barrier) => read(barrier, &mut [0]) != Err(Errno::EAGAIN),
             None => match self.channel.barrier() {
@@ -287,7 +291,8 @@ impl Manager {
                     true
                 }
             },
-        }
+        };
+        farewell.is_over
     }
 
     fn next_deadline(&self) -> Option<Instant> {

@@ -80,7 +80,7 @@ impl Upgrader {
         if event == Event::PredecessorGone {
             self.part_from_predecessor(service);
         }
-        let change = self.change(before, event);
+        let change = self.change(before, event, service);
         self.announcer.stepped(&change);
         if before != after && after == State::Exited {
             self.finish(before, event, service);
@@ -88,13 +88,14 @@ impl Upgrader {
     }
 
     /// A step, for those who want to hear of it.
-    fn change(&self, before: State, event: Event) -> Change {
+    fn change(&self, before: State, event: Event, service: &dyn Service) -> Change {
         Change {
             before,
             after: self.state(),
             event,
             generation: self.standing.generation,
             accepts: self.standing.machine.accepts(),
+            sessions: service.sessions(),
             now: self.standing.now,
             predecessor: self.before.process.as_ref().map(|predecessor| predecessor.pid),
             successor: self.succession.current.as_ref().and_then(Successor::pid),

@@ -387,7 +387,10 @@ impl Upgrader {
         let drained = gone && matches!(self.state(), State::Draining(_));
         if drained && !self.flush_post() && self.has_taken_leave() {
             self.hear_out(service);
-            self.feed(Event::SessionsGone, service);
+            // If it was told to stop only now, nobody knows yet that it leaves.
+            if self.has_taken_leave() {
+                self.feed(Event::SessionsGone, service);
+            }
         }
     }
 
