@@ -74,6 +74,7 @@
 //!              wing  crew  door  acceptor           claims  turn  perform  service  alone
 //!              handoff  moves  guard                estate  successor  predecessor
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
+//!                                                   announcer  notify
 //!  for both    handler  relay  config  remote  standing  report
 //!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token
 //!                                                                  the only unsafe is in sys

@@ -6,6 +6,7 @@
 //! It takes root, unshare(1), nsenter(1) and a systemd (`apt-get install systemd`); without one of them it says
 //! so and does nothing.
 
+#![cfg(feature = "systemd")]
 #![allow(clippy::expect_used, reason = "a test says what it expects")]
 
 mod harness;

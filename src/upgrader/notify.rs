@@ -186,6 +186,15 @@ impl Manager {
         if event == Event::SuccessorServing && after == State::Draining(Drain::Probation) {
             (self.speaks, self.extension) = (false, None);
         }
+        let ends = matches!(
+            event,
+            Event::SuccessorStopped | Event::SuccessorLost | Event::SuccessorHungUp
+        );
+        if ends && after == State::Draining(Drain::Shutdown) {
+            // There is nobody to leave to.
+            self.farewell =
+                Some(Farewell { until: now, is_over: true, barrier: None, next_look: None });
+        }
         let asked = matches!(event, Event::ShutdownRequested | Event::ExitRequested);
         if self.speaks && asked && before != after && !change.accepts {
             self.say("STOPPING=1", now);
@@ -258,8 +267,7 @@ impl Manager {
 
     fn take_leave(&mut self, successor: u32, now: Instant) -> bool {
         if self.farewell.is_none() {
-            let words = format!("MAINPID={successor}\nREADY=1");
-            self.channel.say(About::Service, words, now);
+            self.channel.say(About::Service, format!("MAINPID={successor}"), now);
             let until = now + limits::BARRIER_WAIT;
             self.farewell =
                 Some(Farewell { until, is_over: false, barrier: None, next_look: None });
