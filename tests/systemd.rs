@@ -7,15 +7,16 @@
 mod harness;
 
 use std::io::{IoSliceMut, Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
-use harness::{Actor, Client, PATIENCE, Start, is_alive, state_of, until};
+use harness::{Actor, Client, PATIENCE, Start, is_alive, state_of, until, who_by_udp};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, setsockopt, sockopt};
 use nix::unistd::close;
+use tablecloth::fault::Point;
 
 /// The manager's end of its socket.
 struct Manager {
@@ -279,6 +280,65 @@ fn a_predecessor_that_is_told_to_stop_leaves_the_service_to_its_successor() {
 }
 
 #[test]
+fn a_successor_whose_predecessor_dies_at_the_commit_is_the_main_process() {
+    let mut manager = Manager::new();
+    let mut actor = start(&mut manager, Start::actor().faults());
+    let old = actor.pid();
+    actor.fault(Point::CommitSent, "kill");
+    actor.signal(old, Signal::SIGHUP);
+    manager.hears_of_reloading(old);
+    let new = manager.hears_of_a_successor(1);
+    assert_eq!(actor.who(), (new, 1));
+}
+
+#[test]
+fn a_predecessor_that_waits_to_be_heard_can_still_come_back() {
+    let mut manager = Manager::new();
+    let mut actor = start(&mut manager, Start::actor());
+    let old = actor.pid();
+    let upgrade = |manager: &mut Manager, actor: &Actor| {
+        actor.signal(old, Signal::SIGHUP);
+        manager.hears_of_reloading(old);
+        let new = manager.hears_of_a_successor(1);
+        (new, manager.hears_a_farewell(old, new))
+    };
+    let (new, barrier) = upgrade(&mut manager, &actor);
+    actor.signal(new, Signal::SIGKILL);
+    let word = manager.hear();
+    assert!(word.text.starts_with(&format!("MAINPID={old}\nREADY=1\n")), "{word:?}");
+    assert_eq!(actor.who(), (old, 0));
+    // What it has waited for is over.
+    close(barrier).expect("open");
+    let (new, barrier) = upgrade(&mut manager, &actor);
+    assert!(is_alive(old));
+    close(barrier).expect("open");
+    actor.wait_for("alone");
+    assert_eq!(actor.who(), (new, 1));
+}
+
+#[test]
+fn a_program_with_a_loop_of_its_own_is_heard_like_a_server() {
+    let mut manager = Manager::new();
+    let start = Start::program("porter");
+    let place = start.path_of("");
+    let mut porter = manager.starts(start.args(&[&place, "0"])).spawn();
+    let pid = porter.pid();
+    manager.hears(pid, &format!("READY=1\nSTATUS=serving; generation 0, pid {pid}"));
+    porter.signal(pid, Signal::SIGHUP);
+    manager.hears_of_reloading(pid);
+    let word = manager.hear();
+    let new = word.from;
+    let text = format!("MAINPID={new}\nREADY=1\nSTATUS=serving; generation 1, pid {new}");
+    assert_eq!(word.text, text);
+    close(manager.hears_a_farewell(pid, new)).expect("open");
+    assert_eq!(porter.first_exits().code(), Some(0));
+    porter.signal(new, Signal::SIGTERM);
+    let word = manager.hear();
+    assert!(word.from == new && word.text.starts_with("STOPPING=1\n"), "{word:?}");
+    until("it ends", || !is_alive(new));
+}
+
+#[test]
 fn a_shutdown_and_a_set_up_that_take_long_ask_for_patience() {
     let mut manager = Manager::new();
     let options = ["--drain-ms", "3000"];
@@ -297,7 +357,7 @@ fn a_shutdown_and_a_set_up_that_take_long_ask_for_patience() {
     actor.signal(new, Signal::SIGTERM);
     let word = manager.hear();
     assert!(word.text.starts_with("STOPPING=1\nSTATUS=stopping; "), "{word:?}");
-    assert!(word.text.ends_with(", 1 sessions"), "{word:?}");
+    assert!(word.text.ends_with(", 1 session"), "{word:?}");
     manager.hears(new, "EXTEND_TIMEOUT_USEC=10000000");
     manager.hears(new, "EXTEND_TIMEOUT_USEC=10000000");
     until("it ends", || !is_alive(new));
@@ -454,6 +514,25 @@ fn a_socket_of_the_manager_is_claimed_by_its_address_and_the_others_are_closed()
     actor.wait_for(&line);
     assert_eq!(Client::connect(&at).who(), (actor.pid(), 0));
     assert!(std::net::TcpStream::connect(&unclaimed).is_err(), "the last copy was closed");
+}
+
+#[test]
+fn sockets_of_other_kinds_are_claimed_as_what_they_are() {
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    let at = udp.local_addr().expect("an address").to_string();
+    let place = harness::place();
+    let path = place.path().join("datagrams");
+    let datagram = UnixDatagram::bind(&path).expect("bound");
+    let datagrams = format!("d=unix:{}", path.display());
+    let start = Start::actor().args(&["--udp", "u=127.0.0.1:0", "--datagram", &datagrams]);
+    let mut actor = passing(start, vec![udp.into(), datagram.into()], "2", "u:d").spawn();
+    actor.wait_for(&format!("udp u on {at}"));
+    actor.wait_for("Running: set up.");
+    assert_eq!(who_by_udp(&at), format!("{} 0", actor.pid()));
+    let new = actor.upgrade();
+    assert_eq!(who_by_udp(&at), format!("{new} 1"));
+    assert!(!actor.has("nobody asks"));
+    assert!(path.exists());
 }
 
 #[test]

@@ -62,8 +62,8 @@ struct Watchdog {
 
 /// A predecessor's last word, until the manager has heard it.
 struct Farewell {
-    /// It leaves then in any case.
-    until: Instant,
+    /// A [`BARRIER_WAIT`](limits::BARRIER_WAIT) later it leaves in any case.
+    begun: Instant,
     /// It may leave.
     is_over: bool,
     /// At its end when the manager has heard everything.
@@ -193,7 +193,7 @@ impl Manager {
         if ends && after == State::Draining(Drain::Shutdown) {
             // There is nobody to leave to.
             self.farewell =
-                Some(Farewell { until: now, is_over: true, barrier: None, next_look: None });
+                Some(Farewell { begun: now, is_over: true, barrier: None, next_look: None });
         }
         let asked = matches!(event, Event::ShutdownRequested | Event::ExitRequested);
         if self.speaks && asked && before != after && !change.accepts {
@@ -268,9 +268,8 @@ impl Manager {
     fn take_leave(&mut self, successor: u32, now: Instant) -> bool {
         if self.farewell.is_none() {
             self.channel.say(About::Service, format!("MAINPID={successor}"), now);
-            let until = now + limits::BARRIER_WAIT;
             self.farewell =
-                Some(Farewell { until, is_over: false, barrier: None, next_look: None });
+                Some(Farewell { begun: now, is_over: false, barrier: None, next_look: None });
         }
         let is_told = self.channel.flush(now);
         let Some(farewell) = self.farewell.as_mut().filter(|farewell| !farewell.is_over) else {
@@ -278,7 +277,7 @@ impl Manager {
         };
         farewell.next_look = Some(now + limits::BARRIER_LOOK);
         farewell.is_over = match &farewell.barrier {
-            _ if now >= farewell.until => {
+            _ if now >= farewell.begun + limits::BARRIER_WAIT => {
                 let wait = limits::BARRIER_WAIT;
                 log::warn!(
                     "the service manager has not answered within {wait:?}: leaving all the same",
@@ -300,6 +299,10 @@ impl Manager {
                 }
             },
         };
+        if farewell.is_over {
+            let took = now.saturating_duration_since(farewell.begun);
+            log::debug!("leaving, {took:?} after the service manager was told of the successor.");
+        }
         farewell.is_over
     }
 
@@ -322,7 +325,7 @@ impl fmt::Display for Status {
         })?;
         write!(f, "; generation {}, pid {}", self.generation, std::process::id())?;
         if let Some(sessions) = self.sessions {
-            write!(f, ", {sessions} sessions")?;
+            write!(f, ", {sessions} session{}", if sessions == 1 { "" } else { "s" })?;
         }
         let Some(failure) = &self.failure else { return Ok(()) };
         let plain = |char: char| if char.is_control() { ' ' } else { char };
