@@ -14,6 +14,11 @@ use crate::signals::{self, Request};
 /// What an [`Upgrader`](crate::Upgrader) or a [`Server`](crate::Server) needs to know beside its sockets. Every
 /// field has a default. `max_sessions`, `max_packed_bytes` and `on_panic` mean something to a server only.
 ///
+/// # Under systemd
+///
+/// There is nothing to be set: what a service manager wants to hear, and the sockets that it passes on, are found in the
+/// environment. See [`Upgrader`](crate::Upgrader#under-systemd). A pid file is not needed there.
+///
 /// ```
 /// use std::time::Duration;
 /// use tablecloth::Config;

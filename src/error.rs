@@ -49,6 +49,11 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// What a service manager passes on is not what its variables say (LISTEN_FDS, sd_listen_fds(3)).
+    Activation {
+        /// What is wrong.
+        reason: String,
+    },
     /// The predecessor and this build do not understand each other.
     Handoff {
         /// What is wrong.
@@ -136,6 +141,9 @@ impl fmt::Display for Error {
             Self::Environment { reason } => {
                 write!(f, "environment variable {}: {reason}", crate::wire::VARIABLE)
             }
+            Self::Activation { reason } => {
+                write!(f, "sockets of the service manager: {reason}")
+            }
             Self::Handoff { reason } => write!(f, "handoff from the predecessor: {reason}"),
             Self::Signal { signal, reason } => write!(f, "signal {signal}: {reason}"),
             Self::AnotherServer => f.write_str(
@@ -184,6 +192,7 @@ impl std::error::Error for Error {
             | Self::Name { .. }
             | Self::Inherited { .. }
             | Self::Environment { .. }
+            | Self::Activation { .. }
             | Self::Handoff { .. }
             | Self::Signal { .. }
             | Self::PidFileRefused { .. }
@@ -216,9 +225,10 @@ impl From<Error> for io::Error {
             | Error::Signal { .. }
             | Error::Schemas { .. }
             | Error::PidFileRefused { .. } => io::ErrorKind::InvalidInput,
-            Error::Inherited { .. } | Error::Environment { .. } | Error::Handoff { .. } => {
-                io::ErrorKind::InvalidData
-            }
+            Error::Inherited { .. }
+            | Error::Environment { .. }
+            | Error::Activation { .. }
+            | Error::Handoff { .. } => io::ErrorKind::InvalidData,
             Error::NotCommitted { .. } => io::ErrorKind::TimedOut,
             Error::AnotherServer | Error::GivenUp | Error::Panicked { .. } => io::ErrorKind::Other,
         };

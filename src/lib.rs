@@ -76,7 +76,7 @@
 //!              wing  crew  door  acceptor           claims  turn  perform  service  alone
 //!              handoff  moves  guard                estate  successor  predecessor
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
-//!                                                   announcer  admin  answers
+//!                                                   announcer  notify  admin  answers
 //!  for both    handler  relay  config  remote  standing  report  ledger
 //!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token  control
 //!                                                                  the only unsafe is in sys

@@ -258,6 +258,31 @@ pub const PAUSE_FORGOTTEN: Duration = Duration::from_secs(60);
 /// How often words are tried again that the other process's socket has no room for.
 pub const OUTBOX_RETRY: Duration = Duration::from_millis(10);
 
+/// How often words are tried again that a service manager's socket has no room for.
+pub const NOTIFY_RETRY: Duration = Duration::from_millis(10);
+
+/// Words about who serves that wait for a service manager which does not read. The oldest go first.
+pub const NOTIFY_WAITING: usize = 32;
+
+/// How often the line that a service manager shows is said anew while the number of sessions changes.
+pub const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a predecessor waits for a service manager to hear who serves, before it leaves all the same. A
+/// manager that is not overloaded answers within a millisecond or two.
+pub const BARRIER_WAIT: Duration = Duration::from_secs(1);
+/// How often it looks: nobody is served in that process any more, so that it costs nobody anything.
+pub const BARRIER_LOOK: Duration = Duration::from_millis(1);
+
+/// How often a service manager is asked for more patience, while an upgrade or a shutdown is under way:
+/// often enough for the shortest timeout that makes sense.
+pub const NOTIFY_EXTEND: Duration = Duration::from_secs(1);
+/// And for how much. If the loop hangs meanwhile, that is how late it is noticed.
+pub const NOTIFY_PATIENCE: Duration = Duration::from_secs(10);
+const _: () = assert!(NOTIFY_EXTEND.as_millis() < NOTIFY_PATIENCE.as_millis());
+
+/// How often a service manager's watchdog is told that the loop turns, at the most, whatever it asks for.
+pub const WATCHDOG_LEAST: Duration = Duration::from_millis(1);
+
 /// A method of a handler that takes so long is named in the log: nobody else was served meanwhile.
 pub const SLOW_HANDLER: Duration = Duration::from_millis(100);
 

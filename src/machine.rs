@@ -406,7 +406,7 @@ impl Machine {
         match event {
             Event::SetUpDone => match self.predecessor {
                 // The first process serves as soon as it can.
-                Predecessor::Gone => self.stays(&[WritePidFile, ResumeAccepting]),
+                Predecessor::Gone => self.stays(&[CloseUnclaimed, WritePidFile, ResumeAccepting]),
                 // A successor says so, and accepts only when it is told to (I3).
                 Predecessor::Owner => {
                     self.stays(&[CloseUnclaimed, AnnounceReady, Arm(Timer::Takeover)])

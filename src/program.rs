@@ -22,14 +22,15 @@ const DIRECTORY: &str = "PWD";
 
 /// Variables that were meant for this process alone and would mislead another: who may take
 /// systemd's sockets, and whose watchdog it is (sd_listen_fds(3), sd_watchdog_enabled(3)).
-const PERSONAL: [&str; 6] = [
-    "LISTEN_FDS",
-    "LISTEN_FDNAMES",
-    "LISTEN_PID",
-    "LISTEN_PIDFDID",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
-];
+///
+/// How often the watchdog is to hear of the service ([`WATCHDOG`]) is true of every process of it, if it
+/// is true of this one.
+const PERSONAL: [&str; 5] =
+    ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID", WATCHED];
+
+/// Of whom systemd's watchdog wants to hear, and how often.
+const WATCHED: &str = "WATCHDOG_PID";
+const WATCHDOG: &str = "WATCHDOG_USEC";
 
 /// The program as it was started: executable, arguments, directory, environment less what was
 /// meant for this process alone.
@@ -63,7 +64,9 @@ pub(crate) fn of_this_process() -> Result<Command, Error> {
         assignment.push(value);
         assignment
     };
-    let personal = |name: &OsString| PERSONAL.iter().any(|own| name == own);
+    let is_watched = env::var_os(WATCHED).is_none_or(|pid| pid == *std::process::id().to_string());
+    let personal =
+        |name: &OsString| PERSONAL.iter().any(|own| name == own) || name == WATCHDOG && !is_watched;
     let environment = env::vars_os()
         .filter(|(name, _)| name != VARIABLE && name != STDERR_VARIABLE && !personal(name))
         .filter(|(name, _)| name != DIRECTORY || directory.is_none())
@@ -203,6 +206,7 @@ mod tests {
         assert_eq!(passed, arguments);
         for variable in &command.environment {
             assert!(!variable.as_bytes().starts_with(b"LISTEN_"), "{variable:?}");
+            assert!(!variable.as_bytes().starts_with(b"WATCHDOG_PID="), "{variable:?}");
         }
         let directory = command.directory.expect("known");
         let told = [b"PWD=".as_slice(), directory.as_bytes()].concat();

@@ -102,6 +102,15 @@ pub(crate) fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// The monotonic clock, in microseconds (CLOCK_MONOTONIC, clock_gettime(2)).
+#[cfg(feature = "systemd")]
+pub(crate) fn monotonic_micros() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec. With this clock it always succeeds.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
 /// A signal's name, or its number where it has none.
 pub(crate) fn signal_name(signal: i32) -> String {
     match Signal::try_from(signal) {

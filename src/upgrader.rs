@@ -14,6 +14,11 @@ mod claims;
 mod disk;
 mod estate;
 mod failures;
+#[cfg(feature = "systemd")]
+mod notify;
+#[cfg(not(feature = "systemd"))]
+#[path = "upgrader/notify_off.rs"]
+mod notify;
 mod outbox;
 mod perform;
 mod pid_file;
@@ -63,6 +68,7 @@ use announcer::Announcer;
 use disk::Disk;
 pub(crate) use estate::{Door, Estate, Make, Wanted};
 use failures::Failures;
+use notify::Notify;
 use pid_file::PidFile;
 pub(crate) use predecessor::Arrived;
 use predecessor::{Inheritance, Predecessor};
@@ -189,6 +195,42 @@ use successor::{Dying, Returned, Successor};
 ///
 /// Clients are bounded in number (32; one more takes the place of one that has said nothing), in size, and in time
 /// (5 seconds for a request).
+///
+/// # Under systemd
+///
+/// With the feature `systemd`, which is on by default, the upgrader speaks with the service manager that has set
+/// `NOTIFY_SOCKET` (sd_notify(3)). Without that variable it does nothing. A unit needs three lines, and
+/// `examples/systemd` has a whole one:
+///
+/// ```ini
+/// Type=notify
+/// NotifyAccess=all
+/// ExecReload=/bin/kill -HUP $MAINPID
+/// ```
+///
+/// - The unit is started when the first process serves. While an upgrade sets itself up the unit is reloading, and
+///   it is active again when the upgrade is over, well or badly. `systemctl reload` waits for that; its exit
+///   status does not tell how it ended, and `systemctl status` does.
+/// - The main process is the one that serves. A predecessor leaves when the manager knows of the successor, or a
+///   second later if the manager does not answer. After a rollback the predecessor is the main process again.
+///   Since each process speaks for itself, `NotifyAccess=main` is not enough.
+/// - `systemctl status` shows the state, the generation, the process id, the number of sessions (of a
+///   [`Server`](crate::Server)), and why the last upgrade failed.
+/// - With `WatchdogSec=` the loop itself says that it turns, at half of that time. A program with a loop of its own
+///   has to call [`Upgrader::turn`] by [`Upgrader::next_deadline`]. In an upgrade the predecessor goes on to say
+///   so until its successor is proven: if the successor hangs, there is a rollback and not the end of both.
+/// - A set-up of a successor and a shutdown that take long ask for more patience (`EXTEND_TIMEOUT_USEC`),
+///   within [`Config::upgrade_timeout`](field@Config::upgrade_timeout) and
+///   [`Config::drain_timeout`](field@Config::drain_timeout).
+/// - Sockets of a socket unit (sd_listen_fds(3)) are claimed by the first process like those of a predecessor: by
+///   `FileDescriptorName=`, wherever they are, or by their address. They keep the options that the unit has
+///   given them, and the path of a Unix socket is left to the unit: it is never unlinked here, and
+///   [`SocketOptions::mode`](crate::SocketOptions::mode) does not touch it. What nobody asks for is closed with a
+///   warning. Variables that do not fit the descriptors are [`Error::Activation`].
+/// - The variables of the manager are taken out of the environment, as far as there is one thread only. Children of
+///   the application do not see them, and successors do.
+///
+/// # When it is dropped
 ///
 /// An upgrader that is dropped before it was [ready](Upgrader::ready) lets go of everything: a successor tells its
 /// predecessor why (the last error of this upgrader), and the predecessor goes on.
@@ -345,7 +387,7 @@ impl Upgrader {
     ///
     /// There can be one upgrader, or server, in a process at a time ([`Error::AnotherServer`]). What the
     /// predecessor passes on must be what it says that it is ([`Error::Inherited`], [`Error::Handoff`],
-    /// [`Error::Environment`]). The pid file must be writable and nobody else's ([`Error::PidFile`],
+    /// [`Error::Environment`]), and so must what a service manager passes on ([`Error::Activation`]). The pid file must be writable and nobody else's ([`Error::PidFile`],
     /// [`Error::PidFileRefused`]). A predecessor is told about each of these, and goes on.
     pub fn new(config: Config) -> Result<Self, Error> {
         let claim = signals::Claim::new()?;
@@ -382,12 +424,16 @@ impl Upgrader {
         claim: signals::Claim,
         config: Config,
         predecessor: Option<&Predecessor>,
-        inheritance: Inheritance,
+        mut inheritance: Inheritance,
     ) -> Result<Self, Error> {
         room::reserve_table();
         let command = Arc::new(program::of_this_process()?);
+        // A successor is spawned with what was there before this.
+        let is_first = predecessor.is_none();
+        let mut announcer = Announcer::new(Notify::of_environment(is_first));
+        inheritance.extend(notify::sockets(is_first)?);
         let mut estate = Estate::new(inheritance)?;
-        let (mut announcer, mut ledger) = (Announcer::default(), Ledger::private());
+        let mut ledger = Ledger::private();
         let is_watched = config.watches();
         if is_watched {
             ledger = share_ledger(&mut estate)?;

@@ -275,6 +275,13 @@ pub struct FileId {
     pub inode: u64,
 }
 
+impl FileId {
+    /// Stands for a file that no process of the service has made: a service manager has opened the socket,
+    /// and unlinks its path when it likes. No file has that id, so that a build that does not know this
+    /// word leaves the path alone, too.
+    pub const MANAGERS: Self = Self { device: u64::MAX, inode: u64::MAX };
+}
+
 /// How many sessions are still to come, at the most. The successor keeps room for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Expect {

@@ -168,6 +168,10 @@ impl<H: Handler> Service for Wing<H> {
         self.sessions_to_come(upgrader)
     }
 
+    fn sessions(&self) -> Option<usize> {
+        Some(self.crew.sessions.len())
+    }
+
     fn staying(&self) -> u64 {
         if self.handoff.moves_sessions() { 0 } else { self.crew.sessions.sockets() as u64 }
     }

@@ -7,6 +7,7 @@ use mio::Registry;
 
 #[cfg(feature = "admin")]
 use super::admin::Admin;
+use super::notify::Notify;
 use crate::ledger::{Counter, Histogram, Ledger};
 use crate::limits;
 use crate::machine::{Event, Refusal, State};
@@ -16,6 +17,7 @@ use crate::token::Token;
 /// Tells everybody who wants to hear.
 #[derive(Default)]
 pub(super) struct Announcer {
+    notify: Notify,
     #[cfg(feature = "admin")]
     pub(super) admin: Option<Admin>,
     tally: Option<Tally>,
@@ -25,11 +27,16 @@ pub(super) struct Announcer {
 #[derive(Clone, Copy, Debug)]
 #[allow(dead_code, reason = "not everybody who listens is always built")]
 pub(super) struct Change {
-    pub(super) now: Instant,
     pub(super) before: State,
     pub(super) after: State,
     pub(super) event: Event,
     pub(super) generation: u64,
+    /// Whether this process accepts.
+    pub(super) accepts: bool,
+    /// How many sessions there are, if whoever serves knows that.
+    pub(super) sessions: Option<usize>,
+    /// When the turn began.
+    pub(super) now: Instant,
     /// The process before this one, as long as it is there.
     pub(super) predecessor: Option<u32>,
     /// The process after this one, as long as it is wanted.
@@ -97,6 +104,10 @@ impl Tally {
 }
 
 impl Announcer {
+    pub(super) fn new(notify: Notify) -> Self {
+        Self { notify, ..Self::default() }
+    }
+
     /// Counts, from here on, in that ledger.
     pub(super) fn count_in(&mut self, ledger: &Ledger) {
         self.tally = Some(Tally::of(ledger));
@@ -134,7 +145,7 @@ impl Announcer {
         if let (Some(admin), Some(line)) = (&mut self.admin, line_of(change)) {
             admin.tell(change.is_check, &line, change.now);
         }
-        let _ = change;
+        self.notify.stepped(change);
     }
 
     /// An upgrade was requested, and is not carried out.
@@ -155,6 +166,10 @@ impl Announcer {
         if let Some(admin) = &mut self.admin {
             admin.tell_outcome(report, is_check, now);
         }
+        // A check changes nothing for a service manager.
+        if !is_check {
+            self.notify.reported(report);
+        }
         let _ = (is_check, now);
     }
 
@@ -169,19 +184,24 @@ impl Announcer {
         let _ = (line, registry, now);
     }
 
-    /// A turn ends.
-    pub(super) fn end_turn(&mut self, now: Instant) {
-        let _ = now;
+    /// A turn ends, and there are so many sessions, if whoever serves knows that.
+    pub(super) fn end_turn(&mut self, now: Instant, sessions: Option<usize>) {
+        self.notify.end_turn(now, sessions);
+    }
+
+    /// Whether a process may leave to that successor: whoever has to know of it does.
+    pub(super) fn has_taken_leave(&mut self, successor: u32, now: Instant) -> bool {
+        self.notify.has_taken_leave(successor, now)
     }
 
     /// When it has something to do, at the latest.
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
         #[cfg(feature = "admin")]
-        if let Some(admin) = &self.admin {
-            return admin.next_deadline(now);
-        }
+        let admin = self.admin.as_ref().and_then(|admin| admin.next_deadline(now));
+        #[cfg(not(feature = "admin"))]
+        let admin = None;
         let _ = now;
-        None
+        [self.notify.next_deadline(), admin].into_iter().flatten().min()
     }
 }
 

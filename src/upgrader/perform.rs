@@ -83,7 +83,7 @@ impl Upgrader {
         if event == Event::PredecessorGone {
             self.part_from_predecessor(service);
         }
-        let change = self.change(before, event);
+        let change = self.change(before, event, service);
         self.announcer.stepped(&change);
         #[cfg(feature = "admin")]
         self.poll_admin();
@@ -93,13 +93,15 @@ impl Upgrader {
     }
 
     /// A step, for those who want to hear of it.
-    fn change(&self, before: State, event: Event) -> Change {
+    fn change(&self, before: State, event: Event, service: &dyn Service) -> Change {
         Change {
-            now: self.standing.now,
             before,
             after: self.state(),
             event,
             generation: self.standing.generation,
+            accepts: self.standing.machine.accepts(),
+            sessions: service.sessions(),
+            now: self.standing.now,
             predecessor: self.before.process.as_ref().map(|predecessor| predecessor.pid),
             successor: self.succession.current.as_ref().and_then(Successor::pid),
             is_check: self.succession.is_check,

@@ -129,6 +129,11 @@ pub(crate) trait Service {
         (0, 0)
     }
 
+    /// How many sessions there are, if that is known here.
+    fn sessions(&self) -> Option<usize> {
+        None
+    }
+
     /// How many descriptors of this process a successor does not need.
     fn staying(&self) -> u64 {
         0

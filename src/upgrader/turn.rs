@@ -10,7 +10,7 @@ use super::Upgrader;
 use super::pid_file::PidFile;
 use super::predecessor::Predecessor;
 use super::service::Service;
-use super::successor::Dying;
+use super::successor::{Dying, Successor};
 use crate::error::Error;
 use crate::io_event::IoEvent;
 use crate::limits;
@@ -65,7 +65,7 @@ impl Upgrader {
             self.expire_timers(service);
             self.end_turn(service);
             self.say_again();
-            self.announcer.end_turn(self.standing.now);
+            self.announcer.end_turn(self.standing.now, service.sessions());
             if self.turn_counts() {
                 self.rhythm.longest_turn = self.longest_turn_by_now();
             }
@@ -379,6 +379,10 @@ impl Upgrader {
         self.hear_pid_file(service);
         while let Some(timer) = self.timers.expire(self.standing.now) {
             if timer == Timer::Drain {
+                if !self.has_taken_leave() {
+                    self.timers.arm(timer, self.standing.now, limits::BARRIER_LOOK);
+                    break;
+                }
                 self.hear_out(service);
             }
             // One that has served may still have something to say, which the next one has to know.
@@ -393,10 +397,25 @@ impl Upgrader {
     fn end_turn(&mut self, service: &mut dyn Service) {
         // What was said is to be with the other process before this one ends.
         let gone = service.end_turn(self);
-        if gone && matches!(self.state(), State::Draining(_)) && !self.flush_post() {
+        let drained = gone && matches!(self.state(), State::Draining(_));
+        if drained && !self.flush_post() && self.has_taken_leave() {
             self.hear_out(service);
-            self.feed(Event::SessionsGone, service);
+            // If it was told to stop only now, nobody knows yet that it leaves.
+            if self.has_taken_leave() {
+                self.feed(Event::SessionsGone, service);
+            }
         }
+    }
+
+    /// Whether this process may leave: if a successor serves in its place, a service manager is to know of
+    /// that, or it would take the end of this one for the end of the service.
+    fn has_taken_leave(&mut self) -> bool {
+        if !matches!(self.state(), State::Draining(Drain::Proven | Drain::Shutdown)) {
+            return true;
+        }
+        let successor = self.succession.current.as_ref().and_then(Successor::pid);
+        let now = self.standing.now;
+        successor.is_none_or(|successor| self.announcer.has_taken_leave(successor, now))
     }
 
     /// Whether this is a turn that an upgrade may make longer than others.

@@ -196,6 +196,13 @@ impl Actor {
                 let child = std::process::Command::new("sh").args(["-c", script]).output();
                 child.map(|child| child.stdout).unwrap_or_default()
             }
+            b"environment\n" => {
+                let child = std::process::Command::new("env").output();
+                let said = child.map(|child| child.stdout).unwrap_or_default();
+                let said = String::from_utf8_lossy(&said);
+                let names = said.lines().filter_map(|line| Some(line.split_once('=')?.0));
+                format!("{}\n", names.collect::<Vec<_>>().join(" ")).into_bytes()
+            }
             b"panic\n" => panic!("as it was told"),
             b"sleep\n" => {
                 std::thread::sleep(Duration::from_millis(300));

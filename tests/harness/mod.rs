@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -72,6 +73,8 @@ pub(crate) struct Start {
     directory: Option<PathBuf>,
     name: Option<String>,
     place: tempfile::TempDir,
+    /// Its standard input and output, if it is to have some.
+    sockets: Vec<OwnedFd>,
 }
 
 impl Start {
@@ -86,7 +89,8 @@ impl Start {
 
     pub(crate) fn path(program: PathBuf) -> Self {
         let place = place();
-        Self { program, args: Vec::new(), env: Vec::new(), directory: None, name: None, place }
+        let (args, env, sockets) = (Vec::new(), Vec::new(), Vec::new());
+        Self { program, args, env, directory: None, name: None, place, sockets }
     }
 
     pub(crate) fn args(mut self, args: &[&str]) -> Self {
@@ -133,6 +137,21 @@ impl Start {
         self
     }
 
+    /// The same program, started by a shell that does this first.
+    pub(crate) fn behind(mut self, script: &str) -> Self {
+        let program = std::mem::replace(&mut self.program, "/bin/sh".into());
+        let program = program.to_str().expect("text").to_owned();
+        let script = format!("{script} exec \"$0\" \"$@\"");
+        self.args.splice(0..0, ["-c".into(), script, program]);
+        self
+    }
+
+    /// It has these as its standard input and output: at most two.
+    pub(crate) fn sockets(mut self, sockets: Vec<OwnedFd>) -> Self {
+        self.sockets = sockets;
+        self
+    }
+
     /// A file in the test's own directory.
     pub(crate) fn path_of(&self, name: &str) -> String {
         self.place.path().join(name).to_str().expect("text").into()
@@ -146,6 +165,13 @@ impl Start {
         command.args(&self.args).envs(self.env.iter().cloned());
         command.current_dir(self.directory.as_deref().unwrap_or(Path::new(".")));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut sockets = self.sockets.iter().map(|fd| fd.try_clone().expect("a copy"));
+        if let Some(first) = sockets.next() {
+            command.stdin(first);
+        }
+        if let Some(second) = sockets.next() {
+            command.stdout(second);
+        }
         command
     }
 

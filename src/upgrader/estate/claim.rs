@@ -131,7 +131,9 @@ impl Estate {
             let mut exact = addresses.iter().filter(|at| at.port() != Some(0));
             claimed = self
                 .take(kind, |it| same_name(it) && addresses.iter().any(|at| it.is_at(at)))
-                .or_else(|| exact.find_map(|at| self.take(kind, |it| it.is_at(at))));
+                .or_else(|| exact.find_map(|at| self.take(kind, |it| it.is_at(at))))
+                // Where it is, whoever has configured the service manager has said under that name.
+                .or_else(|| self.take(kind, |it| it.is_managers() && same_name(it)));
         }
         if let Some(claimed) = claimed {
             return self.settle(wanted, role, claimed, make);
@@ -178,6 +180,11 @@ impl Estate {
         claimed: Inherited,
         make: Make<'_>,
     ) -> Result<Claim, Error> {
+        if claimed.is_managers() {
+            // Its path is not ours to give away, to make anew or to unlink, and not a successor's.
+            let Inherited { found, fd, entry } = claimed;
+            return Ok(Claim { file: entry.file, ..Claim::of(fd, found.address, None) });
+        }
         let access = make.access();
         if wanted.kind == Kind::File || claimed.found.address.path().is_none() {
             let Inherited { found, fd, .. } = claimed;
@@ -293,6 +300,14 @@ impl Estate {
                 continue;
             }
             let Entry { kind, name, .. } = &entry;
+            if entry.file == Some(FileId::MANAGERS) {
+                log::warn!(
+                    "closing {kind} \"{name}\" ({}), which the service manager has opened: nobody asks \
+                     for it",
+                    found.address,
+                );
+                continue;
+            }
             log::info!("closing {kind} \"{name}\" ({}): not claimed", found.address);
             let bound = found.address.path().and_then(Bound::at);
             let claimed = |bound: &Bound| {
@@ -334,6 +349,11 @@ impl Estate {
 }
 
 impl Inherited {
+    /// Whether a service manager has made it, for this process or one before.
+    fn is_managers(&self) -> bool {
+        self.entry.file == Some(FileId::MANAGERS)
+    }
+
     /// Whether it is at that address, however its path is spelled.
     fn is_at(&self, address: &Address) -> bool {
         if self.found.address.satisfies(address) {
@@ -342,7 +362,7 @@ impl Inherited {
         let (Some(own), Some(path)) = (self.found.address.path(), address.path()) else {
             return false;
         };
-        let file = self.entry.file.or_else(|| file_at(own));
+        let file = self.entry.file.filter(|_| !self.is_managers()).or_else(|| file_at(own));
         file.is_some() && file == file_at(path)
     }
 }
