@@ -205,12 +205,13 @@ use successor::{Dying, Returned, Successor};
 /// ```ini
 /// Type=notify
 /// NotifyAccess=all
-/// ExecReload=/bin/kill -HUP $MAINPID
+/// ExecReload=/usr/local/bin/server ctl --admin /run/server/admin upgrade
 /// ```
 ///
 /// - The unit is started when the first process serves. While an upgrade sets itself up the unit is reloading, and
 ///   it is active again when the upgrade is over, well or badly. `systemctl reload` waits for that; its exit
-///   status does not tell how it ended, and `systemctl status` does.
+///   status tells how it ended, if `ExecReload` is a program that asks the [admin
+///   endpoint](#the-admin-endpoint), as the examples' `ctl` does. With `/bin/kill -HUP $MAINPID` it tells nothing.
 /// - The main process is the one that serves. A predecessor leaves when the manager knows of the successor, or a
 ///   second later if the manager does not answer. After a rollback the predecessor is the main process again.
 ///   Since each process speaks for itself, `NotifyAccess=main` is not enough.
