@@ -107,6 +107,7 @@ impl<H: Handler> Wing<H> {
             else {
                 return;
             };
+            self.door.count(upgrader, &listener);
             let vacancy = self.crew.sessions.vacancy();
             let token = vacancy.token();
             if let Err(error) = stream.register(&upgrader.standing.registry, token.pack()) {
@@ -115,7 +116,6 @@ impl<H: Handler> Wing<H> {
                 }
                 continue;
             }
-            self.door.count(upgrader, &listener);
             let came_by = Rc::clone(&listener);
             let mut cx = Context::of(&mut upgrader.standing, &mut self.crew.desk, token);
             let (handler, accepted) =
