@@ -12,6 +12,7 @@ use crate::io_event::IoEvent;
 use crate::ledger::Ledger;
 use crate::limits;
 use crate::machine::{Machine, Predecessor, State};
+use crate::pollable::Pollable;
 use crate::post::{Post, TellError};
 use crate::report::{Moved, Report};
 use crate::standing::{Requests, Standing};
@@ -522,6 +523,21 @@ impl Context<'_> {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         stream.register(&self.standing.registry, session.of_source(source).pack())?;
+        self.desk.attached |= 1 << source;
+        Ok(())
+    }
+
+    /// The same for a descriptor that is no stream.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Context::attach`]. A regular file cannot be polled (EPERM).
+    pub fn attach_pollable(&mut self, pollable: &mut Pollable, source: u8) -> io::Result<()> {
+        let Some(session) = self.desk.session.filter(|_| usize::from(source) < limits::SOURCES)
+        else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        pollable.register(&self.standing.registry, session.of_source(source).pack())?;
         self.desk.attached |= 1 << source;
         Ok(())
     }

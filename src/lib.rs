@@ -78,7 +78,7 @@
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
 //!                                                   announcer  notify  admin  answers
 //!  for both    handler  relay  config  remote  standing  report  ledger
-//!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token  control
+//!  kernel      sys  program  signals  socket  socket_file  stream  pollable  room  io_event  token  control
 //!                                                                  the only unsafe is in sys
 //!  ground      machine  timers  wire  limits  throttle  address  error  fault
 //!                                                                  no descriptor, no clock
@@ -106,6 +106,7 @@ mod ledger;
 #[doc(hidden)]
 pub mod limits;
 pub mod machine;
+mod pollable;
 mod post;
 mod program;
 pub mod relay;
@@ -143,6 +144,7 @@ pub use limits::{
 pub use machine::State;
 /// Its sockets and events stand in signatures here.
 pub use mio;
+pub use pollable::Pollable;
 pub use post::TellError;
 pub use remote::{PredecessorWatch, Remote, UpgradeAnswer};
 pub use report::{Cause, Failure, Moved, Report, Stage, Timings};

@@ -15,8 +15,8 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use rustix::process::{Resource, Rlimit};
 use tablecloth::machine::State;
 use tablecloth::{
-    Accepted, Address, Config, Context, End, Error, Handler, IoEvent, Phase, Reactor, Server,
-    SessionId, SocketOptions, Stream, Upgrader, Verdict, limits,
+    Accepted, Address, Config, Context, End, Error, Handler, IoEvent, Phase, Pollable, Reactor,
+    Server, SessionId, SocketOptions, Stream, Upgrader, Verdict, limits,
 };
 
 /// Answers each byte, but for the greedy, who always have more to do.
@@ -646,4 +646,73 @@ fn an_upgrader_that_is_not_ready_hears_nothing_and_waits_for_nothing() {
     let deadline = upgrader.next_deadline();
     assert!(deadline.is_some_and(|at| at <= std::time::Instant::now()), "there is something to do");
     assert_eq!(upgrader.turn(None).expect("a turn"), Phase::Exited(End::Exited));
+}
+
+/// Has a counter beside its client, and sends on what is counted.
+struct Counting {
+    counter: std::sync::Arc<OwnedFd>,
+}
+
+struct CountingSession {
+    stream: Stream,
+    counter: Pollable,
+}
+
+impl Handler for Counting {
+    type Session = CountingSession;
+
+    fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<Self::Session> {
+        let mut counter = Pollable::new(self.counter.try_clone()?);
+        cx.attach_pollable(&mut counter, 1)?;
+        let file = std::fs::File::open(std::env::current_exe()?)?;
+        let refused = cx.attach_pollable(&mut Pollable::new(file.into()), 2);
+        assert_eq!(refused.map_err(|error| error.raw_os_error()), Err(Some(nix::libc::EPERM)));
+        Ok(CountingSession { stream: accepted.stream, counter })
+    }
+
+    fn event(
+        &mut self,
+        _: &mut Context<'_>,
+        session: &mut CountingSession,
+        event: IoEvent,
+    ) -> Verdict {
+        if event.of(1).is_readable() {
+            let mut count = [0; 8];
+            if rustix::io::read(&session.counter, &mut count).is_ok() {
+                let _ = session.stream.write(&[count[0]]);
+            }
+        }
+        match session.stream.read(&mut [0; 1]) {
+            Ok(_) => Verdict::Close,
+            Err(_) => Verdict::Keep,
+        }
+    }
+}
+
+#[test]
+fn a_session_hears_of_any_descriptor_that_can_be_polled() {
+    let flags = rustix::event::EventfdFlags::NONBLOCK;
+    let counter = std::sync::Arc::new(rustix::event::eventfd(0, flags).expect("a counter"));
+    let handler = Counting { counter: std::sync::Arc::clone(&counter) };
+    let (mut server, address) = listening(&Config::default(), handler);
+    let mut client = TcpStream::connect(&address).expect("a connection");
+    client.set_nonblocking(true).expect("a flag");
+    let mut turn = || server.turn(Some(Duration::from_millis(1))).expect("a turn");
+    turn();
+    turn();
+    rustix::io::write(&*counter, &7u64.to_ne_bytes()).expect("counted");
+    let mut heard = [0; 1];
+    until("it is told", || {
+        turn();
+        client.read(&mut heard).is_ok()
+    });
+    assert_eq!(heard, [7]);
+    // When the session has ended, its duplicate causes no events any more.
+    drop(client);
+    until("it has ended", || {
+        turn() == State::Running && std::sync::Arc::strong_count(&counter) == 2
+    });
+    turn();
+    rustix::io::write(&*counter, &1u64.to_ne_bytes()).expect("counted");
+    turn();
 }
