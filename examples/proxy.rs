@@ -185,6 +185,9 @@ fn serve(mut options: Options) -> Result<(), String> {
 }
 
 pub(crate) fn main() -> ExitCode {
+    if let Some(status) = common::init::run("proxy") {
+        return status;
+    }
     let mut config = tablecloth::Config::default();
     config.user_signals = vec![SIGUSR1];
     config.hold_signals();

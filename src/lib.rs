@@ -11,6 +11,7 @@
 //!   you serve.
 //! - [`state_machine`] is the contract: every state, event and action, the timers, the signals and
 //!   the invariants I1 to I8. [`machine`] is the code that it is held against.
+//! - [`init`](init()) has process 1 of a container start the server, and stay as a small process that is none.
 //! - [`Report`] is how an upgrade ended, in numbers or in words.
 //!
 //! # An example
@@ -74,6 +75,7 @@
 //!              wing  crew  door  acceptor           claims  turn  perform  service  alone
 //!              handoff  moves  guard                estate  successor  predecessor
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
+//!              init                                 (beside both: it is a process of its own)
 //!  for both    handler  relay  config  remote  standing  report
 //!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token
 //!                                                                  the only unsafe is in sys
@@ -91,6 +93,7 @@ mod error;
 pub mod fault;
 mod handed_over;
 mod handler;
+mod init;
 mod io_event;
 #[doc(hidden)]
 pub mod limits;
@@ -122,6 +125,7 @@ pub use config::{Config, OnPanic};
 pub use error::Error;
 pub use handed_over::HandedOver;
 pub use handler::{Accepted, Context, Handler, Packed, Rehearsal, Verdict};
+pub use init::{Init, init, worker};
 pub use io_event::IoEvent;
 pub use limits::{
     DRAIN_INTERVAL, MESSAGE_BYTES, SESSION_DESCRIPTORS, SOURCES, STATE_BYTES, STATE_DESCRIPTORS,

@@ -1,10 +1,11 @@
 //! The only `unsafe`: spawn a process, pass descriptors to it, adopt descriptors in it, and ask the
 //! kernel for what nix has no safe name for.
 //!
-//! Each block says who owns the descriptor, and why nobody else does. `spawn` makes a process and
-//! `actions` keeps what signals do; they are parts of this noun.
+//! Each block says who owns the descriptor, and why nobody else does. `spawn` makes a process, `reap` hears
+//! how processes end, and `actions` keeps what signals do; they are parts of this noun.
 
 mod actions;
+mod reap;
 mod spawn;
 
 use std::ffi::{CStr, OsStr, OsString};
@@ -26,7 +27,8 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::limits;
 pub(crate) use actions::Action;
-pub(crate) use spawn::{Command, NotSpawned, Spawned, spawn};
+pub(crate) use reap::{Ending, reap};
+pub(crate) use spawn::{Command, NotSpawned, Spawned, spawn, spawn_with_mask};
 
 /// A descriptor for a process, which becomes readable when it dies (pidfd_open(2)). The caller
 /// knows that the id still means that process: it is its parent, or its child.
@@ -41,7 +43,12 @@ pub(crate) fn process_descriptor(pid: u32) -> io::Result<OwnedFd> {
 
 /// Kills a process for sure, and never another one that got its id (pidfd_send_signal(2)).
 pub(crate) fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
-    let (signal, info) = (libc::SIGKILL, ptr::null::<libc::siginfo_t>());
+    send_signal(process, libc::SIGKILL)
+}
+
+/// Sends a signal to a process, and never to another one that got its id (pidfd_send_signal(2)).
+pub(crate) fn send_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let info = ptr::null::<libc::siginfo_t>();
     // SAFETY: the descriptor is borrowed and stays open; a null siginfo is allowed.
     let result =
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) };

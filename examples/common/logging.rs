@@ -94,7 +94,7 @@ pub(crate) fn finish() {
 }
 
 /// What the lines look like.
-fn form() -> Result<Config, String> {
+pub(crate) fn form() -> Result<Config, String> {
     let form = format!("[[{}] [year]/[month]/[day] [hour]:[minute]:[second]", std::process::id());
     // The logger wants it for ever, and there is one for the whole process.
     let form = time::format_description::parse_borrowed::<1>(form.leak())

@@ -1,6 +1,7 @@
 //! What the example servers share: flags, a log that looks like the reference's, and descriptors.
 
 pub(crate) mod descriptors;
+pub(crate) mod init;
 pub(crate) mod logging;
 pub(crate) mod options;
 pub(crate) mod output;

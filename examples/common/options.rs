@@ -19,6 +19,9 @@ pub(crate) const HELP: &str =
                            0660 is its owner and its group [what the umask leaves]
   --socket-owner USER[:GROUP]
                            to whom that socket belongs, by name or number
+  --init                   the first process starts the server, stays, and is none: it
+                           follows upgrades, passes signals on and ends with the
+                           server's status; as process 1 it does so by itself
   --log-level LEVEL        off, error, warn, info, debug or trace [info];
                            warn leaves out the line for each message
   --help                   this text
@@ -66,6 +69,8 @@ impl Common {
                 })?;
                 self.socket = self.socket.clone().mode(mode);
             }
+            // Somebody else has looked for it by now.
+            "--init" => {}
             "--socket-owner" => {
                 let text = text(parser, flag)?;
                 let (user, group) =

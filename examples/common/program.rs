@@ -6,7 +6,7 @@ use lexopt::Parser;
 use tablecloth::Config;
 
 use super::options::{self, Common};
-use super::{descriptors, logging, output};
+use super::{descriptors, init, logging, output};
 
 /// A server with one listener.
 pub(crate) struct Program {
@@ -31,8 +31,11 @@ impl Program {
     /// Runs it: `serve` is called with what the flags say. It calls [`logging::go`] when nothing needs the
     /// process to have one thread any more, and [`logging::finish`] before it says ready.
     pub(crate) fn run(&self, serve: impl FnOnce(Options) -> Result<(), String>) -> ExitCode {
-        Config::default().hold_signals();
         let Self { name, help, listen } = *self;
+        if let Some(status) = init::run(name) {
+            return status;
+        }
+        Config::default().hold_signals();
         let help = format!("{help}\n\n{LISTEN}\n{:27}[{listen}]\n{}", "", options::HELP);
         run(name, &help, self.parse(Parser::from_env()), |options| {
             logging::start_buffered(options.common.log_level)?;

@@ -89,6 +89,19 @@ pub(crate) fn spawn(
     keep: &[BorrowedFd<'_>],
     blocked: SigSet,
 ) -> Result<Spawned, NotSpawned> {
+    spawn_with_mask(command, variable, keep, |mut mask| {
+        mask.extend(blocked.iter());
+        mask
+    })
+}
+
+/// The same, in which exactly these signals are blocked: an answer to those that the calling thread blocks.
+pub(crate) fn spawn_with_mask(
+    command: &Command,
+    variable: &CStr,
+    keep: &[BorrowedFd<'_>],
+    mask: impl FnOnce(SigSet) -> SigSet,
+) -> Result<Spawned, NotSpawned> {
     let failed = |step| move |errno: Errno| NotSpawned { step, source: errno.into() };
     // nul-terminated vectors of pointers, as execve(2) wants them; the strings outlive the call.
     let pointers = |strings: &mut dyn Iterator<Item = &CStr>| -> Vec<*const libc::c_char> {
@@ -103,8 +116,7 @@ pub(crate) fn spawn(
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
         .map_err(failed("block signals for"))?;
-    let mut mask = before;
-    mask.extend(blocked.iter());
+    let mask = mask(before);
     let birth = Birth {
         executable: command.executable.as_ptr(),
         arguments: argv.as_ptr(),
