@@ -181,7 +181,7 @@ impl Family {
             let place = |pid| self.generations.iter().position(|one| one.pid == pid);
             self.fell_back |= place(pid) < place(self.main);
             self.main = pid;
-            log::info!("now serves {self}");
+            log::info!("{self} serves now");
         }
     }
 
@@ -280,10 +280,10 @@ impl Family {
         let ending = one.and_then(|one| one.ending).or(self.reaped).unwrap_or(Ending::Exited(1));
         self.ending = Some(ending);
         match ending {
-            Ending::Exited(0) => log::info!("ended: {self}"),
-            Ending::Exited(status) => log::error!("ended with status {status}: {self}"),
+            Ending::Exited(0) => log::info!("{self} has ended"),
+            Ending::Exited(status) => log::error!("{self} has ended with status {status}"),
             Ending::Killed(signal) => {
-                log::error!("killed by {}: {self}", sys::signal_name(signal));
+                log::error!("{self} was killed by {}", sys::signal_name(signal));
             }
         }
     }
@@ -320,8 +320,8 @@ impl Family {
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.number {
-            None => write!(f, "the server, process {}", self.main),
-            Some(number) => write!(f, "worker {number}, process {}", self.main),
+            None => write!(f, "the server (process {})", self.main),
+            Some(number) => write!(f, "worker {number} (process {})", self.main),
         }
     }
 }
