@@ -77,7 +77,7 @@
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
 //!              init                                 (beside both: it is a process of its own)
 //!  for both    handler  relay  config  remote  standing  report
-//!  kernel      sys  program  signals  socket  socket_file  stream  room  io_event  token
+//!  kernel      sys  program  signals  socket  socket_file  stream  room  user  io_event  token
 //!                                                                  the only unsafe is in sys
 //!  ground      machine  timers  wire  limits  throttle  address  error  fault
 //!                                                                  no descriptor, no clock
@@ -117,6 +117,7 @@ mod throttle;
 pub mod timers;
 mod token;
 mod upgrader;
+mod user;
 #[doc(hidden)]
 pub mod wire;
 

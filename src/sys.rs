@@ -107,6 +107,20 @@ pub(crate) fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// Drops every capability of this thread, the inheritable and the ambient ones included (capabilities(7)).
+pub(crate) fn drop_capabilities() -> io::Result<()> {
+    /// _LINUX_CAPABILITY_VERSION_3, which libc has no name for (linux/capability.h).
+    const VERSION: u32 = 0x2008_0522;
+    let (none, whom) = ([0_u32; 6], [VERSION, 0]);
+    // SAFETY: no pointer is passed. Where there are no ambient ones (before Linux 4.3), it fails and that is all.
+    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    // SAFETY: a header of version and thread, 0 for the calling one, and two sets of three masks as that version
+    // has them; they are only read.
+    let result = unsafe { libc::syscall(libc::SYS_capset, whom.as_ptr(), none.as_ptr()) };
+    Errno::result(result)?;
+    Ok(())
+}
+
 /// A signal's name, or its number where it has none.
 pub(crate) fn signal_name(signal: i32) -> String {
     match Signal::try_from(signal) {

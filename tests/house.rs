@@ -9,7 +9,18 @@ use std::path::{Path, PathBuf};
 /// What stands on one floor, from the ground up. Nothing imports what stands above it.
 const FLOORS: [&[&str]; 4] = [
     &["address", "error", "fault", "limits", "machine", "post", "throttle", "timers", "wire"],
-    &["io_event", "program", "room", "signals", "socket", "socket_file", "stream", "sys", "token"],
+    &[
+        "io_event",
+        "program",
+        "room",
+        "signals",
+        "socket",
+        "socket_file",
+        "stream",
+        "sys",
+        "token",
+        "user",
+    ],
     &["config", "handed_over", "handler", "relay", "remote", "report", "standing"],
     &["init", "server", "upgrader"],
 ];

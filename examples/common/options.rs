@@ -19,6 +19,8 @@ pub(crate) const HELP: &str =
                            0660 is its owner and its group [what the umask leaves]
   --socket-owner USER[:GROUP]
                            to whom that socket belongs, by name or number
+  --user USER[:GROUP]      started as root: whom to become for good once the sockets and
+                           the pid file are there, by name or number
   --init                   the first process starts the server, stays, and is none: it
                            follows upgrades, passes signals on and ends with the
                            server's status; as process 1 it does so by itself
@@ -69,6 +71,7 @@ impl Common {
                 })?;
                 self.socket = self.socket.clone().mode(mode);
             }
+            "--user" => self.config.user = Some(text(parser, flag)?),
             // Somebody else has looked for it by now.
             "--init" => {}
             "--socket-owner" => {

@@ -4,6 +4,7 @@
 //! `say TEXT` (`|` stands for a line end), `barrier`, `spawn`, `orphan`, `exit N`, `status`. A signal is reported.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+#![allow(clippy::zombie_processes, reason = "that is what is tested")]
 
 use std::io::{BufRead, BufReader, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -52,7 +53,8 @@ fn main() -> ExitCode {
                 writeln!(control, "said").expect("answered");
             }
             "barrier" => {
-                let (mut here, there) = std::io::pipe().expect("a pipe");
+                let (here, there) = nix::unistd::pipe().expect("a pipe");
+                let mut here = std::fs::File::from(here);
                 let numbers = [there.as_fd().as_raw_fd()];
                 let rights = [ControlMessage::ScmRights(&numbers)];
                 let (socket, text) = (manager(), [IoSlice::new(b"BARRIER=1")]);
