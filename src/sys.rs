@@ -452,6 +452,13 @@ pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name) -> nix::Result<()> {
     Errno::result(unsafe { libc::bind(socket.as_raw_fd(), bytes, length) }).map(drop)
 }
 
+/// Has a socket listen (listen(2)). Not by nix: it takes no more than the C library's SOMAXCONN, which is 128 with
+/// musl, whatever the kernel allows.
+pub(crate) fn listen(socket: BorrowedFd<'_>, backlog: u16) -> nix::Result<()> {
+    // SAFETY: the descriptor is borrowed and stays open; no pointer is passed.
+    Errno::result(unsafe { libc::listen(socket.as_raw_fd(), i32::from(backlog)) }).map(drop)
+}
+
 /// Connects a socket to a name (connect(2)).
 pub(crate) fn connect(socket: BorrowedFd<'_>, name: &Name) -> nix::Result<()> {
     let (bytes, length) = (name.bytes.as_ptr().cast(), name.length as libc::socklen_t);
