@@ -91,7 +91,8 @@ pub fn worker() -> Option<u32> {
 /// - **Who serves** it knows by the words that services say to systemd (sd_notify(3)): the server gets a
 ///   `NOTIFY_SOCKET`, and `MAINPID` names the generation that serves. Only words of the server and its descendants
 ///   count. A server that says none is followed by what the kernel knows: when it exits with status 0 and leaves a
-///   successor that it has spawned, the successor serves.
+///   successor that it has spawned, the successor serves. For that there has to be a `/proc`, and a signal that
+///   comes in the moment in which such a server exits is lost with it.
 /// - **Signals**: HUP, INT, QUIT, TERM, USR1, USR2 and WINCH go to the generation that serves. One that comes before
 ///   the server has its handlers waits for them (not the last three). What a terminal sends is not passed on,
 ///   because it goes to all processes in the foreground.
