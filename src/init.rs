@@ -285,18 +285,28 @@ impl Watch {
 
     fn hear(&mut self) {
         let alone = self.families.len() == 1;
-        for family in &mut self.families {
+        let begins = self.rollout.as_ref().is_some_and(|rollout| rollout.at == 0);
+        for (number, family) in self.families.iter_mut().enumerate() {
             family.hear(|words| {
-                // Which of several workers is ready is nothing that an outer manager could use.
-                if let (true, Some(outer)) = (alone, &mut self.outer) {
-                    outer.pass_on(words);
+                // Of several workers the manager hears when their upgrades begin, and that they need more time; the
+                // rest is said for all of them.
+                let counts = alone || words.extends || words.reloading && begins && number == 0;
+                if let (true, Some(outer)) = (counts, &mut self.outer) {
+                    outer.pass_on(&words.rest);
                 }
             });
         }
-        if let Some(outer) = &mut self.outer {
-            if !alone && self.families.iter().all(Family::is_ready) {
+        if let (false, Some(outer)) = (alone, &mut self.outer) {
+            if self.families.iter().all(Family::is_ready) {
                 outer.say_once("READY=1");
             }
+            // All of them live, or the manager is to think that none does.
+            if self.families.iter().all(Family::is_well) {
+                self.families.iter_mut().for_each(Family::ask_for_life);
+                outer.pass_on("WATCHDOG=1");
+            }
+        }
+        if let Some(outer) = &mut self.outer {
             outer.flush();
         }
     }
@@ -316,7 +326,14 @@ impl Watch {
             libc::SIGINT | libc::SIGQUIT | libc::SIGTERM => self.ask_to_stop(signal),
             libc::SIGHUP if !alone && self.families.iter().all(Family::speaks) => {
                 match &mut self.rollout {
-                    Some(rollout) => rollout.again = true,
+                    Some(rollout) => {
+                        rollout.again = true;
+                        // A worker that has ended in the moment of the last one has not heard it.
+                        let family = &self.families[rollout.at];
+                        if !family.is_upgrading() {
+                            family.signal(signal);
+                        }
+                    }
                     None => self.upgrade_family(0),
                 }
             }
@@ -350,18 +367,24 @@ impl Watch {
             return;
         }
         self.rollout = None;
-        if fell_back || serving == from {
-            let who = self.families.iter().map(Family::to_string).collect::<Vec<_>>().join(", ");
-            log::error!("worker {} was not upgraded, and those after it are not: {who}", at + 1);
-        } else if at + 1 < self.families.len() {
-            self.upgrade_family(at + 1);
+        let failed = fell_back || serving.is_none() || serving == from;
+        let next = at + 1;
+        if !failed && next < self.families.len() {
+            self.upgrade_family(next);
             if let Some(rollout) = &mut self.rollout {
                 rollout.again = again;
             }
             return;
-        } else {
-            let who = self.families.iter().map(Family::to_string).collect::<Vec<_>>().join(", ");
-            log::info!("all workers are upgraded: {who}");
+        }
+        let who = self.families.iter().map(Family::to_string).collect::<Vec<_>>().join(", ");
+        match failed {
+            true => {
+                log::error!("worker {next} was not upgraded, and those after it are not: {who}")
+            }
+            false => log::info!("all workers are upgraded: {who}"),
+        }
+        if let Some(outer) = &mut self.outer {
+            outer.pass_on("READY=1");
         }
         if again {
             self.upgrade_family(0);

@@ -32,9 +32,11 @@ struct Stage {
     place: tempfile::TempDir,
 }
 
-/// A process of that service.
+/// A process of that service. It ends when the test has forgotten it.
 struct Player {
     pid: u32,
+    /// 0 if it is the only one.
+    worker: u32,
     control: BufReader<UnixStream>,
     /// Signals that it has reported while something else was awaited.
     signals: VecDeque<String>,
@@ -42,19 +44,26 @@ struct Player {
 
 impl Stage {
     fn new(manager: Option<&str>) -> (Self, Player) {
+        let (stage, mut players) = Self::of(1, manager);
+        (stage, players.remove(0))
+    }
+
+    /// That many workers.
+    fn of(workers: usize, manager: Option<&str>) -> (Self, Vec<Player>) {
         let place = place();
         let path = place.path().join("control");
         let control = UnixListener::bind(&path).expect("bound");
         let mut command = Command::new(example("speaker"));
-        command.arg(&path).stdin(Stdio::null());
+        command.arg(&path).env("SPEAKERS", workers.to_string()).stdin(Stdio::null());
         match manager {
             Some(name) => command.env("NOTIFY_SOCKET", name),
             None => command.env_remove("NOTIFY_SOCKET"),
         };
         let init = command.spawn().expect("it starts");
         let stage = Self { init, control, place };
-        let first = stage.player();
-        (stage, first)
+        let mut players: Vec<_> = (0..workers).map(|_| stage.player()).collect();
+        players.sort_by_key(|player| player.worker);
+        (stage, players)
     }
 
     fn pid(&self) -> u32 {
@@ -69,9 +78,11 @@ impl Stage {
         let (stream, _) = self.control.accept().expect("accepted");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let mut player =
-            Player { pid: 0, control: BufReader::new(stream), signals: VecDeque::new() };
+            Player { pid: 0, worker: 0, control: BufReader::new(stream), signals: VecDeque::new() };
         let said = player.line();
-        player.pid = said.split_once(' ').expect("two numbers").0.parse().expect("a process id");
+        let (pid, worker) = said.split_once(' ').expect("two numbers");
+        player.pid = pid.parse().expect("a process id");
+        player.worker = worker.parse().expect("a number");
         player
     }
 
@@ -435,6 +446,128 @@ fn it_has_one_thread_and_sleeps_while_nothing_happens() {
     }
     server.order("exit 0");
     assert_eq!(stage.ends(), 0);
+}
+
+/// What a worker does when it is asked for an upgrade.
+fn replaced(worker: &mut Player, stage: &Stage) -> Player {
+    worker.hears(Signal::SIGHUP);
+    worker.upgrade(stage)
+}
+
+#[test]
+fn workers_are_upgraded_one_after_another_and_stopped_together() {
+    let (manager, name) = manager();
+    let (stage, mut workers) = Stage::of(3, Some(&name));
+    let numbers: Vec<_> = workers.iter().map(|worker| worker.worker).collect();
+    assert_eq!(numbers, [1, 2, 3]);
+    // The manager hears of it when all of them are ready.
+    workers.iter_mut().for_each(|worker| worker.say("READY=1|STATUS=here"));
+    assert_eq!(hears(&manager), "READY=1");
+    // And of their lives when all of them live.
+    workers.iter_mut().for_each(|worker| worker.say("WATCHDOG=1"));
+    assert_eq!(hears(&manager), "WATCHDOG=1");
+    stage.signal(Signal::SIGHUP);
+    // A worker is only asked when the one before it is done.
+    for at in 0..3 {
+        let successor = replaced(&mut workers[at], &stage);
+        assert_eq!(successor.worker, at as u32 + 1);
+        workers[at].order("exit 0");
+        workers[at] = successor;
+    }
+    assert_eq!(hears(&manager), "RELOADING=1\nMONOTONIC_USEC=1\n");
+    assert_eq!(hears(&manager), "READY=1");
+    // The next one is asked for while one is under way, and comes after it.
+    stage.signal(Signal::SIGHUP);
+    workers[0].hears(Signal::SIGHUP);
+    workers[0].say("RELOADING=1|MONOTONIC_USEC=1");
+    stage.signal(Signal::SIGHUP);
+    stage.signal(Signal::SIGUSR1);
+    for worker in &mut workers {
+        worker.hears(Signal::SIGUSR1);
+    }
+    let successor = workers[0].successor(&stage);
+    workers[0].say(&format!("MAINPID={}", successor.pid));
+    workers[0].say("READY=1");
+    workers[0] = successor;
+    for worker in &mut workers[1..] {
+        *worker = replaced(worker, &stage);
+    }
+    for worker in &mut workers {
+        *worker = replaced(worker, &stage);
+    }
+    stage.signal(Signal::SIGTERM);
+    for (status, worker) in [0, 7, 3].iter().zip(&mut workers) {
+        worker.hears(Signal::SIGTERM);
+        worker.order(&format!("exit {status}"));
+    }
+    assert_eq!(stage.ends(), 7);
+}
+
+#[test]
+fn the_first_worker_whose_upgrade_fails_stops_the_rest() {
+    let (stage, mut workers) = Stage::of(3, None);
+    workers.iter_mut().for_each(|worker| worker.say("READY=1"));
+    stage.signal(Signal::SIGHUP);
+    let first = replaced(&mut workers[0], &stage);
+    workers[1].hears(Signal::SIGHUP);
+    workers[1].say("RELOADING=1|MONOTONIC_USEC=1");
+    // Its successor was not ready, or was rolled back.
+    let own = format!("MAINPID={}", workers[1].pid);
+    workers[1].say(&own);
+    workers[1].say("READY=1");
+    stage.signal(Signal::SIGUSR2);
+    // Nobody has heard anything else.
+    let mut first = first;
+    first.hears(Signal::SIGUSR2);
+    workers[1].hears(Signal::SIGUSR2);
+    workers[2].hears(Signal::SIGUSR2);
+    // A later one begins with the first worker again.
+    stage.signal(Signal::SIGHUP);
+    first.hears(Signal::SIGHUP);
+    first.say("RELOADING=1|MONOTONIC_USEC=1");
+    first.say("READY=1");
+    stage.signal(Signal::SIGUSR2);
+    workers[1].hears(Signal::SIGUSR2);
+}
+
+#[test]
+fn a_worker_that_dies_unasked_ends_the_others() {
+    let (stage, mut workers) = Stage::of(2, None);
+    workers.iter_mut().for_each(|worker| worker.say("READY=1"));
+    workers[0].killed();
+    workers[1].hears(Signal::SIGTERM);
+    workers[1].order("exit 0");
+    assert_eq!(stage.ends(), 137);
+}
+
+#[test]
+fn two_demos_share_an_address_and_each_has_its_pid_file() {
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = probe.local_addr().expect("an address").to_string();
+    drop(probe);
+    let start = Start::program("demo").args(&["--workers", "2", "--listen", &address]);
+    let (file, load) = (start.path_of("pid"), |address: &str| Load::on(address, 2));
+    let mut actor = start.args(&["--pid-file", &file, "--probation", "0"]).spawn();
+    for _ in 0..2 {
+        actor.wait_for("listening on");
+    }
+    let named = |number: u32| {
+        let text = fs::read_to_string(format!("{file}.{number}")).unwrap_or_default();
+        text.trim().parse::<u32>().unwrap_or(0)
+    };
+    until("both are named", || named(1) != 0 && named(2) != 0);
+    let before = [named(1), named(2)];
+    let load = load(&address);
+    actor.signal(actor.pid(), Signal::SIGHUP);
+    until("both are replaced", || {
+        let mut children = children_of(actor.pid());
+        children.retain(|(pid, state)| !before.contains(pid) && *state != 'Z');
+        children.len() == 2 && named(1) != before[0] && named(2) != before[1]
+    });
+    let (served, _) = load.end();
+    assert!(served > 0);
+    actor.signal(actor.pid(), Signal::SIGTERM);
+    assert_eq!(actor.first_exits().code(), Some(0));
 }
 
 fn demo() -> Start {

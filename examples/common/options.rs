@@ -24,6 +24,9 @@ pub(crate) const HELP: &str =
   --init                   the first process starts the server, stays, and is none: it
                            follows upgrades, passes signals on and ends with the
                            server's status; as process 1 it does so by itself
+  --workers N              so many servers below an init, one for each processor, on the
+                           same addresses (SO_REUSEPORT); HUP replaces them one after
+                           another, and FILE of --pid-file gets .1, .2 and so on [1]
   --log-level LEVEL        off, error, warn, info, debug or trace [info];
                            warn leaves out the line for each message
   --help                   this text
@@ -72,6 +75,12 @@ impl Common {
                 self.socket = self.socket.clone().mode(mode);
             }
             "--user" => self.config.user = Some(text(parser, flag)?),
+            "--workers" => {
+                let text = text(parser, flag)?;
+                let workers = text.parse().ok().filter(|workers| (1..=1024).contains(workers));
+                let _: u32 = workers
+                    .ok_or_else(|| format!("{flag} {text:?}: expected a number from 1 to 1024"))?;
+            }
             // Somebody else has looked for it by now.
             "--init" => {}
             "--socket-owner" => {
@@ -89,6 +98,22 @@ impl Common {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+}
+
+/// What a worker has of its own, once all flags are known.
+impl Common {
+    pub(crate) fn settle(&mut self) {
+        let Some(number) = tablecloth::worker() else { return };
+        self.socket = self.socket.clone().reuse_port(true);
+        if let Some(path) = &mut self.config.pid_file {
+            let mut name = std::mem::take(path).into_os_string();
+            // The null device stands for no pid file.
+            if name != "/dev/null" {
+                name.push(format!(".{number}"));
+            }
+            *path = name.into();
+        }
     }
 }
 

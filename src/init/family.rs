@@ -33,6 +33,8 @@ pub(super) struct Family {
     signalled: Option<u32>,
     speaks: bool,
     is_ready: bool,
+    /// It has given a sign of life since this was asked last.
+    is_well: bool,
     /// One of them has said RELOADING, and none READY since.
     is_upgrading: bool,
     /// An upgrade was asked for that has not ended.
@@ -98,6 +100,7 @@ impl Family {
             signalled: Some(pid),
             speaks: false,
             is_ready: false,
+            is_well: false,
             is_upgrading: false,
             awaits_upgrade: false,
             fell_back: false,
@@ -115,7 +118,7 @@ impl Family {
     }
 
     /// Reads what was said; `pass_on` gets what is for an outer manager.
-    pub(super) fn hear(&mut self, mut pass_on: impl FnMut(&str)) {
+    pub(super) fn hear(&mut self, mut pass_on: impl FnMut(&Words)) {
         let mut datagram = [0; words::BYTES];
         for _ in 0..MOST_WORDS {
             match sys::receive(&self.socket, &mut datagram) {
@@ -123,7 +126,7 @@ impl Family {
                     let words = Words::parse(&datagram[..received.length]);
                     if let Some(sender) = received.sender.filter(|pid| self.counts(*pid)) {
                         self.take(sender, &words);
-                        pass_on(&words.rest);
+                        pass_on(&words);
                     }
                     // The descriptors are closed here, at the end: that is the answer to BARRIER.
                 }
@@ -151,6 +154,7 @@ impl Family {
             }
         }
         self.speaks |= words.ready || words.reloading || words.main.is_some();
+        self.is_well |= words.watchdog;
         self.is_upgrading = words.reloading || self.is_upgrading && !words.ready;
         if let Some(main) = words.main {
             if self.know(main) {
@@ -295,6 +299,18 @@ impl Family {
 
     pub(super) fn is_ready(&self) -> bool {
         self.is_ready
+    }
+
+    pub(super) fn is_well(&self) -> bool {
+        self.is_well
+    }
+
+    pub(super) fn ask_for_life(&mut self) {
+        self.is_well = false;
+    }
+
+    pub(super) fn is_upgrading(&self) -> bool {
+        self.is_upgrading
     }
 
     /// Whether one of them has ever said who serves.

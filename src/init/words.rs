@@ -12,6 +12,10 @@ pub(super) struct Words {
     /// The process that serves from here on.
     pub(super) main: Option<u32>,
     pub(super) is_barrier: bool,
+    /// A sign of life.
+    pub(super) watchdog: bool,
+    /// A lifespan for what is under way, which is nothing that another worker could contradict.
+    pub(super) extends: bool,
     /// What an outer manager may hear of it.
     pub(super) rest: String,
 }
@@ -30,6 +34,8 @@ impl Words {
                 Some((name, value)) => {
                     words.ready |= (name, value) == ("READY", "1");
                     words.reloading |= (name, value) == ("RELOADING", "1");
+                    words.watchdog |= (name, value) == ("WATCHDOG", "1");
+                    words.extends |= name == "EXTEND_TIMEOUT_USEC";
                     words.rest.push_str(line);
                     words.rest.push('\n');
                 }

@@ -27,7 +27,9 @@ fn manager() -> UnixDatagram {
 }
 
 fn main() -> ExitCode {
-    if let Some(status) = tablecloth::Init::default().always(true).run().expect("an init") {
+    let workers = std::env::var("SPEAKERS").map_or(1, |number| number.parse().expect("a number"));
+    let init = tablecloth::Init::default().always(true).workers(workers);
+    if let Some(status) = init.run().expect("an init") {
         return status;
     }
     let control = std::env::args().nth(1).expect("a path");
