@@ -12,15 +12,19 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{Client, children_of, place, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const UPGRADES: usize = 20;
+const UPGRADES: usize = 50;
+const CLIENTS: usize = 4;
+
+/// Connections from one upgrade to the next, of all clients.
+const BETWEEN: usize = 100;
 
 /// What the init has in memory, at the most: all of it, pages of the program included.
 const MOST_KIB: u64 = 2048;
@@ -136,30 +140,36 @@ fn a_static_demo_is_upgraded_as_process_one_in_an_empty_root_and_ends_with_its_s
         eprintln!("with /proc: {with_proc}; the init has {memory} KiB resident");
         assert!(memory < MOST_KIB, "{memory} KiB");
         let (address, stop) = (container.address.clone(), AtomicBool::new(false));
-        let served = thread::scope(|scope| {
-            let load = scope.spawn(|| {
-                let mut served = 0;
+        let (served, began) = (AtomicUsize::new(0), Instant::now());
+        thread::scope(|scope| {
+            let load = || {
+                let mut next = Instant::now();
                 while !stop.load(Ordering::Relaxed) {
                     assert_eq!(Client::connect(&address).ask("hello\n"), "hello");
-                    served += 1;
-                    thread::sleep(Duration::from_millis(1));
+                    served.fetch_add(1, Ordering::Relaxed);
+                    // A thousand a second, of all of them together.
+                    next += Duration::from_millis(CLIENTS as u64);
+                    thread::sleep(next.saturating_duration_since(Instant::now()));
                 }
-                served
-            });
+            };
+            let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(load)).collect();
             // Without words of the server's the init finds a successor by /proc only.
             for _ in 0..if with_proc { UPGRADES } else { 0 } {
-                let server = container.server();
+                let (server, before) = (container.server(), served.load(Ordering::Relaxed));
                 signal(container.init, Signal::SIGHUP);
                 container.hears("finish the old process");
-                until("the successor is alone", || {
+                until("the successor is alone, and no zombie is left", || {
                     let children = children_of(container.init);
                     children.len() == 1 && children[0].0 != server && children[0].1 != 'Z'
                 });
+                until("more were served", || served.load(Ordering::Relaxed) > before + BETWEEN);
             }
             stop.store(true, Ordering::Relaxed);
-            load.join().expect("no client is refused")
+            clients.into_iter().for_each(|client| client.join().expect("no client is refused"));
         });
-        eprintln!("{served} connections, none refused");
+        let (served, time) = (served.into_inner(), began.elapsed().as_secs_f64());
+        let rate = served as f64 / time;
+        eprintln!("{served} connections, {rate:.0} a second, none refused");
         assert!(container.memory() < MOST_KIB, "{} KiB", container.memory());
         signal(container.init, Signal::SIGTERM);
         assert_eq!(container.ends().code(), Some(0));

@@ -468,11 +468,11 @@ fn workers_are_upgraded_one_after_another_and_stopped_together() {
     assert_eq!(hears(&manager), "WATCHDOG=1");
     stage.signal(Signal::SIGHUP);
     // A worker is only asked when the one before it is done.
-    for at in 0..3 {
-        let successor = replaced(&mut workers[at], &stage);
-        assert_eq!(successor.worker, at as u32 + 1);
-        workers[at].order("exit 0");
-        workers[at] = successor;
+    for worker in &mut workers {
+        let successor = replaced(worker, &stage);
+        assert_eq!(successor.worker, worker.worker);
+        worker.order("exit 0");
+        *worker = successor;
     }
     assert_eq!(hears(&manager), "RELOADING=1\nMONOTONIC_USEC=1\n");
     assert_eq!(hears(&manager), "READY=1");
