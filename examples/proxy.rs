@@ -185,6 +185,7 @@ fn serve(mut options: Options) -> Result<(), String> {
         Some(file) => file::read(&file, &mut options),
         None => file::of_flags(&options),
     };
+    options.common.settle()?;
     // The file may have said at which level.
     logging::start_buffered(options.common.log_level)?;
     let routes = written.and_then(routes::make);
@@ -233,6 +234,9 @@ fn serve(mut options: Options) -> Result<(), String> {
 
 pub(crate) fn main() -> ExitCode {
     if let Some(status) = common::ctl::run("proxy") {
+        return status;
+    }
+    if let Some(status) = common::init::run("proxy") {
         return status;
     }
     let mut config = tablecloth::Config::default();

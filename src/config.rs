@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::limits;
 use crate::machine::Timer;
 use crate::signals::{self, Request};
+use crate::user::User;
 
 /// What an [`Upgrader`](crate::Upgrader) or a [`Server`](crate::Server) needs to know beside its sockets. Every
 /// field has a default. `max_sessions`, `max_packed_bytes` and `on_panic` mean something to a server only.
@@ -57,6 +58,21 @@ pub struct Config {
     /// No disk stops the loop: where the file cannot be written in time, at most a second and at most
     /// a quarter of [`Config::takeover_timeout`], the upgrade goes on, which is logged.
     pub pid_file: Option<PathBuf>,
+    /// Whom the process becomes that was started as root, when its sockets and its pid file are there and before it
+    /// serves: `USER` or `USER:GROUP`, each by name or number. None.
+    ///
+    /// It becomes that user for good, with all its threads: groups, user and group, no capability, and no way back, or
+    /// the start fails ([`Error::User`](crate::Error)). Its successors are that user from their first
+    /// moment on. They inherit what root has bound; a port below 1024 that is new in a new configuration fails the upgrade.
+    ///
+    /// - The user has to be able to write the pid file, in a directory of its own or in place: the file is
+    ///   given to it, and the start fails if that is not enough. In a directory of root's it stays at the end, empty.
+    ///   So does the file of a Unix socket.
+    /// - The first process cannot be traced and leaves no core file (PR_SET_DUMPABLE, prctl(2)), because it may know what
+    ///   only root may know. Its successors can, and do.
+    /// - Programs that it executes can still be set-user-ID ones. PR_SET_NO_NEW_PRIVS, or `NoNewPrivileges` of
+    ///   systemd, prevents that.
+    pub user: Option<String>,
     /// The signals that ask for an upgrade. HUP.
     pub upgrade_signals: Vec<i32>,
     /// The signals that ask for a shutdown: the sessions come to their end. QUIT and TERM.
@@ -109,6 +125,7 @@ impl Default for Config {
             probation: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
             pid_file: None,
+            user: None,
             upgrade_signals: vec![SIGHUP],
             shutdown_signals: vec![SIGQUIT, SIGTERM],
             exit_signals: vec![SIGINT],
@@ -204,6 +221,12 @@ impl Config {
         Self { admin: Some(address.into()), ..self }
     }
 
+    /// Sets [`Config::user`](field@Config::user).
+    #[must_use]
+    pub fn user(self, user: impl Into<String>) -> Self {
+        Self { user: Some(user.into()), ..self }
+    }
+
     /// Sets [`Config::schemas`](field@Config::schemas).
     #[must_use]
     pub fn schemas(self, schemas: RangeInclusive<u32>) -> Self {
@@ -232,8 +255,9 @@ impl Config {
         signals::hold(&self.signals());
     }
 
-    /// Whether the schemas are a range, and none of them stands for none.
+    /// Whether the schemas are a range, none of them stands for none, and there is such a user.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        self.user.as_deref().map(User::find).transpose()?;
         match self.schemas.clone().map(RangeInclusive::into_inner) {
             Some((oldest, newest)) if oldest == 0 || oldest > newest => {
                 Err(Error::Schemas { oldest, newest })

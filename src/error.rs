@@ -66,6 +66,13 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// The user that the process is to become, or that it cannot.
+    User {
+        /// The user, as it was said.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// There is another server in this process, and signals and the handoff belong to it.
     AnotherServer,
     /// The pid file cannot be written.
@@ -133,7 +140,7 @@ impl fmt::Display for Error {
             Self::Address { text, reason } => write!(f, "address {text:?}: {reason}"),
             Self::Name { name, reason } => write!(f, "name {name:?}: {reason}"),
             Self::Open { name, place, step, source } => {
-                write!(f, "{name:?} on {place}: {step}: {source}")
+                write!(f, "{name:?} on {place}: {step}: {source}{}", hint(place, step, source))
             }
             Self::Inherited { name, expected, found } => {
                 write!(f, "inherited {name:?}: expected {expected}, found {found}")
@@ -145,6 +152,7 @@ impl fmt::Display for Error {
                 write!(f, "sockets of the service manager: {reason}")
             }
             Self::Handoff { reason } => write!(f, "handoff from the predecessor: {reason}"),
+            Self::User { text, reason } => write!(f, "user {text:?}: {reason}"),
             Self::Signal { signal, reason } => write!(f, "signal {signal}: {reason}"),
             Self::AnotherServer => f.write_str(
                 "another server lives in this process and has its signals: let it end, or drop it, \
@@ -180,6 +188,20 @@ impl fmt::Display for Error {
     }
 }
 
+/// What can be done about a low port (ip(7)): the processes of a service that has dropped to a user have those that it
+/// was started with, and get no other.
+fn hint(place: &str, step: &str, source: &io::Error) -> &'static str {
+    let is_refused = step == "bind" && source.kind() == io::ErrorKind::PermissionDenied;
+    let port = place.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(port) if is_refused && port < 1024 => {
+            "; only root binds a port below 1024, and this process can inherit one: start the service anew, as \
+             root, or take a port from 1024 on"
+        }
+        Some(_) | None => "",
+    }
+}
+
 impl std::error::Error for Error {
     /// What is behind the system's answer, which is in the text already.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
@@ -195,6 +217,7 @@ impl std::error::Error for Error {
             | Self::Activation { .. }
             | Self::Handoff { .. }
             | Self::Signal { .. }
+            | Self::User { .. }
             | Self::PidFileRefused { .. }
             | Self::AnotherServer
             | Self::NotCommitted { .. }
@@ -223,6 +246,7 @@ impl From<Error> for io::Error {
             Error::Address { .. }
             | Error::Name { .. }
             | Error::Signal { .. }
+            | Error::User { .. }
             | Error::Schemas { .. }
             | Error::PidFileRefused { .. } => io::ErrorKind::InvalidInput,
             Error::Inherited { .. }

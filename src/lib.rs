@@ -13,6 +13,7 @@
 //!   the invariants I1 to I8. [`machine`] is the code that it is held against.
 //! - [`control`](fn@control) asks a server over its [admin endpoint](Upgrader#the-admin-endpoint); [`Counter`],
 //!   [`Gauge`] and [`Histogram`] are numbers that it tells.
+//! - [`init`](init()) has process 1 of a container start the server, and stay as a small process that is none.
 //! - [`Report`] is how an upgrade ended, in numbers or in words.
 //!
 //! # An example
@@ -77,8 +78,9 @@
 //!              handoff  moves  guard                estate  successor  predecessor
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
 //!                                                   announcer  notify  admin  answers
+//!              init                                 (beside both: it is a process of its own)
 //!  for both    handler  relay  config  remote  standing  report  ledger
-//!  kernel      sys  program  signals  socket  socket_file  stream  pollable  room  io_event  token  control
+//!  kernel      sys  program  signals  socket  socket_file  stream  pollable  room  user  io_event  token  control
 //!                                                                  the only unsafe is in sys
 //!  ground      machine  timers  wire  limits  throttle  address  error  fault
 //!                                                                  no descriptor, no clock
@@ -101,6 +103,7 @@ mod error;
 pub mod fault;
 mod handed_over;
 mod handler;
+mod init;
 mod io_event;
 mod ledger;
 #[doc(hidden)]
@@ -126,6 +129,7 @@ mod throttle;
 pub mod timers;
 mod token;
 mod upgrader;
+mod user;
 #[doc(hidden)]
 pub mod wire;
 
@@ -136,6 +140,7 @@ pub use control::{Control, Controlled, control};
 pub use error::Error;
 pub use handed_over::HandedOver;
 pub use handler::{Accepted, Context, Handler, Packed, Rehearsal, Verdict};
+pub use init::{Init, init, worker};
 pub use io_event::IoEvent;
 pub use ledger::{Counter, Gauge, Histogram};
 pub use limits::{

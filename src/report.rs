@@ -254,7 +254,8 @@ impl fmt::Display for Cause {
             }
             Self::NotListening => f.write_str("the successor does not read the handoff socket"),
             Self::ProcessOne => f.write_str(
-                "this is process 1, whose end would end its successor; run it below an init process",
+                "this is process 1, whose end would end its successor; call tablecloth::init at the top of \
+                 main, or run it below another init process",
             ),
             Self::ShuttingDown => f.write_str("this process was told to stop"),
             Self::Checked(time) => write!(

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, sockopt};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, sockopt};
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::address::Address;
@@ -245,8 +245,7 @@ pub(crate) fn complete(fd: &OwnedFd, options: &SocketOptions) -> Result<(), Fail
 }
 
 fn listen(fd: &OwnedFd, options: &SocketOptions) -> Result<(), Failed> {
-    let backlog = Backlog::new(i32::from(options.backlog)).map_err(failed("listen"))?;
-    socket::listen(fd, backlog).map_err(failed("listen"))
+    sys::listen(fd.as_fd(), options.backlog).map_err(failed("listen"))
 }
 
 /// What a descriptor is, as far as it matters to whoever takes it over.

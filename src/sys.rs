@@ -1,11 +1,12 @@
 //! The only `unsafe`: spawn a process, pass descriptors to it, adopt descriptors in it, and ask the
 //! kernel for what nix has no safe name for.
 //!
-//! Each block says who owns the descriptor, and why nobody else does. `spawn` makes a process and
-//! `actions` keeps what signals do; they are parts of this noun.
+//! Each block says who owns the descriptor, and why nobody else does. `spawn` makes a process, `reap` hears
+//! how processes end, and `actions` keeps what signals do; they are parts of this noun.
 
 mod actions;
 mod memory;
+mod reap;
 mod spawn;
 
 use std::ffi::{CStr, OsStr, OsString};
@@ -28,7 +29,8 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use crate::limits;
 pub(crate) use actions::Action;
 pub(crate) use memory::Shared;
-pub(crate) use spawn::{Command, NotSpawned, Spawned, spawn};
+pub(crate) use reap::{Ending, reap};
+pub(crate) use spawn::{Command, NotSpawned, Spawned, spawn, spawn_with_mask};
 
 /// A descriptor for a process, which becomes readable when it dies (pidfd_open(2)). The caller
 /// knows that the id still means that process: it is its parent, or its child.
@@ -43,7 +45,12 @@ pub(crate) fn process_descriptor(pid: u32) -> io::Result<OwnedFd> {
 
 /// Kills a process for sure, and never another one that got its id (pidfd_send_signal(2)).
 pub(crate) fn kill(process: BorrowedFd<'_>) -> io::Result<()> {
-    let (signal, info) = (libc::SIGKILL, ptr::null::<libc::siginfo_t>());
+    send_signal(process, libc::SIGKILL)
+}
+
+/// Sends a signal to a process, and never to another one that got its id (pidfd_send_signal(2)).
+pub(crate) fn send_signal(process: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let info = ptr::null::<libc::siginfo_t>();
     // SAFETY: the descriptor is borrowed and stays open; a null siginfo is allowed.
     let result =
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, info, 0) };
@@ -109,6 +116,20 @@ pub(crate) fn monotonic_micros() -> u64 {
     // SAFETY: the call writes one timespec. With this clock it always succeeds.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
+/// Drops every capability of this thread, the inheritable and the ambient ones included (capabilities(7)).
+pub(crate) fn drop_capabilities() -> io::Result<()> {
+    /// _LINUX_CAPABILITY_VERSION_3, which libc has no name for (linux/capability.h).
+    const VERSION: u32 = 0x2008_0522;
+    let (none, whom) = ([0_u32; 6], [VERSION, 0]);
+    // SAFETY: no pointer is passed. Where there are no ambient ones (before Linux 4.3), it fails and that is all.
+    unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    // SAFETY: a header of version and thread, 0 for the calling one, and two sets of three masks as that version
+    // has them; they are only read.
+    let result = unsafe { libc::syscall(libc::SYS_capset, whom.as_ptr(), none.as_ptr()) };
+    Errno::result(result)?;
+    Ok(())
 }
 
 /// A signal's name, or its number where it has none.
@@ -440,6 +461,13 @@ pub(crate) fn bind(socket: BorrowedFd<'_>, name: &Name) -> nix::Result<()> {
     let (bytes, length) = (name.bytes.as_ptr().cast(), name.length as libc::socklen_t);
     // SAFETY: the descriptor is borrowed and stays open; the name is as long as is said.
     Errno::result(unsafe { libc::bind(socket.as_raw_fd(), bytes, length) }).map(drop)
+}
+
+/// Has a socket listen (listen(2)). Not by nix: it takes no more than the C library's SOMAXCONN, which is 128 with
+/// musl, whatever the kernel allows.
+pub(crate) fn listen(socket: BorrowedFd<'_>, backlog: u16) -> nix::Result<()> {
+    // SAFETY: the descriptor is borrowed and stays open; no pointer is passed.
+    Errno::result(unsafe { libc::listen(socket.as_raw_fd(), i32::from(backlog)) }).map(drop)
 }
 
 /// Connects a socket to a name (connect(2)).

@@ -682,10 +682,8 @@ impl Handler for Counting {
                 let _ = session.stream.write(&[count[0]]);
             }
         }
-        match session.stream.read(&mut [0; 1]) {
-            Ok(_) => Verdict::Close,
-            Err(_) => Verdict::Keep,
-        }
+        let read = session.stream.read(&mut [0; 1]);
+        if read.is_ok() { Verdict::Close } else { Verdict::Keep }
     }
 }
 

@@ -94,8 +94,10 @@ pub(crate) fn finish() {
 }
 
 /// What the lines look like.
-fn form() -> Result<Config, String> {
-    let form = format!("[[{}] [year]/[month]/[day] [hour]:[minute]:[second]", std::process::id());
+pub(crate) fn form() -> Result<Config, String> {
+    let worker = tablecloth::worker().map_or(String::new(), |number| format!(" worker {number}"));
+    let form =
+        format!("[[{}] [year]/[month]/[day] [hour]:[minute]:[second]{worker}", std::process::id());
     // The logger wants it for ever, and there is one for the whole process.
     let form = time::format_description::parse_borrowed::<1>(form.leak())
         .map_err(|error| format!("log format: {error}"))?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod ctl;
 pub(crate) mod descriptors;
+pub(crate) mod init;
 pub(crate) mod logging;
 pub(crate) mod options;
 pub(crate) mod output;

@@ -21,6 +21,14 @@ pub(crate) const HELP: &str =
                            to whom that socket belongs, by name or number
   --admin ADDRESS          an endpoint that tells how the process stands and takes commands:
                            /PATH of a Unix socket, or HOST:PORT, where nobody may command
+  --user USER[:GROUP]      started as root: whom to become for good once the sockets and
+                           the pid file are there, by name or number
+  --init                   the first process starts the server, stays, and is none: it
+                           follows upgrades, passes signals on and ends with the
+                           server's status; as process 1 it does so by itself
+  --workers N              so many servers below an init, one for each processor, on the
+                           same addresses (SO_REUSEPORT); HUP replaces them one after
+                           another, and FILE of --pid-file gets .1, .2 and so on [1]
   --log-level LEVEL        off, error, warn, info, debug or trace [info];
                            warn leaves out the line for each message
   --help                   this text
@@ -68,6 +76,15 @@ impl Common {
                 })?;
                 self.socket = self.socket.clone().mode(mode);
             }
+            "--user" => self.config.user = Some(text(parser, flag)?),
+            "--workers" => {
+                let text = text(parser, flag)?;
+                let workers = text.parse().ok().filter(|workers| (1..=1024).contains(workers));
+                let _: u32 = workers
+                    .ok_or_else(|| format!("{flag} {text:?}: expected a number from 1 to 1024"))?;
+            }
+            // Somebody else has looked for it by now.
+            "--init" => {}
             "--socket-owner" => {
                 let text = text(parser, flag)?;
                 let (user, group) =
@@ -84,6 +101,30 @@ impl Common {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Gives a worker what it has of its own, once all flags are known.
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
+        let Some(number) = tablecloth::worker() else { return Ok(()) };
+        self.socket = self.socket.clone().reuse_port(true);
+        if let Some(path) = &mut self.config.pid_file {
+            let mut name = std::mem::take(path).into_os_string();
+            // The null device stands for no pid file.
+            if name != "/dev/null" {
+                name.push(format!(".{number}"));
+            }
+            *path = name.into();
+        }
+        if let Some(address) = &mut self.config.admin {
+            if !address.starts_with("unix:") {
+                return Err(format!(
+                    "--admin {address}: several workers cannot have one port of it; \
+                     give the path of a Unix socket, to which each adds its number"
+                ));
+            }
+            address.push_str(&format!(".{number}"));
+        }
+        Ok(())
     }
 }
 

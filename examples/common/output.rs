@@ -19,8 +19,12 @@ pub(crate) fn print(text: &dyn Display) {
 
 /// On standard error, in one write.
 pub(crate) fn complain(program: &str, error: &dyn Display) {
-    let line = format!("{program}: {error}\n");
-    let (mut left, deadline) = (line.as_bytes(), Instant::now() + PATIENCE);
+    complain_in_full(format!("{program}: {error}\n").as_bytes());
+}
+
+/// A whole line on standard error, in one write.
+pub(crate) fn complain_in_full(line: &[u8]) {
+    let (mut left, deadline) = (line, Instant::now() + PATIENCE);
     while !left.is_empty() {
         // Where the position is, if there is one.
         let here = u64::MAX;

@@ -6,7 +6,7 @@ use lexopt::Parser;
 use tablecloth::Config;
 
 use super::options::{self, Common};
-use super::{ctl, descriptors, logging, output};
+use super::{ctl, descriptors, init, logging, output};
 
 /// A server with one listener.
 pub(crate) struct Program {
@@ -34,8 +34,11 @@ impl Program {
         if let Some(status) = ctl::run(self.name) {
             return status;
         }
-        Config::default().hold_signals();
         let Self { name, help, listen } = *self;
+        if let Some(status) = init::run(name) {
+            return status;
+        }
+        Config::default().hold_signals();
         let help = format!("{help}\n\n{LISTEN}\n{:27}[{listen}]\n{}", "", options::HELP);
         run(name, &help, self.parse(Parser::from_env()), |options| {
             logging::start_buffered(options.common.log_level)?;
@@ -54,6 +57,7 @@ impl Program {
                 _ => return Err(format!("unknown flag {flag}; --help names all flags")),
             }
         }
+        options.common.settle()?;
         Ok(Some(options))
     }
 }

@@ -81,8 +81,8 @@ struct Birth {
 /// (CLONE_VFORK); no other thread does.
 ///
 /// Of this process's descriptors the new one gets those that are not close-on-exec, and `keep`,
-/// under the numbers that they have here; and `stderr`, if there is one, as its standard error. The signals in `blocked` are blocked in it, besides those
-/// that the calling thread blocks.
+/// under the numbers that they have here; and `stderr`, if there is one, as its standard error. The signals
+/// in `blocked` are blocked in it, besides those that the calling thread blocks.
 ///
 /// A directory that cannot be entered is no error: see [`Spawned::not_entered`].
 pub(crate) fn spawn(
@@ -91,6 +91,20 @@ pub(crate) fn spawn(
     keep: &[BorrowedFd<'_>],
     stderr: Option<BorrowedFd<'_>>,
     blocked: SigSet,
+) -> Result<Spawned, NotSpawned> {
+    spawn_with_mask(command, variables, keep, stderr, |mut mask| {
+        mask.extend(blocked.iter());
+        mask
+    })
+}
+
+/// The same, in which exactly these signals are blocked: an answer to those that the calling thread blocks.
+pub(crate) fn spawn_with_mask(
+    command: &Command,
+    variables: &[&CStr],
+    keep: &[BorrowedFd<'_>],
+    stderr: Option<BorrowedFd<'_>>,
+    mask: impl FnOnce(SigSet) -> SigSet,
 ) -> Result<Spawned, NotSpawned> {
     let failed = |step| move |errno: Errno| NotSpawned { step, source: errno.into() };
     // nul-terminated vectors of pointers, as execve(2) wants them; the strings outlive the call.
@@ -108,8 +122,7 @@ pub(crate) fn spawn(
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))
         .map_err(failed("block signals for"))?;
-    let mut mask = before;
-    mask.extend(blocked.iter());
+    let mask = mask(before);
     let birth = Birth {
         executable: command.executable.as_ptr(),
         arguments: argv.as_ptr(),

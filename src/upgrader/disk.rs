@@ -10,7 +10,9 @@ use mio::Waker;
 
 use super::pid_file::PidFile;
 use super::worker::Worker;
+use crate::error::Error;
 use crate::socket_file::{Access, Bound};
+use crate::user::User;
 
 /// The files of this process, and the thread that changes them.
 pub(super) struct Disk {
@@ -39,6 +41,28 @@ impl Disk {
             // Later is no harm: at its end the process waits for the worker once more.
             Ok(done) => drop(done.recv_timeout(wait)),
             Err(error) => log::error!("start the thread that unlinks sockets: {error}"),
+        }
+    }
+
+    /// Has this process become a user. What only root can do about files is done before, on this thread, because nobody is
+    /// served yet.
+    pub(super) fn become_user(
+        &mut self,
+        user: &User,
+        is_first: bool,
+        files: Vec<(PathBuf, Access)>,
+    ) -> Result<(), Error> {
+        if user.is_own() {
+            return user.become_it();
+        }
+        for (path, access) in files {
+            if let Err((step, error)) = access.apply(&path) {
+                log::warn!("{}: {step}: {error}", path.display());
+            }
+        }
+        match &mut self.pid_file {
+            Some(pid_file) => pid_file.hand_to(user, is_first, || user.become_it()),
+            None => user.become_it(),
         }
     }
 

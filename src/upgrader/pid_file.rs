@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 use super::worker::Worker;
 use crate::error::Error;
 use crate::limits;
+use crate::user::User;
 use holding::Holding;
 
 /// The pid file of this process, as the loop sees it.
@@ -104,6 +105,22 @@ impl PidFile {
     pub(crate) fn publish_first(&mut self) -> Result<(), Error> {
         self.spare = false;
         hold(&self.holding).publish_first()
+    }
+
+    /// Has this process become a user, by `become_it`, who can write the file as this process could. The first process
+    /// names itself in it before. Waits for the disk: nobody is served yet.
+    pub(crate) fn hand_to(
+        &mut self,
+        user: &User,
+        is_first: bool,
+        become_it: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if is_first {
+            self.publish_first()?;
+            hold(&self.holding).give_to(user.user(), user.group())?;
+        }
+        become_it()?;
+        hold(&self.holding).try_as_user()
     }
 
     /// Has the file name this process, which takes over. [`PidFile::hear`] tells when that is over.

@@ -19,6 +19,7 @@ use crate::signals::Request;
 use crate::standing::Requests;
 use crate::sys;
 use crate::token::{Kind, Token};
+use crate::user::User;
 
 /// What a poll found, beside what whoever serves notes itself.
 #[derive(Default)]
@@ -41,7 +42,22 @@ impl Upgrader {
         self.announcer.set_up_done();
         // The set-up may have taken long; deadlines run from here.
         self.standing.now = Instant::now();
-        self.feed(Event::SetUpDone, service);
+        match self.become_user() {
+            Ok(()) => self.feed(Event::SetUpDone, service),
+            Err(error) => {
+                self.fate.failure = Some(error);
+                self.feed(Event::Failed, service);
+            }
+        }
+    }
+
+    /// The last thing of the set-up, which is the last that needs root.
+    fn become_user(&mut self) -> Result<(), Error> {
+        let Some(user) = self.config.user.as_deref().map(User::find).transpose()? else {
+            return Ok(());
+        };
+        let files = self.estate.files_to_open_up();
+        self.disk.become_user(&user, self.before.process.is_none(), files)
     }
 
     /// One turn, for whoever serves. Answers where the process stands.

@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
@@ -100,9 +100,43 @@ impl Holding {
     /// The first process: removes what dead processes have left beside the file, and makes the file
     /// name this process. Two that start at the same time are told apart here, as far as that goes.
     pub(super) fn publish_first(&mut self) -> Result<(), Error> {
+        // As root, before it became another user.
+        if self.published.is_some() && names(&self.place, self.pid) {
+            return Ok(());
+        }
         self.clear_up();
         self.check_holder(None)?;
         self.publish()
+    }
+
+    /// Of the first process, which is root still and names itself in the file: gives the file to the user that it is
+    /// about to become, who may not be able to put another one in its place.
+    pub(super) fn give_to(&self, user: u32, group: u32) -> Result<(), Error> {
+        let file = match &self.published {
+            Some(file) => file.try_clone(),
+            None => self.open_in_place(),
+        };
+        file.and_then(|file| fchown(file, Some(user), Some(group))).map_err(self.error("give away"))
+    }
+
+    /// This process has become another user a moment ago. Finds out whether that one can do what root could, so that
+    /// it is told now and not when there is an upgrade.
+    pub(super) fn try_as_user(&mut self) -> Result<(), Error> {
+        if self.in_place {
+            return self.open_in_place().map(drop).map_err(self.error("write"));
+        }
+        // What root has put there is not this one's to rename, where the directory is sticky.
+        let kept = self.spare.take().is_some();
+        let discarded = remove(&self.spare_of(self.pid));
+        match discarded.and_then(|()| self.write_spare()) {
+            Ok(()) if kept => Ok(()),
+            Ok(()) => self.discard_spare(),
+            Err(refused) if is_closed(&refused) => {
+                self.in_place = true;
+                self.open_in_place().map(drop).map_err(|_| self.error("write")(refused))
+            }
+            Err(refused) => Err(self.error("write")(refused)),
+        }
     }
 
     /// Makes the file name this process.
