@@ -59,6 +59,8 @@ use crate::standing::{Requests, Standing};
 use crate::sys::{self, Command};
 use crate::timers::Timers;
 use crate::token::{Kind as Source, Token};
+#[cfg(feature = "admin")]
+use crate::user::User;
 use crate::wire::{Ack, Expect, Kind, NO_SCHEMAS, SchemaRange, Sessions};
 #[cfg(feature = "admin")]
 use admin::Admin;
@@ -442,7 +444,11 @@ impl Upgrader {
         }
         #[cfg(feature = "admin")]
         if let Some(asked) = &config.admin {
-            let options = SocketOptions::default().mode(0o600);
+            let mut options = SocketOptions::default().mode(0o600);
+            if let Some(text) = &config.user {
+                let user = User::find(text)?;
+                options = options.owner(Some(user.user()), Some(user.group()));
+            }
             let door = estate.own_listener(ADMIN_NAME, asked, &options)?;
             log::debug!("the admin endpoint is {}", door.address);
             announcer.admin = Some(Admin::new(door));

@@ -136,8 +136,9 @@ fn the_page_names_no_flag_that_there_is_not() {
     let help = help.concat();
     let words = PAGE.split(|letter: char| !(letter.is_alphanumeric() || letter == '-'));
     // Of other programs: curl's and systemctl's.
-    let others = ["--silent", "--unix-socket", "--now", "--"];
-    for flag in words.filter(|word| word.starts_with("--") && !others.contains(word)) {
+    let others = ["--silent", "--unix-socket", "--now"];
+    let is_flag = |word: &&str| word.starts_with("--") && !word.trim_matches('-').is_empty();
+    for flag in words.filter(is_flag).filter(|word| !others.contains(word)) {
         assert!(help.contains(flag), "{flag}");
     }
 }

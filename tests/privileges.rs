@@ -239,6 +239,58 @@ fn a_successor_that_hangs_is_killed_by_a_predecessor_that_is_root_no_more() {
     is_nobody(pid);
 }
 
+/// Root made the admin endpoint; the user answers there, and may ask.
+#[cfg(feature = "admin")]
+#[test]
+fn the_user_commands_and_is_told_the_last_words_of_a_successor() {
+    if !is_root() {
+        return;
+    }
+    let place = harness::place();
+    let (program, admin) = (place.path().join("program"), place.path().join("admin"));
+    harness::copy_program(&harness::example("demo"), &program);
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("set");
+    let admin = admin.to_str().expect("text");
+    let ids = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let ctl = harness::example("demo");
+    let tool = place.path().join("tool");
+    harness::copy_program(&ctl, &tool);
+    let ask = |what: &str| {
+        let mut setpriv = std::process::Command::new("/usr/bin/setpriv");
+        let asked = setpriv.args(ids).arg(&tool).args(["ctl", "--admin", admin, what]).output();
+        let asked = asked.expect("it runs");
+        let text = [asked.stdout, asked.stderr].concat();
+        (asked.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let start = Start::path(program.clone()).args(&["--listen", "127.0.0.1:0"]);
+    let mut actor = served(start.args(&["--user", "nobody", "--probation", "0", "--admin", admin]));
+    let found = fs::metadata(admin).expect("there");
+    assert_eq!((found.uid(), found.mode() & 0o777), (USER, 0o600));
+    let (code, text) = ask("status");
+    assert_eq!(code, Some(0), "{text}");
+    // The first process, which cannot be traced, and a successor of it, which can.
+    for _ in 0..2 {
+        let crashing = place.path().join("crashing");
+        fs::write(&crashing, "#!/bin/sh\necho the cause of it >&2\nexit 3\n").expect("written");
+        fs::set_permissions(&crashing, fs::Permissions::from_mode(0o755)).expect("set");
+        fs::rename(&crashing, &program).expect("renamed");
+        let (code, text) = ask("upgrade");
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("the cause of it"), "{text}");
+        let again = place.path().join("again");
+        harness::copy_program(&harness::example("demo"), &again);
+        fs::rename(&again, &program).expect("renamed");
+        let (code, text) = ask("upgrade");
+        assert_eq!(code, Some(0), "{text}");
+        actor.wait_for("finish the old process");
+        let found = fs::metadata(admin).expect("there");
+        assert_eq!((found.uid(), found.mode() & 0o777), (USER, 0o600));
+    }
+    let (code, text) = ask("shutdown");
+    assert_eq!(code, Some(0), "{text}");
+    actor.wait_for("finish the process");
+}
+
 /// Below an init that stays root.
 #[test]
 fn an_init_signals_and_follows_a_server_of_another_user() {

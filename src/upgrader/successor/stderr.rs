@@ -10,14 +10,13 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::Instant;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::fstat;
 use nix::unistd::{dup2_stderr, pipe2, read};
 
@@ -56,14 +55,12 @@ impl Stderr {
     pub(super) fn new(registry: &Registry, attempt: u32) -> io::Result<(Self, Given)> {
         let stderr = io::stderr();
         let own = stderr.as_fd().try_clone_to_owned()?;
-        let (pipe, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-        // This end of it alone must not block (pipe(7)): the two ends have a description each.
-        let mut options = File::options();
-        options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
-        let ours = OwnedFd::from(options.open(format!("/proc/self/fd/{}", pipe.as_raw_fd()))?);
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+        // This end of it alone must not block: the two ends have a description each (pipe(2)).
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let token = Token::new(Kind::SuccessorStderr, attempt, 0).pack();
         registry.register(&mut SourceFd(&ours.as_raw_fd()), token, Interest::READABLE)?;
-        let given = Given { pipe: theirs, keep: [own.try_clone()?, pipe] };
+        let given = Given { pipe: theirs, keep: [own.try_clone()?, ours.try_clone()?] };
         let (tail, writer, held) = (VecDeque::new(), None, None);
         Ok((Self { pipe: ours, own, tail, writer, held, is_over: false }, given))
     }
