@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use harness::{Actor, PATIENCE, Start, example, until};
 use nix::sys::signal::Signal;
+use tablecloth::fault::Point;
 use tablecloth::{Control, Controlled, control};
 
 /// An actor with an admin endpoint in its place, and where that is.
@@ -294,6 +295,31 @@ fn a_hup_in_the_middle_of_a_check_is_no_check() {
     assert!(done == Controlled::Done && told.contains("checked: "), "{told}");
     actor.wait_for("done; spawn");
     assert_eq!(actor.who().1, 1);
+}
+
+/// The endpoint's path is the service's, as those of its listeners are: it does not end with a successor that never
+/// served.
+#[test]
+fn a_successor_that_gives_way_leaves_the_endpoint_where_it_is() {
+    let (start, path) = start();
+    let mut actor = serve(start.faults());
+    let pid = actor.pid();
+    actor.fault(Point::ReadyHeard, "stop");
+    let successor = actor.give_birth(pid);
+    let state = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+    };
+    until("the predecessor has heard it", || state(pid) == Some('T'));
+    actor.signal(successor, Signal::SIGTERM);
+    until("the successor has ended", || state(successor) == Some('Z'));
+    assert_eq!(fs::metadata(&path).map(|_| ()).map_err(|error| error.kind()), Ok(()));
+    actor.signal(pid, Signal::SIGCONT);
+    actor.wait_for("failed");
+    assert_eq!(status(&get(&path, "/ready")), "200");
+    let (done, told) = ask(&path, Control::Upgrade);
+    assert_eq!(done, Controlled::Done, "{told}");
+    assert_eq!(status(&get(&path, "/ready")), "200");
 }
 
 #[test]

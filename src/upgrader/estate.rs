@@ -32,6 +32,8 @@ pub(crate) struct Estate {
     /// may come back to them, is gone. The sockets stay open so long, because the file's number stays
     /// theirs by that.
     abandoned: Vec<(Bound, OwnedFd)>,
+    /// The service has come to its end in this process: its paths end, too.
+    ends_here: bool,
 }
 
 struct Named {
@@ -93,6 +95,7 @@ impl Estate {
             rests: Vec::new(),
             last_queues: Vec::new(),
             abandoned: Vec::new(),
+            ends_here: false,
         })
     }
 
@@ -195,6 +198,7 @@ impl Estate {
     /// The paths that end with this process, for somebody to unlink, who may have to wait for a disk.
     /// Their sockets come with them, to be open until it is done: by that the file is known for theirs.
     pub(crate) fn take_paths(&mut self) -> Vec<(Bound, Option<OwnedFd>)> {
+        self.ends_here = true;
         let mut paths = self.take_abandoned();
         // The sockets themselves may be closed before that.
         let others = self.named.iter_mut().filter(|named| named.role != Role::Own);
@@ -206,8 +210,12 @@ impl Estate {
         paths
     }
 
-    /// The paths of what is the upgrader's own, likewise.
+    /// The paths of what is the upgrader's own, likewise, when the process exits: none if the service goes on in
+    /// another one.
     pub(crate) fn take_own_paths(&mut self) -> Vec<(Bound, Option<OwnedFd>)> {
+        if !self.ends_here {
+            return Vec::new();
+        }
         let own = self.named.iter_mut().filter(|named| named.role == Role::Own);
         let bound = own.filter_map(|named| {
             let open = named.fd.try_clone().ok();

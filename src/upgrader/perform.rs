@@ -617,8 +617,8 @@ impl Upgrader {
             }
             End::ShutDown | End::Exited => "failed: the process has ended".to_owned(),
         };
-        if !matches!(end, End::Replaced { .. }) {
-            let paths = self.estate.take_own_paths();
+        let paths = self.estate.take_own_paths();
+        if !paths.is_empty() {
             self.disk.unlink(paths, limits::UNLINK_WAIT);
         }
         self.announcer.ended(&line, &self.standing.registry, self.standing.now);
