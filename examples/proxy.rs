@@ -185,7 +185,7 @@ fn serve(mut options: Options) -> Result<(), String> {
         Some(file) => file::read(&file, &mut options),
         None => file::of_flags(&options),
     };
-    options.common.settle()?;
+    options.common.settle();
     // The file may have said at which level.
     logging::start_buffered(options.common.log_level)?;
     let routes = written.and_then(routes::make);

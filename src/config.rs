@@ -279,6 +279,14 @@ impl Config {
         .collect()
     }
 
+    /// In one of several workers the endpoint is where their init asks.
+    pub(crate) fn be_asked_by_an_init(&mut self) {
+        #[cfg(feature = "admin")]
+        if let Ok(address) = std::env::var(crate::wire::ADMIN_VARIABLE) {
+            self.admin = Some(address);
+        }
+    }
+
     /// Whether somebody may ask what was counted, and what became of an upgrade.
     pub(crate) fn watches(&self) -> bool {
         #[cfg(feature = "admin")]

@@ -2,10 +2,15 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use crate::address::Address;
 use crate::limits;
+use crate::sys::{self, Name};
 
 /// What a server is asked for over its [admin endpoint](crate::Upgrader#the-admin-endpoint).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +24,10 @@ pub enum Control {
     Check,
     /// How the process stands, in lines for people.
     Status,
+    /// Whether the loop turns.
+    Live,
+    /// Whether the service serves: it has failed if it does not.
+    Ready,
     /// A shutdown: the sessions come to their end.
     Shutdown,
     /// The end at once.
@@ -83,6 +92,57 @@ fn connect_unix(path: &str) -> io::Result<UnixStream> {
     }
 }
 
+/// Asks a server on this machine for something that is no command, until it answers or the time is over: the status
+/// and the body.
+pub(crate) fn fetch(
+    address: &str,
+    target: &str,
+    accept: &str,
+    deadline: Instant,
+) -> io::Result<(u16, String)> {
+    loop {
+        match fetch_once(address, target, accept, deadline) {
+            // It was replaced, or killed, after it had let this one in.
+            Err(error) if is_broken(&error) && Instant::now() + AGAIN < deadline => {
+                std::thread::sleep(AGAIN);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_broken(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+}
+
+fn fetch_once(
+    address: &str,
+    target: &str,
+    accept: &str,
+    deadline: Instant,
+) -> io::Result<(u16, String)> {
+    let resolved = Address::resolve(address).map_err(io::Error::other)?;
+    let name = resolved.first().and_then(Address::to_name).and_then(|name| Name::new(&name));
+    let name = name.ok_or(io::ErrorKind::InvalidInput)?;
+    // It answers at once whether there is room in the queue (unix(7)).
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    sys::connect(socket.as_fd(), &name)?;
+    let mut stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    stream.set_read_timeout(Some(left))?;
+    stream.set_write_timeout(Some(left))?;
+    let request = format!("GET {target} HTTP/1.0\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = BufReader::new(stream);
+    let status = read_head(&mut answer).ok_or(io::ErrorKind::UnexpectedEof)?;
+    let mut body = String::new();
+    answer.take(limits::ADMIN_BODY_BYTES).read_to_string(&mut body)?;
+    Ok((status, body))
+}
+
 /// Asks once. `None` if the process that was asked was replaced meanwhile.
 fn ask(
     mut stream: Box<dyn Connection>,
@@ -94,6 +154,8 @@ fn ask(
         Control::UpgradeProven => ("POST", "/upgrade?wait=proven"),
         Control::Check => ("POST", "/upgrade?check"),
         Control::Status => ("GET", "/status"),
+        Control::Live => ("GET", "/live"),
+        Control::Ready => ("GET", "/ready"),
         Control::Shutdown => ("POST", "/shutdown"),
         Control::Exit => ("POST", "/exit"),
     };

@@ -1,11 +1,16 @@
 //! The first process of a container, or of a service: it starts the server, and is none.
 //!
 //! `family` is a server with all its generations, `words` what one of them says, `kin` what the kernel knows of
-//! relations, and `outer` the manager that this process has itself.
+//! relations, and `outer` the manager that this process has itself. `desk` answers
+//! whoever asks for all workers, and `sum` adds up what they have counted.
 
+#[cfg(feature = "admin")]
+mod desk;
 mod family;
 mod kin;
 mod outer;
+#[cfg(feature = "admin")]
+mod sum;
 mod words;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,6 +27,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::error::Error;
 use crate::program;
 use crate::sys::{self, Action, Ending, Spawned};
+#[cfg(feature = "admin")]
+use desk::Desk;
 use family::Family;
 use outer::Outer;
 
@@ -105,12 +112,15 @@ pub fn worker() -> Option<u32> {
 ///   namespace. BARRIER is answered here, once the words before it were passed on. Descriptors to be stored
 ///   (FDSTORE) are not passed on.
 ///
-/// It has one thread, and makes no system call while nothing happens. It logs how the server ends, and who serves:
+/// It has one thread, a second one with an [admin endpoint](Init::admin), and makes no system call while nothing
+/// happens. It logs how the server ends, and who serves:
 /// install a logger without a thread before [`Init::run`] to see that.
 #[derive(Clone, Debug, Default)]
 pub struct Init {
     always: bool,
     workers: Option<u32>,
+    #[cfg(feature = "admin")]
+    admin: Option<String>,
 }
 
 impl Init {
@@ -133,12 +143,48 @@ impl Init {
         Self { workers: (workers > 1).then_some(workers), ..self }
     }
 
+    /// Where the init of several [workers](Init::workers) has an [admin
+    /// endpoint](crate::Upgrader#the-admin-endpoint), which answers for all of them. None; a server that is alone has
+    /// its own.
+    ///
+    /// - `/status` tells how each worker stands, and `/metrics` adds up what they have counted, gauges of the
+    ///   application included. The generation and the two times are told for each, with a label `worker`. `/ready`
+    ///   says so when all are ready, and `/metrics` is 503 while one of them does not answer, so that no sum goes back.
+    /// - `POST /upgrade` upgrades them one after another, until one fails; the last line says which of them run what.
+    ///   A check is the first one's. A shutdown is everybody's.
+    /// - Each worker has an endpoint of its own, whatever its [`Config::admin`](field@crate::Config::admin) is: worker
+    ///   2 of `unix:/run/server/admin` has `unix:/run/server/admin.2`. Where the init has an internet address, they have
+    ///   abstract names that the init alone knows.
+    #[cfg(feature = "admin")]
+    #[must_use]
+    pub fn admin(self, address: impl Into<String>) -> Self {
+        Self { admin: Some(address.into()), ..self }
+    }
+
     /// Whether [`Init::run`] stays in this process: for a program that has something to do for it, such as to install a
     /// logger.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         // A variable of an outer container says nothing to process 1, which nobody here has started.
         is_process_one() || self.always && std::env::var_os(VARIABLE).is_none()
+    }
+
+    /// Where a worker has its admin endpoint, if its init has one.
+    fn admin_of(&self, number: u32) -> Option<String> {
+        #[cfg(feature = "admin")]
+        return self.admin.as_deref().map(|asked| desk::of_worker(asked, number));
+        #[cfg(not(feature = "admin"))]
+        {
+            let _ = number;
+            None
+        }
+    }
+
+    #[cfg(feature = "admin")]
+    fn open_desk(&self) -> Result<Option<Desk>, Error> {
+        let workers = self.workers.map(|workers| (1..=workers).filter_map(|it| self.admin_of(it)));
+        let (Some(asked), Some(workers)) = (&self.admin, workers) else { return Ok(None) };
+        Desk::open(asked, workers.collect()).map(Some)
     }
 
     /// In a process that is to be the init it returns when that ends, with the status to leave with. In the server it
@@ -170,6 +216,8 @@ struct Watch {
     families: Vec<Family>,
     outer: Option<Outer>,
     rollout: Option<Rollout>,
+    #[cfg(feature = "admin")]
+    _desk: Option<Desk>,
     /// The last request to stop: whoever begins to serve after it hears it, too.
     stop: Option<i32>,
 }
@@ -201,9 +249,15 @@ impl Watch {
         if !is_first {
             prctl::set_child_subreaper(true).map_err(Error::system("adopt orphans"))?;
         }
-        let mut watch =
-            Self { signals, families: Vec::new(), outer: None, rollout: None, stop: None };
-        watch.outer = Outer::of_environment();
+        let mut watch = Self {
+            signals,
+            families: Vec::new(),
+            outer: Outer::of_environment(),
+            rollout: None,
+            #[cfg(feature = "admin")]
+            _desk: init.open_desk()?,
+            stop: None,
+        };
         let command = program::of_this_process()?;
         let numbers: Vec<_> = match init.workers {
             None => vec![None],
@@ -212,7 +266,8 @@ impl Watch {
         let mut mask = before;
         mask.extend(LATE);
         for number in numbers {
-            match Family::start(&command, number, mask) {
+            let admin = number.and_then(|number| init.admin_of(number));
+            match Family::start(&command, number, admin, mask) {
                 Ok(family) => watch.families.push(family),
                 Err(error) => {
                     watch.ask_to_stop(libc::SIGTERM);

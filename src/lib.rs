@@ -77,9 +77,9 @@
 //!              wing  crew  door  acceptor           claims  turn  perform  service  alone
 //!              handoff  moves  guard                estate  successor  predecessor
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
-//!                                                   announcer  notify  admin  answers
+//!                                                   announcer  notify  answers
 //!              init                                 (beside both: it is a process of its own)
-//!  for both    handler  relay  config  remote  standing  report  ledger
+//!  for both    handler  relay  config  remote  standing  report  ledger  admin
 //!  kernel      sys  program  signals  socket  socket_file  stream  pollable  room  user  io_event  token  control
 //!                                                                  the only unsafe is in sys
 //!  ground      machine  timers  wire  limits  throttle  address  error  fault
@@ -95,6 +95,8 @@
 )]
 
 mod address;
+#[cfg(feature = "admin")]
+mod admin;
 mod config;
 #[cfg(feature = "admin")]
 mod control;

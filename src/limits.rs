@@ -84,6 +84,8 @@ pub const ADMIN_HEADERS: usize = 64;
 /// What waits for one of them to read it, in bytes, beside one answer.
 pub const ADMIN_WAITING_BYTES: usize = 64 * 1024;
 
+/// How much of one worker's answer its init reads, in bytes.
+pub const ADMIN_BODY_BYTES: u64 = 4 * 1024 * 1024;
 /// How long one of them may take to send a request, and then to read the answer.
 pub const ADMIN_WAIT: Duration = Duration::from_secs(5);
 

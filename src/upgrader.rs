@@ -4,8 +4,6 @@
 //! what the machine says. `successor` is the process after this one and `predecessor` the one before it.
 //! `service` is what all of them ask of whoever serves.
 
-#[cfg(feature = "admin")]
-mod admin;
 mod alone;
 mod announcer;
 #[cfg(feature = "admin")]
@@ -41,6 +39,8 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Waker};
 
 use crate::address::Address;
+#[cfg(feature = "admin")]
+use crate::admin::Admin;
 use crate::config::Config;
 use crate::error::Error;
 use crate::handed_over::HandedOver;
@@ -62,8 +62,6 @@ use crate::token::{Kind as Source, Token};
 #[cfg(feature = "admin")]
 use crate::user::User;
 use crate::wire::{Ack, Expect, Kind, NO_SCHEMAS, SchemaRange, Sessions};
-#[cfg(feature = "admin")]
-use admin::Admin;
 use alone::Alone;
 pub use alone::Notice;
 use announcer::Announcer;
@@ -425,10 +423,11 @@ impl Upgrader {
 
     fn assemble(
         claim: signals::Claim,
-        config: Config,
+        mut config: Config,
         predecessor: Option<&Predecessor>,
         mut inheritance: Inheritance,
     ) -> Result<Self, Error> {
+        config.be_asked_by_an_init();
         room::reserve_table();
         let command = Arc::new(program::of_this_process()?);
         // A successor is spawned with what was there before this.
@@ -451,7 +450,7 @@ impl Upgrader {
             }
             let door = estate.own_listener(ADMIN_NAME, asked, &options)?;
             log::debug!("the admin endpoint is {}", door.address);
-            announcer.admin = Some(Admin::new(door));
+            announcer.admin = Some(Admin::new(door.fd, door.family));
         }
         let before = predecessor.map(|predecessor| predecessor.pid);
         let prepare = |path: &Path| PidFile::prepare(path, std::process::id(), before);

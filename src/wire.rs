@@ -93,6 +93,9 @@ pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 4 };
 /// for it.
 pub const STDERR_VARIABLE: &str = "TABLECLOTH_STDERR";
 
+/// In the environment of one of several workers: where its init asks it, whatever its configuration says.
+pub const ADMIN_VARIABLE: &str = "TABLECLOTH_ADMIN";
+
 /// The first version with EXPECT and RETIRE, and with more in MANIFEST and SESSIONS.
 const VERSION_2: u16 = 2;
 

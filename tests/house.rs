@@ -23,7 +23,17 @@ const FLOORS: [&[&str]; 4] = [
         "token",
         "user",
     ],
-    &["config", "handed_over", "handler", "ledger", "relay", "remote", "report", "standing"],
+    &[
+        "admin",
+        "config",
+        "handed_over",
+        "handler",
+        "ledger",
+        "relay",
+        "remote",
+        "report",
+        "standing",
+    ],
     &["init", "server", "upgrader"],
 ];
 

@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -568,6 +569,91 @@ fn two_demos_share_an_address_and_each_has_its_pid_file() {
     assert!(served > 0);
     actor.signal(actor.pid(), Signal::SIGTERM);
     assert_eq!(actor.first_exits().code(), Some(0));
+}
+
+/// The endpoint of the init answers for both of them.
+#[cfg(feature = "admin")]
+#[test]
+fn two_workers_are_asked_as_one() {
+    use tablecloth::{Control, Controlled, control};
+
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = probe.local_addr().expect("an address").to_string();
+    drop(probe);
+    let releases = place();
+    let program = releases.path().join("demo");
+    harness::copy_program(&example("demo"), &program);
+    let start = Start::path(program.clone()).args(&["--workers", "2", "--listen", &address]);
+    let (admin, file) = (start.path_of("admin"), start.path_of("pid"));
+    let start = start.args(&["--pid-file", &file, "--probation", "0", "--admin", &admin]);
+    let mut actor = start.spawn();
+    let ask = |what| {
+        let mut told = Vec::new();
+        let address = format!("unix:{admin}");
+        let controlled = control(&address, what, &mut told).expect("somebody is there");
+        (controlled, String::from_utf8_lossy(&told).into_owned())
+    };
+    until("the init answers", || std::path::Path::new(&admin).exists());
+    until("both are ready", || ask(Control::Ready).0 == Controlled::Done);
+    let named = |number: u32| {
+        let text = fs::read_to_string(format!("{file}.{number}")).unwrap_or_default();
+        text.trim().parse::<u32>().unwrap_or(0)
+    };
+    let count = |series: &str| {
+        let mut stream = UnixStream::connect(&admin).expect("somebody is there");
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("written");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in {text}")).parse::<f64>().expect("a number")
+    };
+    let connections = "tablecloth_accepted_total{listener=\"echo\"}";
+    for _ in 0..20 {
+        harness::Client::connect(&address).ask("hello\n");
+    }
+    assert_eq!(count(connections), 20.0);
+
+    let before = [named(1), named(2)];
+    let (done, told) = ask(Control::UpgradeProven);
+    assert_eq!(done, Controlled::Done, "{told}");
+    assert!(told.ends_with("done: all 2 workers are upgraded\n"), "{told}");
+    assert!(told.contains("worker 1: done: ") && told.contains("worker 2: done: "), "{told}");
+    assert!(named(1) != before[0] && named(2) != before[1], "{told}");
+    assert_eq!(count("tablecloth_upgrades_total{outcome=\"done\"}"), 2.0);
+    assert_eq!(count("tablecloth_generation{worker=\"2\"}"), 1.0);
+    assert_eq!(count(connections), 20.0);
+    let (_, status) = ask(Control::Status);
+    assert!(status.starts_with("worker 1\n") && status.contains("\nworker 2\n"), "{status}");
+    let (done, told) = ask(Control::Check);
+    assert!(done == Controlled::Done && told.contains("checked: "), "{told}");
+
+    // The second one has been stopped, and cannot be asked: nothing is told that is not so.
+    let second = named(2);
+    actor.signal(second, Signal::SIGSTOP);
+    let (done, told) = ask(Control::Ready);
+    assert!(done == Controlled::Failed && told.starts_with("worker 2: "), "{told}");
+    assert_eq!(ask(Control::Live).0, Controlled::Done);
+    actor.signal(second, Signal::SIGCONT);
+    until("both are ready again", || ask(Control::Ready).0 == Controlled::Done);
+    assert_eq!(count(connections), 20.0);
+
+    // The first one that fails is the last one that is asked.
+    let crashing = releases.path().join("crashing");
+    fs::write(&crashing, "#!/bin/sh\necho the cause of it >&2\nexit 3\n").expect("written");
+    fs::set_permissions(&crashing, fs::Permissions::from_mode(0o755)).expect("set");
+    fs::rename(&crashing, &program).expect("renamed");
+    let (done, told) = ask(Control::Upgrade);
+    assert_eq!(done, Controlled::Failed, "{told}");
+    assert!(told.contains("worker 1: stderr: the cause of it"), "{told}");
+    let last = told.lines().last().expect("a line");
+    assert!(last.starts_with("failed: worker 1: upgrade "), "{last}");
+    assert!(last.ends_with("of the new program: none; of the old one: workers 1 to 2"), "{last}");
+    assert_eq!(count("tablecloth_upgrades_total{outcome=\"failed\"}"), 1.0);
+
+    let (done, told) = ask(Control::Shutdown);
+    assert_eq!(done, Controlled::Done, "{told}");
+    assert_eq!(actor.first_exits().code(), Some(0));
+    assert!(!std::path::Path::new(&admin).exists());
 }
 
 fn demo() -> Start {

@@ -16,6 +16,7 @@ NAME ctl --admin ADDRESS COMMAND: asks a running server for something
 
 commands:
   status               how it stands
+  live, ready          whether its loop turns, and whether it serves: for probes
   upgrade              replace it by a new process of its program; what becomes of it is
                        printed step by step, until the new process serves or has failed
   upgrade --proven     the same, until the new process is proven and the sessions have moved
@@ -75,6 +76,8 @@ fn parse(mut parser: Parser) -> Result<Option<(String, Control)>, String> {
         (_, true) => return Err("--proven belongs to upgrade".into()),
         (Some("check"), false) => Control::Check,
         (Some("status"), false) => Control::Status,
+        (Some("live"), false) => Control::Live,
+        (Some("ready"), false) => Control::Ready,
         (Some("shutdown"), false) => Control::Shutdown,
         (Some("exit"), false) => Control::Exit,
         _ => return Err(format!("unknown command {command:?}; ctl --help names them")),

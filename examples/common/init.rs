@@ -8,7 +8,7 @@ use log::LevelFilter;
 use simplelog::WriteLogger;
 use tablecloth::Init;
 
-use super::{logging, output};
+use super::{logging, options, output};
 
 /// The status to leave with, in the process that was the init. Called before anything else; the flags are looked for
 /// and not parsed, because a mistake in them is the server's to complain about.
@@ -16,6 +16,10 @@ pub(crate) fn run(program: &str) -> Option<ExitCode> {
     let init = Init::default().always(is_asked_for());
     let init = match value_of("--workers").and_then(|number| number.parse().ok()) {
         Some(workers) => init.always(workers > 1 || is_asked_for()).workers(workers),
+        None => init,
+    };
+    let init = match value_of("--admin") {
+        Some(address) => init.admin(options::admin_address(&address)),
         None => init,
     };
     if init.is_wanted() {

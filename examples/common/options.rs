@@ -104,8 +104,8 @@ impl Common {
     }
 
     /// Gives a worker what it has of its own, once all flags are known.
-    pub(crate) fn settle(&mut self) -> Result<(), String> {
-        let Some(number) = tablecloth::worker() else { return Ok(()) };
+    pub(crate) fn settle(&mut self) {
+        let Some(number) = tablecloth::worker() else { return };
         self.socket = self.socket.clone().reuse_port(true);
         if let Some(path) = &mut self.config.pid_file {
             let mut name = std::mem::take(path).into_os_string();
@@ -115,16 +115,6 @@ impl Common {
             }
             *path = name.into();
         }
-        if let Some(address) = &mut self.config.admin {
-            if !address.starts_with("unix:") {
-                return Err(format!(
-                    "--admin {address}: several workers cannot have one port of it; \
-                     give the path of a Unix socket, to which each adds its number"
-                ));
-            }
-            address.push_str(&format!(".{number}"));
-        }
-        Ok(())
     }
 }
 

@@ -57,7 +57,7 @@ impl Program {
                 _ => return Err(format!("unknown flag {flag}; --help names all flags")),
             }
         }
-        options.common.settle()?;
+        options.common.settle();
         Ok(Some(options))
     }
 }

@@ -13,6 +13,7 @@ use super::words::{self, Words};
 use super::{Spawned, VARIABLE, WORKER, kin, outer};
 use crate::error::Error;
 use crate::sys::{self, Command, Ending, Name};
+use crate::wire::ADMIN_VARIABLE;
 
 /// How many datagrams are read before signals are looked at again.
 const MOST_WORDS: usize = 64;
@@ -59,18 +60,20 @@ impl Family {
     pub(super) fn start(
         command: &Command,
         number: Option<u32>,
+        admin: Option<String>,
         mask: SigSet,
     ) -> Result<Self, Error> {
         let (socket, name) = listen().map_err(Error::system("make a socket to hear the server"))?;
         let mut environment = vec![format!("{}={name}", outer::VARIABLE)];
         environment.extend(number.map(|number| format!("{WORKER}={number}")));
+        environment.extend(admin.map(|address| format!("{ADMIN_VARIABLE}={address}")));
         // The watchdog is this process's, which passes the server's signs of life on (sd_watchdog_enabled(3)).
         let own = |pid| pid == std::process::id().to_string();
         if std::env::var("WATCHDOG_PID").map_or(true, own) {
             let watchdog = std::env::var("WATCHDOG_USEC");
             environment.extend(watchdog.map(|period| format!("WATCHDOG_USEC={period}")));
         }
-        let replaced = [outer::VARIABLE, WORKER, VARIABLE];
+        let replaced = [outer::VARIABLE, WORKER, VARIABLE, ADMIN_VARIABLE];
         let is_replaced = |assignment: &CString| {
             let name = assignment.to_bytes().split(|byte| *byte == b'=').next();
             replaced.iter().any(|replaced| name == Some(replaced.as_bytes()))

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use mio::Registry;
 
-#[cfg(feature = "admin")]
-use super::admin::Admin;
 use super::notify::Notify;
+#[cfg(feature = "admin")]
+use crate::admin::Admin;
 use crate::ledger::{Counter, Histogram, Ledger};
 use crate::limits;
 use crate::machine::{Event, Refusal, State};

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Upgrader;
-use super::admin::{Answer, Ask, Asker, Request, TEXT};
 use super::service::Service;
+use crate::admin::{Answer, Ask, Asker, Request, TEXT};
 use crate::machine::{Drain, Event, Predecessor, State, Wanted};
 
 /// What is told of a process.

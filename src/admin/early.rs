@@ -13,12 +13,11 @@ use nix::unistd::pipe2;
 use super::request::{Answer, Ask, Parsed, parse};
 use crate::limits;
 use crate::stream::Stream;
-use crate::upgrader::estate::Door;
 use crate::wire::Family;
 
 /// The thread, until this is dropped.
 #[derive(Debug)]
-pub(in crate::upgrader) struct Early {
+pub(super) struct Early {
     /// Its end of file is what the thread stops by.
     stop: Option<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -29,9 +28,9 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 impl Early {
     /// Begins to answer. An error, and probes wait until the process is ready.
-    pub(in crate::upgrader) fn begin(door: &Door) -> io::Result<Self> {
+    pub(super) fn begin(listener: &OwnedFd, family: Family) -> io::Result<Self> {
         let (stopped, stop) = pipe2(OFlag::O_CLOEXEC)?;
-        let (listener, family) = (door.fd.try_clone()?, door.family);
+        let listener = listener.try_clone()?;
         let thread = thread::Builder::new().name("tablecloth-probe".into());
         let thread = thread
             .stack_size(limits::THREAD_STACK_BYTES)

@@ -9,7 +9,7 @@ mod early;
 mod request;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -18,7 +18,6 @@ use mio::{Interest, Registry};
 use nix::sys::socket::{getsockopt, sockopt};
 use slab::Slab;
 
-use super::estate::Door;
 use crate::limits;
 use crate::report::{Cause, Failure, Report, Stage};
 use crate::stream::Stream;
@@ -27,11 +26,12 @@ use crate::token::{Kind, Token};
 use crate::wire::Family;
 use client::{Awaited, Client};
 use early::Early;
-pub(super) use request::{Answer, Ask, Request, TEXT};
+pub(crate) use request::{Answer, Ask, Request, TEXT};
 
 /// The endpoint, and its clients.
-pub(super) struct Admin {
-    door: Door,
+pub(crate) struct Admin {
+    listener: Rc<OwnedFd>,
+    family: Family,
     is_polled: bool,
     /// Somebody may wait to be let in.
     is_ready: bool,
@@ -48,13 +48,17 @@ pub(super) struct Admin {
 
 /// Which client has asked.
 #[derive(Clone, Copy)]
-pub(super) struct Asker(usize);
+pub(crate) struct Asker {
+    place: usize,
+    visit: u32,
+}
 
 impl Admin {
-    pub(super) fn new(door: Door) -> Self {
+    pub(crate) fn new(listener: Rc<OwnedFd>, family: Family) -> Self {
         let (is_polled, is_ready, retry) = (false, false, None);
         Self {
-            door,
+            listener,
+            family,
             is_polled,
             is_ready,
             retry,
@@ -66,15 +70,15 @@ impl Admin {
     }
 
     /// Has probes answered until the process is ready.
-    pub(super) fn begin_early(&mut self) {
-        match Early::begin(&self.door) {
+    pub(crate) fn begin_early(&mut self) {
+        match Early::begin(&self.listener, self.family) {
             Ok(early) => self.early = Some(early),
             Err(error) => log::debug!("nobody answers at the admin endpoint yet: {error}"),
         }
     }
 
     /// The loop answers from here on.
-    pub(super) fn end_early(&mut self) {
+    pub(crate) fn end_early(&mut self) {
         self.early = None;
     }
 
@@ -82,11 +86,11 @@ impl Admin {
     ///
     /// The registration belongs to the open file description, which the other process shares: it is ended
     /// here, and does not end by closing (epoll(7)).
-    pub(super) fn poll(&mut self, registry: &Registry, wanted: bool) {
+    pub(crate) fn poll(&mut self, registry: &Registry, wanted: bool) {
         if wanted == self.is_polled {
             return;
         }
-        let fd = self.door.fd.as_raw_fd();
+        let fd = self.listener.as_raw_fd();
         if wanted {
             self.polls = self.polls.wrapping_add(1);
             let token = Token::new(Kind::Admin, self.polls, 0).pack();
@@ -103,7 +107,7 @@ impl Admin {
     }
 
     /// An event of the endpoint's or of a client's. Answers whether that is still there.
-    pub(super) fn note(&mut self, token: Token) -> bool {
+    pub(crate) fn note(&mut self, token: Token) -> bool {
         if token.kind == Kind::Admin {
             let is_current = self.is_polled && Token::new(Kind::Admin, self.polls, 0) == token;
             self.is_ready |= is_current;
@@ -119,7 +123,7 @@ impl Admin {
     }
 
     /// When there is something to do, at the latest.
-    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+    pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let at_once = self.is_ready && self.retry.is_none()
             || self.clients.iter().any(|(_, (_, client))| client.is_ready);
         let deadlines = self.clients.iter().filter_map(|(_, (_, client))| client.deadline());
@@ -127,7 +131,7 @@ impl Admin {
     }
 
     /// Lets clients in, and listens to them, within the budget of a turn. Answers what they ask for.
-    pub(super) fn serve(&mut self, registry: &Rc<Registry>, now: Instant) -> Vec<(Asker, Request)> {
+    pub(crate) fn serve(&mut self, registry: &Rc<Registry>, now: Instant) -> Vec<(Asker, Request)> {
         let late = |client: &Client| client.deadline().is_some_and(|at| at <= now);
         self.clients.retain(|_, (_, client)| !late(client));
         if self.retry.is_some_and(|at| at <= now) {
@@ -137,13 +141,13 @@ impl Admin {
             self.let_in(registry, now);
         }
         let (mut asked, mut left) = (Vec::new(), limits::ADMIN_EVENTS_PER_TURN);
-        self.clients.retain(|place, (_, client)| {
+        self.clients.retain(|place, (visit, client)| {
             if !client.is_ready || left == 0 {
                 return true;
             }
             left -= 1;
             match client.serve(now) {
-                Ok(Some(request)) => asked.push((Asker(place), request)),
+                Ok(Some(request)) => asked.push((Asker { place, visit: *visit }, request)),
                 Ok(None) => {}
                 Err(error) => {
                     log::debug!("a client of the admin endpoint is gone: {error}");
@@ -157,7 +161,7 @@ impl Admin {
 
     fn let_in(&mut self, registry: &Rc<Registry>, now: Instant) {
         for _ in 0..limits::ADMIN_ACCEPTS_PER_TURN {
-            match Stream::accept(self.door.fd.as_fd(), self.door.family) {
+            match Stream::accept(self.listener.as_fd(), self.family) {
                 Ok((stream, _)) => self.add(stream, registry, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.is_ready = false;
@@ -181,7 +185,7 @@ impl Admin {
             let Some(place) = oldest.map(|(place, _)| place) else { return };
             self.clients.remove(place);
         }
-        let is_local = self.door.family == Family::Unix;
+        let is_local = self.family == Family::Unix;
         self.visits = self.visits.wrapping_add(1);
         let (visit, entry) = (self.visits, self.clients.vacant_entry());
         if let Err(error) = stream.register(registry, token_of(visit, entry.key()).pack()) {
@@ -198,14 +202,20 @@ impl Admin {
     }
 
     /// Answers a client.
-    pub(super) fn answer(&mut self, asker: Asker, answer: &Answer, head_only: bool, now: Instant) {
-        if let Some((_, client)) = self.clients.get_mut(asker.0) {
+    pub(crate) fn answer(&mut self, asker: Asker, answer: &Answer, head_only: bool, now: Instant) {
+        if let Some(client) = self.who(asker) {
             client.answer(answer, head_only, now);
         }
     }
 
+    /// The client that has asked, if it is still there.
+    fn who(&mut self, asker: Asker) -> Option<&mut Client> {
+        let found = self.clients.get_mut(asker.place);
+        found.filter(|(visit, _)| *visit == asker.visit).map(|(_, client)| client)
+    }
+
     /// Has a client wait for what becomes of an upgrade.
-    pub(super) fn wait(&mut self, asker: Asker, request: Request, now: Instant) {
+    pub(crate) fn wait(&mut self, asker: Asker, request: Request, now: Instant) {
         let what = match request.ask {
             Ask::Check => Awaited::Checked,
             Ask::Upgrade { proven: true } => Awaited::Proven,
@@ -217,13 +227,13 @@ impl Admin {
             | Ask::Shutdown
             | Ask::Exit => Awaited::Served,
         };
-        if let Some((_, client)) = self.clients.get_mut(asker.0) {
+        if let Some(client) = self.who(asker) {
             client.wait_for(what, request, now);
         }
     }
 
     /// A step of the upgrade, or of the check, for those who wait for it.
-    pub(super) fn tell(&mut self, is_check: bool, line: &str, now: Instant) {
+    pub(crate) fn tell(&mut self, is_check: bool, line: &str, now: Instant) {
         for client in self.waiting(is_check) {
             client.tell(line, now);
         }
@@ -237,7 +247,7 @@ impl Admin {
     }
 
     /// An upgrade has ended.
-    pub(super) fn tell_outcome(&mut self, report: &Report, is_check: bool, now: Instant) {
+    pub(crate) fn tell_outcome(&mut self, report: &Report, is_check: bool, now: Instant) {
         let outcome = match &report.outcome {
             Ok(_) => "done",
             Err(Failure { cause: Cause::Checked(_), .. }) => "checked",
@@ -259,15 +269,22 @@ impl Admin {
         }
     }
 
+    /// There is nothing more to wait for, for those who wait for an upgrade, or for a check.
+    pub(crate) fn conclude_those(&mut self, is_check: bool, line: &str, now: Instant) {
+        for client in self.waiting(is_check) {
+            client.conclude(line, now);
+        }
+    }
+
     /// There is nothing more to wait for.
-    pub(super) fn conclude(&mut self, line: &str, now: Instant) {
+    pub(crate) fn conclude(&mut self, line: &str, now: Instant) {
         for (_, (_, client)) in &mut self.clients {
             client.conclude(line, now);
         }
     }
 
     /// The last that is heard of this process: what fits into the sockets.
-    pub(super) fn flush(&mut self, now: Instant) {
+    pub(crate) fn flush(&mut self, now: Instant) {
         for (_, (_, client)) in &mut self.clients {
             // Who has gone, or does not read, has had its chance.
             let _ = client.write(now);
