@@ -13,7 +13,10 @@ mod outer;
 mod sum;
 mod words;
 
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -25,18 +28,19 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::Error;
+use crate::limits;
 use crate::program;
 use crate::sys::{self, Action, Ending, Spawned};
 #[cfg(feature = "admin")]
 use desk::Desk;
-use family::Family;
+use family::{Family, Part, Plan};
 use outer::Outer;
 
 /// Says to a process that it is a server below an init, and which process that is.
 const VARIABLE: &str = "TABLECLOTH_INIT";
 
-/// Says to a server which of several it is.
-const WORKER: &str = "TABLECLOTH_WORKER";
+/// The greatest number of workers.
+const MOST_WORKERS: u32 = 1024;
 
 /// How long what is left may take to end, once no server is left. As process 1 there is no such time: when it ends,
 /// the kernel kills the rest (pid_namespaces(7)).
@@ -85,13 +89,6 @@ pub fn init() -> Result<Option<ExitCode>, Error> {
     Init::default().run()
 }
 
-/// Which of several servers below an [`Init`] this process is, by [`Init::workers`]: 1 is the first. `None` if there
-/// is one only.
-#[must_use]
-pub fn worker() -> Option<u32> {
-    std::env::var(WORKER).ok()?.parse().ok().filter(|number| *number > 0)
-}
-
 /// A small process that stays: it starts the server, knows who of its generations serves, passes signals on, reaps
 /// orphans, and ends with the server's status.
 ///
@@ -118,9 +115,40 @@ pub fn worker() -> Option<u32> {
 #[derive(Clone, Debug, Default)]
 pub struct Init {
     always: bool,
-    workers: Option<u32>,
+    workers: Workers,
     #[cfg(feature = "admin")]
     admin: Option<String>,
+}
+
+/// How many servers there are to be.
+#[derive(Clone, Debug, Default)]
+enum Workers {
+    /// One, without a number.
+    #[default]
+    One,
+    So(u32),
+    /// So many as a file says.
+    In(PathBuf),
+}
+
+impl Workers {
+    /// The number, as it is now. `None` if there is one server and no number.
+    fn count(&self) -> Result<Option<u32>, Error> {
+        match self {
+            Self::One => Ok(None),
+            Self::So(count) => Ok(Some(*count)),
+            Self::In(path) => {
+                let failed = |reason: String| {
+                    let reason = format!("{}: {reason}", path.display());
+                    Error::system("read the number of workers")(io::Error::other(reason))
+                };
+                let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+                let number = text.trim().parse().ok().filter(|it| (1..=MOST_WORKERS).contains(it));
+                let expected = || failed(format!("expected a number from 1 to {MOST_WORKERS}"));
+                number.map(Some).ok_or_else(expected)
+            }
+        }
+    }
 }
 
 impl Init {
@@ -131,7 +159,7 @@ impl Init {
         Self { always, ..self }
     }
 
-    /// That many servers, each with generations of its own, for as many processors; each knows its [number](worker).
+    /// That many servers, each with generations of its own, for as many processors; each knows its [number](crate::worker).
     /// Their listeners have to share their addresses ([`SocketOptions::reuse_port`](crate::SocketOptions)), and each
     /// needs a pid file of its own. One, without a number.
     ///
@@ -140,7 +168,21 @@ impl Init {
     /// greatest of all.
     #[must_use]
     pub fn workers(self, workers: u32) -> Self {
-        Self { workers: (workers > 1).then_some(workers), ..self }
+        let workers = if workers > 1 { Workers::So(workers) } else { Workers::One };
+        Self { workers, ..self }
+    }
+
+    /// As many as a file says, which is read at the start and with each HUP: a number from 1 to 1024. A file that
+    /// says something else fails the start, and later the HUP.
+    ///
+    /// They start one after another. When HUP has upgraded those that are there, new ones are started, one after another,
+    /// and one that fails is not tried again before the next HUP. Or the last ones leave: the kernel gives new
+    /// connections to those that stay (SO_ATTACH_REUSEPORT_CBPF, socket(7)); a listener stays open until nobody
+    /// has come to it for 0.3 seconds, 3 seconds at the most, so that nobody is refused; its sessions come to their
+    /// end as in a shutdown.
+    #[must_use]
+    pub fn workers_in(self, file: impl Into<PathBuf>) -> Self {
+        Self { workers: Workers::In(file.into()), ..self }
     }
 
     /// Where the init of several [workers](Init::workers) has an [admin
@@ -182,9 +224,10 @@ impl Init {
 
     #[cfg(feature = "admin")]
     fn open_desk(&self) -> Result<Option<Desk>, Error> {
-        let workers = self.workers.map(|workers| (1..=workers).filter_map(|it| self.admin_of(it)));
-        let (Some(asked), Some(workers)) = (&self.admin, workers) else { return Ok(None) };
-        Desk::open(asked, workers.collect()).map(Some)
+        let (Some(asked), Some(count)) = (&self.admin, self.workers.count()?) else {
+            return Ok(None);
+        };
+        Desk::open(asked, count).map(Some)
     }
 
     /// In a process that is to be the init it returns when that ends, with the status to leave with. In the server it
@@ -214,10 +257,18 @@ impl Init {
 struct Watch {
     signals: SignalFd,
     families: Vec<Family>,
+    plan: Plan,
+    workers: Workers,
+    /// How many workers there are to be, if they have numbers.
+    wanted: Option<u32>,
+    /// So many have been there once.
+    is_complete: bool,
+    /// When the next one may leave, of several.
+    next_leave: Option<Instant>,
     outer: Option<Outer>,
     rollout: Option<Rollout>,
     #[cfg(feature = "admin")]
-    _desk: Option<Desk>,
+    desk: Option<Desk>,
     /// The last request to stop: whoever begins to serve after it hears it, too.
     stop: Option<i32>,
 }
@@ -249,39 +300,69 @@ impl Watch {
         if !is_first {
             prctl::set_child_subreaper(true).map_err(Error::system("adopt orphans"))?;
         }
+        let wanted = init.workers.count()?;
+        let mut mask = before;
+        mask.extend(LATE);
+        let admin = init.clone();
+        let plan = Plan {
+            command: program::of_this_process()?,
+            mask,
+            admin: Box::new(move |number| admin.admin_of(number)),
+            may_change: matches!(init.workers, Workers::In(_)),
+        };
         let mut watch = Self {
             signals,
             families: Vec::new(),
+            plan,
+            workers: init.workers.clone(),
+            wanted,
+            is_complete: false,
+            next_leave: None,
             outer: Outer::of_environment(),
             rollout: None,
             #[cfg(feature = "admin")]
-            _desk: init.open_desk()?,
+            desk: init.open_desk()?,
             stop: None,
         };
-        let command = program::of_this_process()?;
-        let numbers: Vec<_> = match init.workers {
-            None => vec![None],
-            Some(workers) => (1..=workers).map(Some).collect(),
-        };
-        let mut mask = before;
-        mask.extend(LATE);
+        // Where they may leave some day, the kernel has to know them in this order: one after another.
+        let at_once = if watch.plan.may_change { Some(1) } else { wanted };
+        let numbers = at_once.map_or(vec![None], |count| (1..=count).map(Some).collect());
         for number in numbers {
-            let admin = number.and_then(|number| init.admin_of(number));
-            match Family::start(&command, number, admin, mask) {
-                Ok(family) => watch.families.push(family),
-                Err(error) => {
-                    watch.ask_to_stop(libc::SIGTERM);
-                    return Err(error);
-                }
+            if let Err(error) = watch.start_family(number, Part::Founder) {
+                watch.ask_to_stop(libc::SIGTERM);
+                return Err(error);
             }
         }
         Ok(watch)
     }
 
+    fn start_family(&mut self, number: Option<u32>, part: Part) -> Result<(), Error> {
+        self.families.push(Family::start(number, &self.plan, part)?);
+        Ok(())
+    }
+
+    /// The servers have numbers, and there may be several.
+    fn is_crew(&self) -> bool {
+        self.wanted.is_some()
+    }
+
+    /// Those that serve together, and are neither on their way here nor away.
+    fn members(&self) -> impl Iterator<Item = &Family> {
+        self.families.iter().filter(|family| family.belongs())
+    }
+
     /// Until every family has ended; answers the status.
     fn run(&mut self) -> Result<u8, Error> {
         loop {
-            self.wait(PollTimeout::NONE)?;
+            let left = self.next_leave.map(|at| at.saturating_duration_since(Instant::now()));
+            self.wait(left.map_or(PollTimeout::NONE, |left| {
+                // A millisecond more: it counts whole ones.
+                (left + Duration::from_millis(1)).try_into().unwrap_or(PollTimeout::MAX)
+            }))?;
+            #[cfg(feature = "admin")]
+            if self.desk.as_ref().is_some_and(Desk::is_done) {
+                self.count_anew();
+            }
             let signals = self.take_signals();
             // Words are read before whoever has said them is reaped, and once more after it: nothing that a
             // process has said comes later than its end. Who is found dead here is reaped here, if anybody is.
@@ -289,23 +370,107 @@ impl Watch {
             self.families.iter_mut().for_each(Family::bury);
             self.reap()?;
             self.hear();
-            let ended = self.families.iter().filter(|family| family.ending().is_some()).count();
+            let ended = self.how_many_have_ended();
             for family in &mut self.families {
-                family.judge(self.stop);
+                // One that leaves is told so whoever serves in it by then.
+                let leaves = family.part() == Part::Leaver;
+                family.judge(self.stop.or(leaves.then_some(libc::SIGTERM)));
             }
             for signal in signals {
                 self.pass_on(signal);
             }
             self.go_on_with_the_rollout();
+            self.come_and_go();
             if self.families.iter().all(|family| family.ending().is_some()) {
                 let codes = self.families.iter().filter_map(Family::ending).map(code_of);
                 return Ok(codes.max().unwrap_or(0));
             }
-            let now = self.families.iter().filter(|family| family.ending().is_some()).count();
-            if now > ended && self.stop.is_none() {
+            if self.how_many_have_ended() > ended && self.stop.is_none() {
                 log::error!("a worker has ended without being asked: the others are told to stop");
                 self.ask_to_stop(libc::SIGTERM);
             }
+        }
+    }
+
+    /// How many there are to be, as it is now. Answers whether that is known.
+    fn count_anew(&mut self) -> bool {
+        let count = self.workers.count();
+        match &count {
+            Ok(count) => self.wanted = *count,
+            Err(error) => log::error!("nothing is changed: {error}"),
+        }
+        count.is_ok()
+    }
+
+    fn how_many_have_ended(&self) -> usize {
+        self.members().filter(|family| family.ending().is_some()).count()
+    }
+
+    /// Workers come until there are as many as are wanted, one after another, and those that are too many leave.
+    fn come_and_go(&mut self) {
+        if self.stop.is_some() || !self.plan.may_change {
+            return;
+        }
+        self.next_leave = self.next_leave.filter(|at| Instant::now() < *at);
+        // Whoever has left is forgotten, and whoever could not come, too.
+        let gone = |it: &Family| it.ending().is_some() && !it.belongs();
+        if self.families.iter().any(|it| gone(it) && it.part() == Part::Newcomer) {
+            log::error!(
+                "a new worker could not come: the others go on, and the next HUP tries it again"
+            );
+            // Somebody may have asked for even fewer meanwhile.
+            let there = self.members().count() as u32;
+            self.wanted = self.wanted.map(|wanted| wanted.min(there));
+        }
+        self.families.retain(|family| !gone(family));
+        for family in self.families.iter_mut().filter(|it| it.part() == Part::Newcomer) {
+            if !family.is_ready() {
+                return;
+            }
+            family.join();
+            log::info!("{family} has come");
+            #[cfg(feature = "admin")]
+            if let (Some(desk), Some(number)) = (&self.desk, family.number()) {
+                desk.comes(number);
+            }
+        }
+        if self.rollout.is_some() || self.members().any(|family| !family.is_ready()) {
+            return;
+        }
+        let Some(wanted) = self.wanted else { return };
+        let there = self.members().count() as u32;
+        if there > wanted {
+            // The last one first, and the next one when the kernel gives nobody to that one any more: it does so for one
+            // after another.
+            if self.next_leave.is_some() && self.families.iter().any(|it| it.part() == Part::Leaver)
+            {
+                return;
+            }
+            let settled = Instant::now() + limits::LEAVING + GRACE / 5;
+            self.next_leave = (there - 1 > wanted).then_some(settled);
+            let last = self.families.iter_mut().rfind(|family| family.belongs());
+            if let Some(family) = last {
+                log::info!("{family} leaves");
+                #[cfg(feature = "admin")]
+                if let (Some(desk), Some(number)) = (&self.desk, family.number()) {
+                    desk.leaves(number);
+                }
+                family.leave();
+            }
+        } else if there < wanted {
+            let next = there + 1;
+            // One of that number that is still on its way out has the files of that number.
+            if self.families.iter().any(|family| family.number() == Some(next)) {
+                return;
+            }
+            // At the start a worker that fails is a mistake of everybody's.
+            let part = if self.is_complete { Part::Newcomer } else { Part::Founder };
+            if let Err(error) = self.start_family(Some(next), part) {
+                log::error!("{error}");
+                self.wanted = Some(there);
+            }
+        } else {
+            self.is_complete = true;
         }
     }
 
@@ -315,6 +480,8 @@ impl Watch {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), readable)];
         let descriptors = self.families.iter().flat_map(Family::descriptors);
         fds.extend(descriptors.map(|fd: BorrowedFd<'_>| PollFd::new(fd, readable)));
+        #[cfg(feature = "admin")]
+        fds.extend(self.desk.iter().map(|desk| PollFd::new(desk.as_fd(), readable)));
         if let Some(socket) = self.outer.as_ref().and_then(Outer::waits) {
             fds.push(PollFd::new(socket, PollFlags::POLLOUT));
         }
@@ -339,7 +506,7 @@ impl Watch {
     }
 
     fn hear(&mut self) {
-        let alone = self.families.len() == 1;
+        let alone = !self.is_crew();
         let begins = self.rollout.as_ref().is_some_and(|rollout| rollout.at == 0);
         for (number, family) in self.families.iter_mut().enumerate() {
             family.hear(|words| {
@@ -352,11 +519,13 @@ impl Watch {
             });
         }
         if let (false, Some(outer)) = (alone, &mut self.outer) {
-            if self.families.iter().all(Family::is_ready) {
+            let members = || self.families.iter().filter(|family| family.belongs());
+            let all_are_there = Some(members().count() as u32) >= self.wanted;
+            if all_are_there && members().all(Family::is_ready) {
                 outer.say_once("READY=1");
             }
             // All of them live, or the manager is to think that none does.
-            if self.families.iter().all(Family::is_well) {
+            if members().all(Family::is_well) {
                 self.families.iter_mut().for_each(Family::ask_for_life);
                 outer.pass_on("WATCHDOG=1");
             }
@@ -376,10 +545,13 @@ impl Watch {
     }
 
     fn pass_on(&mut self, signal: i32) {
-        let alone = self.families.len() == 1;
+        let speak = self.members().all(Family::speaks);
         match signal {
             libc::SIGINT | libc::SIGQUIT | libc::SIGTERM => self.ask_to_stop(signal),
-            libc::SIGHUP if !alone && self.families.iter().all(Family::speaks) => {
+            libc::SIGHUP if self.is_crew() && speak => {
+                if !self.count_anew() {
+                    return;
+                }
                 match &mut self.rollout {
                     Some(rollout) => {
                         rollout.again = true;
@@ -398,7 +570,7 @@ impl Watch {
 
     fn ask_to_stop(&mut self, signal: i32) {
         (self.stop, self.rollout) = (Some(signal), None);
-        if let (false, Some(outer)) = (self.families.len() == 1, &mut self.outer) {
+        if let (true, Some(outer)) = (self.wanted.is_some(), &mut self.outer) {
             outer.say_once("STOPPING=1");
         }
         self.families.iter().for_each(|family| family.signal(signal));
@@ -424,16 +596,19 @@ impl Watch {
         self.rollout = None;
         let failed = fell_back || serving.is_none() || serving == from;
         let next = at + 1;
-        if !failed && next < self.families.len() {
+        // Those that are too many are not upgraded any more, and those that come are new.
+        let count = self.members().count().min(self.wanted.map_or(1, |wanted| wanted as usize));
+        if !failed && next < count {
             self.upgrade_family(next);
             if let Some(rollout) = &mut self.rollout {
                 rollout.again = again;
             }
             return;
         }
-        let who = self.families.iter().map(Family::to_string).collect::<Vec<_>>().join(", ");
+        let who = self.members().map(Family::to_string).collect::<Vec<_>>().join(", ");
         match failed {
             true => {
+                self.wanted = Some(self.members().count() as u32);
                 log::error!("worker {next} was not upgraded, and those after it are not: {who}")
             }
             false => log::info!("all workers are upgraded: {who}"),
@@ -475,6 +650,10 @@ impl Watch {
             }
             self.families.clear();
             self.outer = None;
+            #[cfg(feature = "admin")]
+            {
+                self.desk = None;
+            }
             self.wait(PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))?;
         }
     }

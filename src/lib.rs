@@ -142,7 +142,7 @@ pub use control::{Control, Controlled, control};
 pub use error::Error;
 pub use handed_over::HandedOver;
 pub use handler::{Accepted, Context, Handler, Packed, Rehearsal, Verdict};
-pub use init::{Init, init, worker};
+pub use init::{Init, init};
 pub use io_event::IoEvent;
 pub use ledger::{Counter, Gauge, Histogram};
 pub use limits::{
@@ -153,6 +153,7 @@ pub use machine::State;
 pub use mio;
 pub use pollable::Pollable;
 pub use post::TellError;
+pub use program::worker;
 pub use remote::{PredecessorWatch, Remote, UpgradeAnswer};
 pub use report::{Cause, Failure, Moved, Report, Stage, Timings};
 pub use server::{Ended, Reactor, Server};

@@ -218,6 +218,13 @@ pub const LIMIT_INTERVAL: Duration = Duration::from_secs(1);
 /// listeners, and a bound for a flood that does not end.
 pub const LAST_ACCEPTS: usize = 16_384;
 
+/// How long nobody may come to a worker that leaves, before it closes its listeners: whoever has begun to connect when
+/// it began to leave has come by then.
+pub const LEAVING_QUIET: Duration = Duration::from_millis(300);
+/// How long its listeners stay open at the most.
+pub const LEAVING: Duration = Duration::from_secs(3);
+/// How often it looks into their queues.
+pub const LEAVING_LOOK: Duration = Duration::from_millis(10);
 /// How long accepting pauses when the process or the machine has no descriptor left (EMFILE,
 /// ENFILE, accept(2)); a session that ends meanwhile resumes it at once. And how often it is tried to
 /// poll a listener that epoll has refused (ENOMEM, ENOSPC, epoll_ctl(2)).

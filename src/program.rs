@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::error::Error;
 use crate::sys::{self, Command};
-use crate::wire::{STDERR_VARIABLE, VARIABLE};
+use crate::wire::{MAY_LEAVE, STDERR_VARIABLE, VARIABLE, WORKER_VARIABLE};
 
 /// The file that this process executes, wherever its name has gone (proc(5)).
 const RUNNING: &str = "/proc/self/exe";
@@ -31,6 +31,21 @@ const PERSONAL: [&str; 5] =
 /// Of whom systemd's watchdog wants to hear, and how often.
 const WATCHED: &str = "WATCHDOG_PID";
 const WATCHDOG: &str = "WATCHDOG_USEC";
+
+/// Which of several servers below an [`Init`](crate::Init) this process is, by
+/// [`Init::workers`](crate::Init::workers): 1 is the first. `None` if there is one only.
+#[must_use]
+pub fn worker() -> Option<u32> {
+    let text = env::var(WORKER_VARIABLE).ok()?;
+    let number = text.strip_suffix(MAY_LEAVE).unwrap_or(&text);
+    number.parse().ok().filter(|number| *number > 0)
+}
+
+/// How many workers stay on when this one leaves: those before it. `None` if it leaves with the service only.
+pub(crate) fn who_stays() -> Option<u32> {
+    let may_leave = env::var(WORKER_VARIABLE).is_ok_and(|text| text.ends_with(MAY_LEAVE));
+    worker().filter(|_| may_leave).map(|number| number - 1).filter(|before| *before > 0)
+}
 
 /// The program as it was started: executable, arguments, directory, environment less what was
 /// meant for this process alone.

@@ -213,7 +213,14 @@ fn bind(kind: Kind, address: &Address, options: &SocketOptions) -> Result<OwnedF
     }
     let Some(path) = address.path() else {
         sys::bind(fd.as_fd(), &name).map_err(failed("bind"))?;
-        return if listens(kind) { listen(&fd, options).map(|()| fd) } else { Ok(fd) };
+        if listens(kind) {
+            listen(&fd, options)?;
+        }
+        if kind == Kind::Tcp && options.reuse_port {
+            // A worker that has left may have turned everybody to those before it.
+            sys::steer_to_all(fd.as_fd());
+        }
+        return Ok(fd);
     };
     if let Some(mode) = options.access.mode {
         // The file gets what the umask leaves of it, and never more, which counts for a socket that

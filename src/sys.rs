@@ -470,6 +470,50 @@ pub(crate) fn listen(socket: BorrowedFd<'_>, backlog: u16) -> nix::Result<()> {
     Errno::result(unsafe { libc::listen(socket.as_raw_fd(), i32::from(backlog)) }).map(drop)
 }
 
+/// Has the kernel give new connections to the first `count` sockets that share a port, and none to those after them:
+/// it counts them in the order in which they have begun to listen (SO_ATTACH_REUSEPORT_CBPF, socket(7)).
+pub(crate) fn steer_to_the_first(socket: BorrowedFd<'_>, count: u32) -> io::Result<()> {
+    let random = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM) as u32;
+    let step = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    // A random number, modulo the count, is the answer.
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, random),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the descriptor is borrowed and stays open; the program is as long as it says, and is copied.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            length,
+        )
+    };
+    Errno::result(result)?;
+    Ok(())
+}
+
+/// The opposite: all of them get new connections. No error if they do already.
+pub(crate) fn steer_to_all(socket: BorrowedFd<'_>) {
+    /// SO_DETACH_REUSEPORT_BPF, which libc has no name for on every system (asm-generic/socket.h).
+    const DETACH: libc::c_int = 68;
+    let (nothing, length) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the descriptor is borrowed and stays open; the value is an int, as long as is said, and not looked at.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            DETACH,
+            (&raw const nothing).cast(),
+            length,
+        )
+    };
+}
+
 /// Connects a socket to a name (connect(2)).
 pub(crate) fn connect(socket: BorrowedFd<'_>, name: &Name) -> nix::Result<()> {
     let (bytes, length) = (name.bytes.as_ptr().cast(), name.length as libc::socklen_t);

@@ -93,6 +93,11 @@ pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 4 };
 /// for it.
 pub const STDERR_VARIABLE: &str = "TABLECLOTH_STDERR";
 
+/// In the environment of one of several workers: its number, and whether there may be fewer of them some day.
+pub const WORKER_VARIABLE: &str = "TABLECLOTH_WORKER";
+/// What stands behind the number then.
+pub const MAY_LEAVE: &str = ",may-leave";
+
 /// In the environment of one of several workers: where its init asks it, whatever its configuration says.
 pub const ADMIN_VARIABLE: &str = "TABLECLOTH_ADMIN";
 

@@ -51,20 +51,24 @@ impl Stage {
 
     /// That many workers.
     fn of(workers: usize, manager: Option<&str>) -> (Self, Vec<Player>) {
-        let place = place();
+        let stage = Self::with(place(), &workers.to_string(), manager);
+        let mut players: Vec<_> = (0..workers).map(|_| stage.player()).collect();
+        players.sort_by_key(|player| player.worker);
+        (stage, players)
+    }
+
+    /// As many workers as that says, or the file of that path.
+    fn with(place: tempfile::TempDir, workers: &str, manager: Option<&str>) -> Self {
         let path = place.path().join("control");
         let control = UnixListener::bind(&path).expect("bound");
         let mut command = Command::new(example("speaker"));
-        command.arg(&path).env("SPEAKERS", workers.to_string()).stdin(Stdio::null());
+        command.arg(&path).env("SPEAKERS", workers).stdin(Stdio::null());
         match manager {
             Some(name) => command.env("NOTIFY_SOCKET", name),
             None => command.env_remove("NOTIFY_SOCKET"),
         };
         let init = command.spawn().expect("it starts");
-        let stage = Self { init, control, place };
-        let mut players: Vec<_> = (0..workers).map(|_| stage.player()).collect();
-        players.sort_by_key(|player| player.worker);
-        (stage, players)
+        Self { init, control, place }
     }
 
     fn pid(&self) -> u32 {
@@ -531,6 +535,65 @@ fn the_first_worker_whose_upgrade_fails_stops_the_rest() {
     workers[1].hears(Signal::SIGUSR2);
 }
 
+/// The kernel has to know them in order, and one that leaves must not be the one that others are sent to.
+#[test]
+fn workers_come_and_go_one_after_another_as_a_file_says() {
+    let place = place();
+    let file = place.path().join("workers");
+    fs::write(&file, "2\n").expect("written");
+    let (manager, name) = manager();
+    let stage = Stage::with(place, file.to_str().expect("text"), Some(&name));
+    let mut one = stage.player();
+    one.say("READY=1");
+    let mut two = stage.player();
+    two.say("READY=1");
+    assert_eq!((one.worker, two.worker), (1, 2));
+    assert_eq!(hears(&manager), "READY=1");
+    // What a file says that is no number changes nothing.
+    fs::write(&file, "many").expect("written");
+    stage.signal(Signal::SIGHUP);
+    stage.signal(Signal::SIGUSR1);
+    one.hears(Signal::SIGUSR1);
+    two.hears(Signal::SIGUSR1);
+
+    fs::write(&file, "4").expect("written");
+    stage.signal(Signal::SIGHUP);
+    one = replaced(&mut one, &stage);
+    two = replaced(&mut two, &stage);
+    let mut three = stage.player();
+    three.say("READY=1");
+    // One that cannot come is not tried again before the next HUP, and harms nobody.
+    let mut four = stage.player();
+    assert_eq!((three.worker, four.worker), (3, 4));
+    four.order("exit 1");
+    stage.signal(Signal::SIGUSR2);
+    for worker in [&mut one, &mut two, &mut three] {
+        worker.hears(Signal::SIGUSR2);
+    }
+
+    fs::write(&file, "1").expect("written");
+    stage.signal(Signal::SIGHUP);
+    one = replaced(&mut one, &stage);
+    three.hears(Signal::SIGTERM);
+    three.order("exit 0");
+    two.hears(Signal::SIGTERM);
+    // While it still drains its number is not free.
+    fs::write(&file, "2").expect("written");
+    stage.signal(Signal::SIGHUP);
+    one = replaced(&mut one, &stage);
+    two.order("exit 9");
+    let mut two = stage.player();
+    assert_eq!(two.worker, 2);
+    two.say("READY=1");
+    stage.signal(Signal::SIGTERM);
+    for worker in [&mut one, &mut two] {
+        worker.hears(Signal::SIGTERM);
+        worker.order("exit 0");
+    }
+    // How those have ended that have left is no matter.
+    assert_eq!(stage.ends(), 0);
+}
+
 #[test]
 fn a_worker_that_dies_unasked_ends_the_others() {
     let (stage, mut workers) = Stage::of(2, None);
@@ -571,6 +634,56 @@ fn two_demos_share_an_address_and_each_has_its_pid_file() {
     assert_eq!(actor.first_exits().code(), Some(0));
 }
 
+/// Whoever connects is served, whichever worker is about to leave, and is counted once.
+#[cfg(feature = "admin")]
+#[test]
+fn demos_come_and_go_and_refuse_nobody() {
+    use tablecloth::{Control, Controlled, control};
+
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = probe.local_addr().expect("an address").to_string();
+    drop(probe);
+    let start = Start::program("demo").args(&["--listen", &address, "--log-level", "warn"]);
+    let (admin, file) = (start.path_of("admin"), start.path_of("workers"));
+    fs::write(&file, "3").expect("written");
+    let start = start.args(&["--probation", "0", "--admin", &admin, "--workers", &file]);
+    let mut actor = start.spawn();
+    let ask = |what| {
+        let mut told = Vec::new();
+        let controlled = control(&format!("unix:{admin}"), what, &mut told);
+        (controlled.ok(), String::from_utf8_lossy(&told).into_owned())
+    };
+    let workers = || ask(Control::Status).1.matches("worker ").count();
+    until("all three are ready", || ask(Control::Ready).0 == Some(Controlled::Done));
+    let load = Load::on(&address, 4);
+    for count in [1, 2, 1, 3] {
+        fs::write(&file, count.to_string()).expect("written");
+        match count {
+            2 => actor.signal(actor.pid(), Signal::SIGHUP),
+            _ => {
+                let (done, told) = ask(Control::Upgrade);
+                assert_eq!(done, Some(Controlled::Done), "{told}");
+            }
+        }
+        until("they have come, or gone", || {
+            let children = children_of(actor.pid());
+            let alive = children.iter().filter(|(_, state)| *state != 'Z').count();
+            workers() == count && alive == count && ask(Control::Ready).0 == Some(Controlled::Done)
+        });
+    }
+    let (served, errors) = load.end();
+    assert!(errors.is_empty(), "{} of {served}: {errors:?}", errors.len());
+    let mut stream = UnixStream::connect(&admin).expect("somebody is there");
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("written");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("text");
+    let counted = format!("tablecloth_accepted_total{{listener=\"echo\"}} {served}\n");
+    assert!(text.contains(&counted), "{served} in {text}");
+    let (done, _) = ask(Control::Shutdown);
+    assert_eq!(done, Some(Controlled::Done));
+    assert_eq!(actor.first_exits().code(), Some(0));
+}
+
 /// The endpoint of the init answers for both of them.
 #[cfg(feature = "admin")]
 #[test]
@@ -590,10 +703,9 @@ fn two_workers_are_asked_as_one() {
     let ask = |what| {
         let mut told = Vec::new();
         let address = format!("unix:{admin}");
-        let controlled = control(&address, what, &mut told).expect("somebody is there");
+        let controlled = control(&address, what, &mut told).unwrap_or(Controlled::Failed);
         (controlled, String::from_utf8_lossy(&told).into_owned())
     };
-    until("the init answers", || std::path::Path::new(&admin).exists());
     until("both are ready", || ask(Control::Ready).0 == Controlled::Done);
     let named = |number: u32| {
         let text = fs::read_to_string(format!("{file}.{number}")).unwrap_or_default();

@@ -14,8 +14,13 @@ use super::{logging, options, output};
 /// and not parsed, because a mistake in them is the server's to complain about.
 pub(crate) fn run(program: &str) -> Option<ExitCode> {
     let init = Init::default().always(is_asked_for());
-    let init = match value_of("--workers").and_then(|number| number.parse().ok()) {
-        Some(workers) => init.always(workers > 1 || is_asked_for()).workers(workers),
+    let init = match value_of("--workers") {
+        Some(file) if options::is_path(&file) => init.always(true).workers_in(file),
+        // A mistake is the server's to complain about.
+        Some(number) => {
+            let workers = number.parse().unwrap_or(1);
+            init.always(workers > 1 || is_asked_for()).workers(workers)
+        }
         None => init,
     };
     let init = match value_of("--admin") {

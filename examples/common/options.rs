@@ -28,7 +28,8 @@ pub(crate) const HELP: &str =
                            server's status; as process 1 it does so by itself
   --workers N              so many servers below an init, one for each processor, on the
                            same addresses (SO_REUSEPORT); HUP replaces them one after
-                           another, and FILE of --pid-file gets .1, .2 and so on [1]
+                           another, and FILE of --pid-file gets .1, .2 and so on; /PATH of
+                           a file with the number is read again with each HUP [1]
   --log-level LEVEL        off, error, warn, info, debug or trace [info];
                            warn leaves out the line for each message
   --help                   this text
@@ -79,9 +80,12 @@ impl Common {
             "--user" => self.config.user = Some(text(parser, flag)?),
             "--workers" => {
                 let text = text(parser, flag)?;
-                let workers = text.parse().ok().filter(|workers| (1..=1024).contains(workers));
-                let _: u32 = workers
-                    .ok_or_else(|| format!("{flag} {text:?}: expected a number from 1 to 1024"))?;
+                let is_number = |text: &str| matches!(text.parse::<u32>(), Ok(1..=1024));
+                if !is_number(&text) && !is_path(&text) {
+                    return Err(format!(
+                        "{flag} {text:?}: expected a number from 1 to 1024, or /PATH of a file with one"
+                    ));
+                }
             }
             // Somebody else has looked for it by now.
             "--init" => {}
@@ -118,9 +122,14 @@ impl Common {
     }
 }
 
+/// Whether a text is a path, where it could be something else.
+pub(crate) fn is_path(text: &str) -> bool {
+    text.starts_with(['/', '.'])
+}
+
 /// The address of an admin endpoint: a path is one of a Unix socket.
 pub(crate) fn admin_address(text: &str) -> String {
-    if text.starts_with(['/', '.']) { format!("unix:{text}") } else { text.into() }
+    if is_path(text) { format!("unix:{text}") } else { text.into() }
 }
 
 /// The next flag as it was written, `-h` as `--help`. `None` at the end.

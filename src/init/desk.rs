@@ -4,17 +4,18 @@
 //! for each question, within a time.
 
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Registry, Waker};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, pipe2, read, write};
 
 use super::sum;
 use crate::address::Address;
@@ -31,6 +32,10 @@ use crate::wire::{Family, Kind};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long one of them may take.
 const PATIENCE_WITH_ONE: Duration = Duration::from_secs(1);
+/// How often one that leaves is asked what it has counted.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How often it may give no answer.
+const MISSES: u32 = 50;
 /// The name in an error.
 const NAME: &str = "the admin endpoint of the init";
 
@@ -38,11 +43,31 @@ const NAME: &str = "the admin endpoint of the init";
 pub(super) struct Desk {
     /// The file of a Unix socket, which goes with this.
     bound: Option<Bound>,
+    asked: String,
+    roster: Arc<Mutex<Roster>>,
+    /// A byte for each upgrade that was done.
+    done: OwnedFd,
+}
+
+/// Who is asked.
+#[derive(Default)]
+struct Roster {
+    workers: Vec<(u32, String)>,
+    /// Those that have left, or are about to.
+    gone: Vec<Gone>,
+}
+
+/// What a worker has counted goes on to count.
+struct Gone {
+    number: u32,
+    address: String,
+    /// What it has told last.
+    last: Option<String>,
 }
 
 impl Desk {
     /// Begins to answer for these workers, each at its own endpoint.
-    pub(super) fn open(asked: &str, workers: Vec<String>) -> Result<Self, Error> {
+    pub(super) fn open(asked: &str, workers: u32) -> Result<Self, Error> {
         let address = Address::resolve(asked)?.remove(0);
         let is_local = asked.starts_with("unix:");
         let kind = if is_local { Kind::UnixStream } else { Kind::Tcp };
@@ -53,17 +78,81 @@ impl Desk {
         let bound = address.path().and_then(Bound::at);
         let family = if is_local { Family::Unix } else { Family::Tcp };
         let failed = Error::system("start the admin endpoint of the init");
+        let workers = (1..=workers).map(|number| (number, of_worker(asked, number))).collect();
+        let roster = Arc::new(Mutex::new(Roster { workers, gone: Vec::new() }));
+        let its_roster = Arc::clone(&roster);
+        let (done, tell) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+            .map_err(Error::system("start the admin endpoint of the init"))?;
         let thread = thread::Builder::new().name("tablecloth-admin".into());
         thread
             .stack_size(limits::THREAD_STACK_BYTES)
-            .spawn(move || match Clerk::new(listener, family, workers) {
+            .spawn(move || match Clerk::new(listener, family, its_roster, tell) {
                 Ok(clerk) => clerk.work(),
                 Err(error) => log::error!("{NAME} answers nobody: {error}"),
             })
             .map_err(failed)?;
         log::info!("the admin endpoint of all workers is {address}");
-        Ok(Self { bound })
+        Ok(Self { bound, asked: asked.into(), roster, done })
     }
+
+    /// Whether somebody has upgraded all workers since this was asked last.
+    pub(super) fn is_done(&self) -> bool {
+        let mut bytes = [0; 64];
+        matches!(read(&self.done, &mut bytes), Ok(1..))
+    }
+
+    /// One worker more.
+    pub(super) fn comes(&self, number: u32) {
+        let mut roster = hold(&self.roster);
+        roster.workers.retain(|(known, _)| *known != number);
+        roster.workers.push((number, of_worker(&self.asked, number)));
+    }
+
+    /// A worker comes to its end. Until then, and behind it, what it has counted counts.
+    pub(super) fn leaves(&self, number: u32) {
+        let mut roster = hold(&self.roster);
+        roster.workers.retain(|(known, _)| *known != number);
+        let address = of_worker(&self.asked, number);
+        roster.gone.push(Gone { number, address: address.clone(), last: None });
+        let place = roster.gone.len() - 1;
+        let roster = Arc::clone(&self.roster);
+        // A thread that asks it until it is not there any more: nobody else knows when that is.
+        let begun = begin(move || {
+            let mut misses = 0;
+            while misses < MISSES {
+                match fetch(&address, "/metrics", "*/*", Instant::now() + PATIENCE_WITH_ONE) {
+                    Ok((200, text)) => {
+                        misses = 0;
+                        hold(&roster).gone[place].last = Some(text);
+                    }
+                    Ok(_) => misses += 1,
+                    Err(error) if is_gone(&error) => break,
+                    Err(_) => misses += 1,
+                }
+                thread::sleep(LAST_WORDS);
+            }
+            hold(&roster).gone[place].last.get_or_insert_default();
+        });
+        if let Err(error) = begun {
+            log::warn!("what worker {number} counts from here on is lost: {error}");
+        }
+    }
+}
+
+impl AsFd for Desk {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.done.as_fd()
+    }
+}
+
+/// Nobody listens there any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// A panic of another thread has left nothing half done.
+fn hold(roster: &Mutex<Roster>) -> MutexGuard<'_, Roster> {
+    roster.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Desk {
@@ -109,7 +198,9 @@ struct Clerk {
     poll: Poll,
     registry: Rc<Registry>,
     admin: Admin,
-    workers: Arc<[String]>,
+    roster: Arc<Mutex<Roster>>,
+    /// Where the init hears that an upgrade was done.
+    tell: Arc<OwnedFd>,
     mouth: Mouth,
     heard: Receiver<Said>,
     /// How many questions are being asked.
@@ -119,7 +210,12 @@ struct Clerk {
 }
 
 impl Clerk {
-    fn new(listener: OwnedFd, family: Family, workers: Vec<String>) -> io::Result<Self> {
+    fn new(
+        listener: OwnedFd,
+        family: Family,
+        roster: Arc<Mutex<Roster>>,
+        tell: OwnedFd,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let registry = Rc::new(poll.registry().try_clone()?);
         let waker = Arc::new(Waker::new(&registry, Token::single(Source::Waker).pack())?);
@@ -128,7 +224,8 @@ impl Clerk {
             poll,
             registry,
             admin: Admin::new(Rc::new(listener), family),
-            workers: workers.into(),
+            roster,
+            tell: Arc::new(tell),
             mouth: Mouth { said, waker },
             heard,
             asking: Arc::default(),
@@ -197,11 +294,11 @@ impl Clerk {
     }
 
     fn ask_workers(&mut self, asker: Asker, request: Request, now: Instant) {
-        let (workers, mouth) = (Arc::clone(&self.workers), self.mouth.clone());
+        let (roster, mouth) = (Arc::clone(&self.roster), self.mouth.clone());
         let asking = Arc::clone(&self.asking);
         let is_too_much = asking.fetch_add(1, Ordering::Relaxed) >= limits::ADMIN_CLIENTS;
         let ask = move || {
-            let answer = answer_of_all(&workers, request.ask);
+            let answer = answer_of_all(&roster, request.ask);
             asking.fetch_sub(1, Ordering::Relaxed);
             mouth.say(Said::Answer(asker, request, answer));
         };
@@ -230,12 +327,17 @@ impl Clerk {
             let words = "it is under way already, and what becomes of it is told here, too";
             return self.admin.tell(is_check, words, now);
         }
-        let (workers, mouth) = (Arc::clone(&self.workers), self.mouth.clone());
+        let workers = hold(&self.roster).workers.clone();
+        let (mouth, tell) = (self.mouth.clone(), Arc::clone(&self.tell));
         let begun = begin(move || {
             // The new program is the same for all of them.
             let workers = if is_check { &workers[..1] } else { &workers[..] };
             let say = |line: &str| mouth.say(Said::Line(is_check, line.into()));
             let end = one_after_another(workers, what, &say);
+            if !is_check && end.starts_with("done: ") {
+                // A pipe that is full says so already.
+                let _ = write(&*tell, b"!");
+            }
             mouth.say(Said::End(is_check, end));
         });
         if let Err(error) = begun {
@@ -250,8 +352,9 @@ fn begin(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 }
 
 /// Asks each worker for it, until one fails. Answers the last line.
-fn one_after_another(workers: &[String], what: Control, say: &dyn Fn(&str)) -> String {
-    for (number, address) in (1..).zip(workers) {
+fn one_after_another(workers: &[(u32, String)], what: Control, say: &dyn Fn(&str)) -> String {
+    for (number, address) in workers {
+        let number = *number;
         let mut lines = Lines { number, say, part: Vec::new(), last: String::new() };
         let controlled = control(address, what, &mut lines);
         let last = lines.last;
@@ -298,7 +401,7 @@ impl Write for Lines<'_> {
 }
 
 /// What all of them together answer to a question.
-fn answer_of_all(workers: &[String], ask: Ask) -> Answer {
+fn answer_of_all(roster: &Mutex<Roster>, ask: Ask) -> Answer {
     let deadline = Instant::now() + PATIENCE;
     let (target, accept) = match ask {
         Ask::Metrics => ("/metrics", "*/*"),
@@ -308,22 +411,35 @@ fn answer_of_all(workers: &[String], ask: Ask) -> Answer {
             ("/ready", "*/*")
         }
     };
-    let answers = (1..).zip(workers).map(|(number, address)| {
+    let workers = hold(roster).workers.clone();
+    let answers = workers.iter().map(|(number, address)| {
         let until = deadline.min(Instant::now() + PATIENCE_WITH_ONE);
-        (number, fetch(address, target, accept, until))
+        (*number, fetch(address, target, accept, until))
     });
     let answers: Vec<(u32, io::Result<(u16, String)>)> = answers.collect();
     match ask {
         Ask::Status { json } => status(&answers, json),
         Ask::Metrics => {
-            let mut texts = Vec::new();
+            let (mut texts, mut gone) = (Vec::new(), Vec::new());
+            for Gone { number, address, last } in &hold(roster).gone {
+                match last {
+                    Some(text) => gone.push(text.clone()),
+                    None => {
+                        let until = deadline.min(Instant::now() + PATIENCE_WITH_ONE);
+                        match fetch(address, target, accept, until) {
+                            Ok((200, text)) => gone.push(text),
+                            other => return missing(*number, &other),
+                        }
+                    }
+                }
+            }
             for (number, answer) in &answers {
                 match answer {
                     Ok((200, text)) => texts.push((*number, &**text)),
                     other => return missing(*number, other),
                 }
             }
-            Answer::of(200, "text/plain; version=0.0.4; charset=utf-8", sum::of(&texts))
+            Answer::of(200, "text/plain; version=0.0.4; charset=utf-8", sum::of(&texts, &gone))
         }
         Ask::Ready | Ask::Live | Ask::Upgrade { .. } | Ask::Check | Ask::Shutdown | Ask::Exit => {
             let late = answers.iter().find(|(_, answer)| !matches!(answer, Ok((200, _))));

@@ -10,10 +10,10 @@ use nix::sys::signal::SigSet;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 
 use super::words::{self, Words};
-use super::{Spawned, VARIABLE, WORKER, kin, outer};
+use super::{Spawned, VARIABLE, kin, outer};
 use crate::error::Error;
 use crate::sys::{self, Command, Ending, Name};
-use crate::wire::ADMIN_VARIABLE;
+use crate::wire::{ADMIN_VARIABLE, MAY_LEAVE, WORKER_VARIABLE};
 
 /// How many datagrams are read before signals are looked at again.
 const MOST_WORDS: usize = 64;
@@ -24,6 +24,7 @@ const START: &str = "start the server";
 /// A server and its successors.
 pub(super) struct Family {
     number: Option<u32>,
+    part: Part,
     /// Where they say who serves.
     socket: OwnedFd,
     /// The oldest first. Those that are dead are kept only as long as they are the one that serves.
@@ -46,6 +47,30 @@ pub(super) struct Family {
     ending: Option<Ending>,
 }
 
+/// How servers are started.
+pub(super) struct Plan {
+    pub(super) command: Command,
+    /// The signals that are blocked in them.
+    pub(super) mask: SigSet,
+    /// Where the worker of a number has its admin endpoint, if its init asks it.
+    pub(super) admin: Box<dyn Fn(u32) -> Option<String>>,
+    /// There may be more workers some day, or fewer.
+    pub(super) may_change: bool,
+}
+
+/// What a family is among several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// It is there from the start.
+    Founder,
+    /// It has come later, and is not ready yet.
+    Newcomer,
+    /// It has come later, and serves.
+    Member,
+    /// It comes to its end, and the others go on.
+    Leaver,
+}
+
 /// A process that serves, has served, or will.
 struct Generation {
     pid: u32,
@@ -57,15 +82,13 @@ struct Generation {
 
 impl Family {
     /// Starts a server, with these signals blocked.
-    pub(super) fn start(
-        command: &Command,
-        number: Option<u32>,
-        admin: Option<String>,
-        mask: SigSet,
-    ) -> Result<Self, Error> {
+    pub(super) fn start(number: Option<u32>, plan: &Plan, part: Part) -> Result<Self, Error> {
+        let (command, mask) = (&plan.command, plan.mask);
         let (socket, name) = listen().map_err(Error::system("make a socket to hear the server"))?;
         let mut environment = vec![format!("{}={name}", outer::VARIABLE)];
-        environment.extend(number.map(|number| format!("{WORKER}={number}")));
+        let may_leave = if plan.may_change { MAY_LEAVE } else { "" };
+        environment.extend(number.map(|it| format!("{WORKER_VARIABLE}={it}{may_leave}")));
+        let admin = number.and_then(|number| (plan.admin)(number));
         environment.extend(admin.map(|address| format!("{ADMIN_VARIABLE}={address}")));
         // The watchdog is this process's, which passes the server's signs of life on (sd_watchdog_enabled(3)).
         let own = |pid| pid == std::process::id().to_string();
@@ -73,7 +96,7 @@ impl Family {
             let watchdog = std::env::var("WATCHDOG_USEC");
             environment.extend(watchdog.map(|period| format!("WATCHDOG_USEC={period}")));
         }
-        let replaced = [outer::VARIABLE, WORKER, VARIABLE, ADMIN_VARIABLE];
+        let replaced = [outer::VARIABLE, WORKER_VARIABLE, VARIABLE, ADMIN_VARIABLE];
         let is_replaced = |assignment: &CString| {
             let name = assignment.to_bytes().split(|byte| *byte == b'=').next();
             replaced.iter().any(|replaced| name == Some(replaced.as_bytes()))
@@ -97,6 +120,7 @@ impl Family {
         })?;
         let family = Self {
             number,
+            part,
             socket,
             generations: vec![Generation { pid, process: Some(process), ending: None }],
             main: pid,
@@ -298,6 +322,29 @@ impl Family {
     /// How the last of them that has served has ended, once none is left.
     pub(super) fn ending(&self) -> Option<Ending> {
         self.ending
+    }
+
+    pub(super) fn number(&self) -> Option<u32> {
+        self.number
+    }
+
+    pub(super) fn part(&self) -> Part {
+        self.part
+    }
+
+    /// Whether it counts as one of those that serve together.
+    pub(super) fn belongs(&self) -> bool {
+        matches!(self.part, Part::Founder | Part::Member)
+    }
+
+    pub(super) fn join(&mut self) {
+        self.part = Part::Member;
+    }
+
+    /// It comes to its end, and the others go on.
+    pub(super) fn leave(&mut self) {
+        self.part = Part::Leaver;
+        self.signal(nix::libc::SIGTERM);
     }
 
     pub(super) fn is_ready(&self) -> bool {

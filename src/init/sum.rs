@@ -15,10 +15,18 @@ struct Family<'a> {
     series: Vec<(String, f64)>,
 }
 
-/// The sums of what these workers tell, in the order in which the first of them tells it.
-pub(super) fn of(texts: &[(u32, &str)]) -> String {
+impl Family<'_> {
+    fn is_gauge(&self) -> bool {
+        self.head.iter().any(|line| line.starts_with("# TYPE") && line.ends_with(" gauge"))
+    }
+}
+
+/// The sums of what these workers tell, in the order in which the first of them tells it. What those have counted that
+/// are gone goes on to count; how they stand does not.
+pub(super) fn of(texts: &[(u32, &str)], gone: &[String]) -> String {
     let mut families: Vec<Family<'_>> = Vec::new();
-    for (worker, text) in texts {
+    let there = texts.iter().map(|(worker, text)| (Some(*worker), *text));
+    for (worker, text) in there.chain(gone.iter().map(|text| (None, &**text))) {
         // The family that the lines belong to: a histogram's series have longer names.
         let mut at = None;
         for line in text.lines() {
@@ -39,8 +47,11 @@ pub(super) fn of(texts: &[(u32, &str)]) -> String {
                 Some(place) if name.starts_with(families[place].name) => place,
                 Some(_) | None => find(&mut families, name),
             };
-            let key =
-                if OF_EACH.contains(&name) { of_worker(key, *worker) } else { key.to_owned() };
+            let key = match worker {
+                Some(worker) if OF_EACH.contains(&name) => of_worker(key, worker),
+                None if families[place].is_gauge() => continue,
+                Some(_) | None => key.to_owned(),
+            };
             let series = &mut families[place].series;
             match series.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, sum)) => *sum += number,
@@ -99,13 +110,18 @@ mod tests {
                         h_seconds_sum 1.75\nh_seconds_count 6\n\
                         # TYPE tablecloth_generation gauge\ntablecloth_generation{worker=\"1\"} 3\n\
                         tablecloth_generation{worker=\"2\"} 4\n";
-        assert_eq!(of(&[(1, one), (2, other)]), expected);
+        assert_eq!(of(&[(1, one), (2, other)], &[]), expected);
+        // What one has counted that has left.
+        let both = of(&[(1, one), (2, other)], &[one.to_owned()]);
+        assert!(both.contains("c_total{listener=\"a b\"} 9\n"), "{both}");
+        assert!(both.contains("h_seconds_count 8\n"), "{both}");
+        assert!(both.ends_with("{worker=\"2\"} 4\n") && !both.contains("generation 3\n"), "{both}");
     }
 
     #[test]
     fn a_sum_of_one_is_what_that_one_tells() {
         let text = "# HELP a_total A.\n# TYPE a_total counter\na_total 9007199254740991\n";
-        assert_eq!(of(&[(1, text)]), text);
-        assert_eq!(of(&[(1, ""), (2, "nonsense\n# \n#\nx y\n")]), "");
+        assert_eq!(of(&[(1, text)], &[]), text);
+        assert_eq!(of(&[(1, ""), (2, "nonsense\n# \n#\nx y\n")], &[]), "");
     }
 }

@@ -19,9 +19,11 @@ use crate::address::Address;
 use crate::error::Error;
 use crate::limits;
 use crate::stream::Stream;
+use crate::sys;
 use crate::throttle::Throttle;
 use crate::token::{Kind as TokenKind, Token};
 use crate::upgrader::{Door, Estate};
+use crate::wire::Family;
 
 /// What is polled while this process accepts: its listeners, and descriptors that the handler reads.
 #[derive(Default)]
@@ -39,9 +41,27 @@ pub(super) struct Acceptor {
     pause_logged: bool,
     pauses: Throttle,
     /// Everybody who waits is let in, and then they are closed: how many more may be.
-    draining: Option<usize>,
+    draining: Option<Draining>,
     /// When it is tried again to poll those that epoll has refused, if there are any.
     poll_again: Option<Instant>,
+}
+
+/// The last ones are let in.
+struct Draining {
+    /// How many more may be.
+    left: usize,
+    /// New ones go elsewhere; those that were on their way here come in the next moments.
+    linger: Option<Linger>,
+}
+
+#[derive(Clone, Copy)]
+struct Linger {
+    /// When the queues are looked into again.
+    look: Instant,
+    /// Until when nobody may come, for it to be the end.
+    quiet: Instant,
+    /// The end, whoever still comes.
+    end: Instant,
 }
 
 struct Polled {
@@ -201,7 +221,10 @@ impl Acceptor {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.pause {
             Some(Pause::Until(deadline) | Pause::NoDescriptor(deadline)) => Some(deadline),
-            Some(Pause::Full) | None => self.poll_again,
+            Some(Pause::Full) | None => {
+                let linger = self.draining.as_ref().and_then(|draining| draining.linger);
+                self.poll_again.or(linger.map(|linger| linger.look.min(linger.quiet)))
+            }
         }
     }
 
@@ -268,8 +291,9 @@ impl Acceptor {
             Some(_) => return None,
             None => {}
         }
-        if let Some(left) = &mut self.draining {
-            *left = left.checked_sub(1)?;
+        self.linger(now);
+        if let Some(draining) = &mut self.draining {
+            draining.left = draining.left.checked_sub(1)?;
         }
         let mut broken = 0;
         for offset in 0..self.polled.len() {
@@ -282,6 +306,9 @@ impl Acceptor {
                 }
                 match self.polled[index].accept() {
                     Ok((stream, peer)) => {
+                        if let Some(Draining { linger: Some(linger), .. }) = &mut self.draining {
+                            linger.quiet = now + limits::LEAVING_QUIET;
+                        }
                         self.next = index + 1;
                         let name = Rc::clone(&self.polled[index].name);
                         if stream.as_fd().as_raw_fd() >= ceiling {
@@ -342,12 +369,49 @@ impl Acceptor {
     /// Begins to let in everybody who waits, before everything is closed for good: whoever has connected
     /// by now is served. Nobody can come to a path that was unlinked before; at a port those who come
     /// meanwhile are let in, too, up to a bound.
-    pub(super) fn drain(&mut self, registry: &Registry) {
+    ///
+    /// Where other workers stay, so many of them, new ones go to those. Whoever has begun to connect here still
+    /// comes, and a listener that is closed in the middle of that is a refusal: so it stays open until nobody has
+    /// come for a while.
+    pub(super) fn drain(&mut self, registry: &Registry, now: Instant, others: Option<u32>) {
         self.pause(registry);
+        let turned = others.is_some_and(|others| self.turn_away(others));
         self.polled.iter_mut().for_each(|polled| {
             polled.ready = matches!(polled.what, What::Listener(_) | What::LastQueue(_));
         });
-        self.draining = Some(limits::LAST_ACCEPTS);
+        let linger = turned.then(|| Linger {
+            look: now,
+            quiet: now + limits::LEAVING_QUIET,
+            end: now + limits::LEAVING,
+        });
+        self.draining = Some(Draining { left: limits::LAST_ACCEPTS, linger });
+    }
+
+    /// Has the kernel give new connections to those who stay. Answers whether it does.
+    fn turn_away(&self, others: u32) -> bool {
+        let doors = self.polled.iter().filter_map(|polled| match &polled.what {
+            What::Listener(door) if door.family == Family::Tcp => Some(door),
+            What::Listener(_) | What::LastQueue(_) | What::Watched(_) | What::Unwatched(_) => None,
+        });
+        let mut turned = false;
+        for door in doors {
+            match sys::steer_to_the_first(door.fd.as_fd(), others) {
+                Ok(()) => turned = true,
+                Err(error) => log::warn!("\"{}\": new connections still come: {error}", door.name),
+            }
+        }
+        turned
+    }
+
+    /// Looks into the queues again, if it is time to.
+    fn linger(&mut self, now: Instant) {
+        let Some(Draining { linger: Some(linger), .. }) = &mut self.draining else { return };
+        if now >= linger.look {
+            linger.look = now + limits::LEAVING_LOOK;
+            let listeners =
+                self.polled.iter_mut().filter(|it| matches!(it.what, What::Listener(_)));
+            listeners.for_each(|polled| polled.ready = true);
+        }
     }
 
     /// Whether there are still some to be let in before everything is closed.
@@ -356,9 +420,12 @@ impl Acceptor {
     }
 
     /// Whether everybody was let in, or nobody more can be.
-    pub(super) fn is_drained(&self) -> bool {
+    pub(super) fn is_drained(&self, now: Instant) -> bool {
         let ready = self.polled.iter().any(|polled| polled.ready);
-        self.draining.is_some_and(|left| left == 0 || !ready)
+        self.draining.as_ref().is_some_and(|draining| {
+            let waits = draining.linger.is_some_and(|it| now < it.quiet.min(it.end));
+            draining.left == 0 || !ready && !waits
+        })
     }
 
     /// Everybody was let in, or nobody more can be. Answers whether it was draining.

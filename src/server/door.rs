@@ -82,7 +82,7 @@ impl<H: Handler> Wing<H> {
             return;
         }
         self.accept_some(upgrader);
-        if self.acceptor.is_drained() {
+        if self.acceptor.is_drained(upgrader.standing.now) {
             self.end_last_accepts(upgrader);
         }
     }

@@ -15,6 +15,7 @@ use crate::handed_over::HandedOver;
 use crate::handler::Handler;
 use crate::io_event::IoEvent;
 use crate::machine::Event;
+use crate::program;
 use crate::report::Report;
 use crate::token::{Kind, Reach, SessionId, Token};
 use crate::upgrader::{Arrived, Service, Upgrader};
@@ -48,7 +49,7 @@ impl<H: Handler> Service for Wing<H> {
             || !self.crew.watched.is_empty() && upgrader.standing.machine.accepts()
             || self.handoff.sweep.is_some_and(|sweep| !self.handoff.waits(sweep))
             || self.can_accept(upgrader) && self.acceptor.has_ready()
-            || self.acceptor.is_drained();
+            || self.acceptor.is_drained(upgrader.standing.now);
         if left_over {
             return Some(upgrader.standing.now);
         }
@@ -97,7 +98,8 @@ impl<H: Handler> Service for Wing<H> {
     }
 
     fn let_last_in(&mut self, upgrader: &mut Upgrader) -> bool {
-        self.acceptor.drain(&upgrader.standing.registry);
+        let (registry, now) = (&upgrader.standing.registry, upgrader.standing.now);
+        self.acceptor.drain(registry, now, program::who_stays());
         true
     }
 

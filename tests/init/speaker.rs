@@ -27,8 +27,12 @@ fn manager() -> UnixDatagram {
 }
 
 fn main() -> ExitCode {
-    let workers = std::env::var("SPEAKERS").map_or(1, |number| number.parse().expect("a number"));
-    let init = tablecloth::Init::default().always(true).workers(workers);
+    let speakers = std::env::var("SPEAKERS").unwrap_or("1".into());
+    let init = tablecloth::Init::default().always(true);
+    let init = match speakers.parse() {
+        Ok(workers) => init.workers(workers),
+        Err(_) => init.workers_in(speakers),
+    };
     if let Some(status) = init.run().expect("an init") {
         return status;
     }
