@@ -68,7 +68,7 @@ impl Shell {
     }
 
     fn is_there(&self) -> bool {
-        self.run("demo ctl --admin ./demo.admin status").status.success()
+        self.run("demo ctl --admin ./demo.admin ready").status.success()
     }
 
     fn end(&self, mut child: Child) {
