@@ -17,7 +17,7 @@ use crate::post::{Post, TellError};
 use crate::report::{Moved, Report};
 use crate::standing::{Requests, Standing};
 use crate::stream::Stream;
-use crate::token::{Kind, Reach, SessionId, Token};
+use crate::token::{INDEXES, Kind, Reach, SessionId, Token};
 
 /// A server's protocol: what to do with a connection, and what to make of what happens.
 ///
@@ -238,6 +238,16 @@ pub trait Handler {
         let _ = (cx, signal);
     }
 
+    /// Something happened to a descriptor of the handler's own, [attached](Context::attach_own) with this key. Read or
+    /// write until [`io::ErrorKind::WouldBlock`], or answer [`Verdict::Again`] to be called again in the next turn.
+    /// [`Verdict::Close`] is as good as [`Verdict::Keep`]: whoever drops the descriptor closes it.
+    ///
+    /// The event is a fact that may be out of date: of one that was dropped a moment ago, if its key has a new tenant.
+    fn owned(&mut self, cx: &mut Context<'_>, key: u32, event: IoEvent) -> Verdict {
+        let _ = (cx, key, event);
+        Verdict::Keep
+    }
+
     /// Something happened to a descriptor that [`Server::watch`](crate::Server::watch) was asked
     /// to watch.
     ///
@@ -356,6 +366,14 @@ pub(crate) struct Desk {
     pub(crate) reached: Vec<(SessionId, Reach)>,
     /// When the handler itself wants to be called.
     pub(crate) tick: Option<Instant>,
+}
+
+/// The token of a descriptor of the handler's own.
+fn owned(key: u32) -> io::Result<Token> {
+    match usize::try_from(key) {
+        Ok(index) if index < INDEXES => Ok(Token::new(Kind::Owned, 0, key)),
+        Ok(_) | Err(_) => Err(io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 impl<'a> Context<'a> {
@@ -486,8 +504,8 @@ impl Context<'_> {
     ///
     /// # Errors
     ///
-    /// In a method that is called for no session it is [`InvalidInput`](io::ErrorKind::InvalidInput); else what the
-    /// system answers, if the connection fails at once (connect(2)).
+    /// In a method that is called for no session it is [`InvalidInput`](io::ErrorKind::InvalidInput), because
+    /// [`Context::connect_own`] is for those; else what the system answers, if the connection fails at once (connect(2)).
     pub fn connect(&mut self, address: &Address, source: u8) -> io::Result<Stream> {
         self.attached(Stream::connect(address, false)?, source)
     }
@@ -540,6 +558,43 @@ impl Context<'_> {
         pollable.register(&self.standing.registry, session.of_source(source).pack())?;
         self.desk.attached |= 1 << source;
         Ok(())
+    }
+
+    /// Makes a stream one of the handler's own, which belongs to no session: [`Handler::owned`] hears of it, by this
+    /// key. The handler owns it, and two should not have one key. It may be called in any method.
+    ///
+    /// It is served in every state of the process, and nothing hands it over: a handler that wants it to go on in
+    /// the successor gives it away in [`Handler::hand_over`], and attaches it again in [`Handler::take_over`].
+    ///
+    /// # Errors
+    ///
+    /// With a key of 2^24 or more it is [`InvalidInput`](io::ErrorKind::InvalidInput); else what the system answers
+    /// (epoll_ctl(2)).
+    pub fn attach_own(&mut self, stream: &mut Stream, key: u32) -> io::Result<()> {
+        stream.register(&self.standing.registry, owned(key)?.pack())
+    }
+
+    /// The same for a descriptor that is no stream.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Context::attach_own`]. A regular file cannot be polled (EPERM).
+    pub fn attach_own_pollable(&mut self, pollable: &mut Pollable, key: u32) -> io::Result<()> {
+        pollable.register(&self.standing.registry, owned(key)?.pack())
+    }
+
+    /// Connects a stream of the handler's own, without waiting, as [`Context::connect`] does for a session: a
+    /// connection that all sessions share, or that is there before them.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`Context::attach_own`], and what the system answers if the connection fails at once (connect(2)).
+    pub fn connect_own(&mut self, address: &Address, key: u32) -> io::Result<Stream> {
+        // Nobody is connected to for nothing.
+        owned(key)?;
+        let mut stream = Stream::connect(address, false)?;
+        self.attach_own(&mut stream, key)?;
+        Ok(stream)
     }
 
     /// Wakes the session at hand at that time, by an event that

@@ -325,6 +325,7 @@ impl Server {
             pace: Pace::begin(now),
             panics: Panics::new(on_panic),
             watched: Vec::new(),
+            owned: Vec::new(),
         };
         let wing = Wing { crew, acceptor, door: Door::new(now), handoff: Handoff::new(schemas) };
         Reactor { upgrader, wing: Some(wing) }

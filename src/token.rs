@@ -33,9 +33,11 @@ pub(crate) enum Kind {
     Admin,
     /// A client of the admin endpoint; the index is its place.
     AdminClient,
+    /// A descriptor of the handler's own; the index is its key.
+    Owned,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Listener,
     Kind::Session,
     Kind::Signals,
@@ -48,6 +50,7 @@ const KINDS: [Kind; 12] = [
     Kind::SuccessorStderr,
     Kind::Admin,
     Kind::AdminClient,
+    Kind::Owned,
 ];
 
 const KIND_SHIFT: u32 = 56;

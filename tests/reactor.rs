@@ -714,3 +714,103 @@ fn a_session_hears_of_any_descriptor_that_can_be_polled() {
     rustix::io::write(&*counter, &1u64.to_ne_bytes()).expect("counted");
     turn();
 }
+
+/// Asks for everybody over one connection, which belongs to no session.
+struct Shared {
+    upstream: Option<Stream>,
+    address: Address,
+    waiting: std::collections::VecDeque<tablecloth::SessionId>,
+    answers: std::collections::HashMap<tablecloth::SessionId, u8>,
+}
+
+impl Handler for Shared {
+    type Session = Stream;
+
+    /// Before anybody is there.
+    fn woken(&mut self, cx: &mut Context<'_>) {
+        let refused = cx.connect_own(&self.address, 1 << 24);
+        assert_eq!(refused.expect_err("no key").kind(), io::ErrorKind::InvalidInput);
+        self.upstream = Some(cx.connect_own(&self.address, 41).expect("connected"));
+    }
+
+    fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Stream> {
+        Ok(accepted.stream)
+    }
+
+    fn event(&mut self, cx: &mut Context<'_>, stream: &mut Stream, _: IoEvent) -> Verdict {
+        let id = cx.id().expect("a session");
+        if let Some(answer) = self.answers.remove(&id) {
+            let _ = stream.write(&[answer]);
+        }
+        let mut asked = [0; 1];
+        match stream.read(&mut asked) {
+            Ok(1..) => {
+                self.waiting.push_back(id);
+                let _ = self.upstream.as_mut().expect("there").write(&asked);
+                Verdict::Again
+            }
+            Ok(0) => Verdict::Close,
+            Err(_) => Verdict::Keep,
+        }
+    }
+
+    fn owned(&mut self, cx: &mut Context<'_>, key: u32, event: IoEvent) -> Verdict {
+        assert_eq!((key, cx.id()), (41, None));
+        let mut answer = [0; 1];
+        let upstream = self.upstream.as_mut().expect("there");
+        if event.is_readable() && upstream.read(&mut answer).is_ok_and(|read| read == 1) {
+            let id = self.waiting.pop_front().expect("somebody has asked");
+            self.answers.insert(id, answer[0]);
+            cx.wake(id);
+            return Verdict::Again;
+        }
+        Verdict::Keep
+    }
+}
+
+#[test]
+fn a_connection_that_belongs_to_no_session_serves_all_of_them() {
+    let upstream = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = Address::Internet(upstream.local_addr().expect("an address"));
+    let handler = Shared {
+        upstream: None,
+        address,
+        waiting: std::collections::VecDeque::new(),
+        answers: std::collections::HashMap::new(),
+    };
+    let (mut server, address) = listening(&Config::default(), handler);
+    server.remote().wake();
+    upstream.set_nonblocking(true).expect("a flag");
+    let mut theirs = None;
+    until("it has connected, and nobody has asked", || {
+        server.turn(Some(Duration::from_millis(1))).expect("a turn");
+        theirs = theirs.take().or_else(|| upstream.accept().ok());
+        theirs.is_some()
+    });
+    let (mut theirs, _) = theirs.expect("accepted");
+    theirs.set_nonblocking(true).expect("a flag");
+    let mut clients: Vec<_> =
+        (0..3).map(|_| TcpStream::connect(&address).expect("a connection")).collect();
+    for (number, client) in (0u8..).zip(&mut clients) {
+        client.set_nonblocking(true).expect("a flag");
+        client.write_all(&[number]).expect("asked");
+    }
+    let mut asked: Vec<u8> = Vec::new();
+    until("all have asked", || {
+        server.turn(Some(Duration::from_millis(1))).expect("a turn");
+        let mut more = [0; 8];
+        let read = theirs.read(&mut more).unwrap_or(0);
+        asked.extend_from_slice(&more[..read]);
+        asked.len() == 3
+    });
+    let answers: Vec<_> = asked.iter().map(|asked| asked + 100).collect();
+    theirs.write_all(&answers).expect("answered");
+    for (number, client) in (100u8..).zip(&mut clients) {
+        let mut answer = [0; 1];
+        until("each has its own answer", || {
+            server.turn(Some(Duration::from_millis(1))).expect("a turn");
+            client.read(&mut answer).is_ok()
+        });
+        assert_eq!(answer, [number]);
+    }
+}

@@ -24,6 +24,8 @@ pub(super) struct Crew<H: Handler> {
     pub(super) panics: Panics,
     /// Descriptors of the handler's own that it has to hear of.
     pub(super) watched: Vec<(Rc<str>, IoEvent)>,
+    /// The same, of those that it has attached itself, by their keys.
+    pub(super) owned: Vec<(u32, IoEvent)>,
 }
 
 impl<H: Handler> Crew<H> {
@@ -32,6 +34,14 @@ impl<H: Handler> Crew<H> {
         match self.watched.iter_mut().find(|(known, _)| *known == name) {
             Some((_, known)) => known.merge(event),
             None => self.watched.push((name, event)),
+        }
+    }
+
+    /// Something happened to a descriptor of the handler's own.
+    pub(super) fn note_owned(&mut self, key: u32, event: IoEvent) {
+        match self.owned.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, known)) => known.merge(event),
+            None => self.owned.push((key, event)),
         }
     }
 }
@@ -43,6 +53,7 @@ impl<H: Handler> Wing<H> {
         if upgrader.standing.machine.accepts() {
             self.serve_watched(upgrader);
         }
+        self.serve_owned(upgrader);
         self.crew.sessions.ring(upgrader.standing.now);
         self.serve_lane(upgrader, Lane::Light, limits::LIGHT_TIME);
         self.serve_lane(upgrader, Lane::Heavy, limits::HEAVY_TIME);
@@ -101,6 +112,18 @@ impl<H: Handler> Wing<H> {
                 Some(Verdict::Again | Verdict::Flush) => self.crew.watched.push((name, event)),
                 Some(Verdict::Close) => self.acceptor.unwatch(&name, &upgrader.standing.registry),
                 Some(Verdict::Keep) | None => {}
+            }
+        }
+    }
+
+    /// So does whoever has attached one, in every state.
+    fn serve_owned(&mut self, upgrader: &mut Upgrader) {
+        for (key, event) in std::mem::take(&mut self.crew.owned) {
+            let verdict = self
+                .guarded(upgrader, "owned", None, |handler, cx, _| handler.owned(cx, key, event));
+            match verdict {
+                Some(Verdict::Again | Verdict::Flush) => self.crew.note_owned(key, event),
+                Some(Verdict::Keep | Verdict::Close) | None => {}
             }
         }
     }

@@ -34,6 +34,10 @@ impl<H: Handler> Service for Wing<H> {
         if token.kind == Kind::Session {
             return self.crew.sessions.note(token, event);
         }
+        if token.kind == Kind::Owned {
+            self.crew.note_owned(token.index, event);
+            return true;
+        }
         match self.acceptor.note(token) {
             Ok(Some(name)) => {
                 self.crew.note_watched(name, event);
@@ -46,6 +50,7 @@ impl<H: Handler> Service for Wing<H> {
 
     fn next_deadline(&self, upgrader: &Upgrader) -> Option<Instant> {
         let left_over = self.crew.sessions.queued() > 0
+            || !self.crew.owned.is_empty()
             || !self.crew.watched.is_empty() && upgrader.standing.machine.accepts()
             || self.handoff.sweep.is_some_and(|sweep| !self.handoff.waits(sweep))
             || self.can_accept(upgrader) && self.acceptor.has_ready()

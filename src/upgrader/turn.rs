@@ -184,7 +184,7 @@ impl Upgrader {
             let ours =
                 || self.succession.current.as_ref().is_some_and(|successor| successor.owns(token));
             let lively = match token.kind {
-                Kind::Session | Kind::Listener => service.note(token, io_event),
+                Kind::Session | Kind::Listener | Kind::Owned => service.note(token, io_event),
                 Kind::Signals => set(&mut harvest.signals),
                 Kind::Waker => set(&mut harvest.woken),
                 Kind::ReadinessPipe => ours() && set(&mut harvest.pipe),
