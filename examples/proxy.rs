@@ -200,16 +200,34 @@ fn serve(mut options: Options) -> Result<(), String> {
     let mut server = Server::new(config).map_err(|error| error.to_string())?;
     logging::go();
     let listening = routes.and_then(|routes| {
+        let mut listening = 0;
+        let mut unknown = None;
         for route in &routes {
             if is_watched {
                 tell(&mut server, route).map_err(|error| error.to_string())?;
             }
             let bound = server.listen_with(&route.name, &route.listen, &options.common.socket);
-            let bound = bound.map_err(|error| format!("{}: {error}", route.place))?;
+            let bound = match bound {
+                Ok(bound) => bound,
+                // As with an upstream: a name server that is away does not keep the others from a reload.
+                Err(error @ tablecloth::Error::Address { .. })
+                    if routes::is_name_and_port(&route.listen) =>
+                {
+                    let Route { place, .. } = route;
+                    log::warn!("{place}: the route is not used until the next HUP: {error}");
+                    unknown.get_or_insert(format!("{place}: {error}"));
+                    continue;
+                }
+                Err(error) => return Err(format!("{}: {error}", route.place)),
+            };
+            listening += 1;
             if let Some(upstream) = route.leads_to_itself(&bound) {
                 let Route { place, listen, .. } = route;
                 return Err(format!("{place}: {listen} leads to itself, by {}", upstream.text));
             }
+        }
+        if let (0, Some(error)) = (listening, unknown) {
+            return Err(error);
         }
         let turns = server.file("turns", Turns::make).map_err(|error| error.to_string())?;
         Ok((routes, turns))

@@ -25,6 +25,29 @@ fn names(address: &str, count: usize) -> String {
 }
 
 #[test]
+fn a_route_whose_listener_has_no_known_name_waits_and_the_others_are_taken() {
+    let mut proxy = proxy(&format!("127.0.0.1:0 -> {}", upstream("A")), &["--probation", "0"]);
+    let at = proxy.address();
+    let listen = &at;
+    rewrite(
+        &proxy,
+        &format!("{listen} -> {}\nnobody.invalid:8000 -> {}", upstream("B"), upstream("C")),
+    );
+    upgrade(&mut proxy);
+    assert_eq!(
+        proxy.count("the route is not used until the next HUP: address \"nobody.invalid"),
+        1
+    );
+    assert_eq!(names(&at, 1), "B");
+    // With no route at all it is no server.
+    rewrite(&proxy, &format!("nobody.invalid:8000 -> {}", upstream("C")));
+    let alive = proxy.alive();
+    proxy.signal(alive[0], Signal::SIGHUP);
+    proxy.wait_for("failed in set-up");
+    assert_eq!(names(&at, 1), "B");
+}
+
+#[test]
 fn an_upstream_that_is_named_twice_hides_nobody_behind_it() {
     let (nobody, silent) = (refused(), silent());
     for twice in [nobody, silent.address.clone()] {

@@ -130,7 +130,8 @@ fn look_up(written: &WrittenUpstream) -> Result<Vec<Upstream>, String> {
     }
 }
 
-fn is_name_and_port(text: &str) -> bool {
+/// Whether it is an address if only the name were known.
+pub(crate) fn is_name_and_port(text: &str) -> bool {
     let host_and_port = text.rsplit_once(':').filter(|_| !text.starts_with("unix:"));
     host_and_port.is_some_and(|(host, port)| {
         !host.is_empty() && !host.contains([':', '[', '/']) && port.parse::<u16>().is_ok()
