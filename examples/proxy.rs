@@ -13,6 +13,8 @@
 // The printable form of messages is the demo's alone.
 #[path = "proxy/access.rs"]
 mod access;
+#[path = "proxy/check.rs"]
+mod check;
 #[allow(dead_code, reason = "each example uses its part of it")]
 mod common;
 #[path = "proxy/counters.rs"]
@@ -41,14 +43,15 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::{descriptors, logging, output, program};
+use common::options::not_shared;
+use common::{descriptors, logging, program};
 use nix::libc::SIGUSR1;
 use options::Options;
 use routes::Route;
 use session::ProxySession;
 use settings::Settings;
 use tablecloth::relay::Pool;
-use tablecloth::{Accepted, Address, Context, Handler, IoEvent, Packed, Server, Verdict};
+use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Verdict};
 use turns::Turns;
 
 /// For standard input and output, the loop, and an upgrade.
@@ -135,36 +138,6 @@ impl Handler for Proxy {
     }
 }
 
-/// Says what is wrong with the routes, and with where they listen, without using any of it.
-fn check(mut options: Options) -> Result<(), String> {
-    let written = match options.file.take() {
-        Some(file) => file::read(&file, &mut options),
-        None => file::of_flags(&options),
-    };
-    let routes = routes::make(written?)?;
-    let mut seen: Vec<(Address, &str)> = Vec::new();
-    for Route { place, listen, .. } in &routes {
-        let address = Address::resolve(listen).map_err(|error| format!("{place}: {error}"))?;
-        let Some(address) = address.into_iter().next() else { continue };
-        if let Some((_, first)) = seen.iter().find(|(other, _)| *other == address) {
-            return Err(format!("{place}: {listen} is listened on already, by {first}"));
-        }
-        seen.push((address, place));
-    }
-    for (route, (address, _)) in routes.iter().zip(&seen) {
-        if let Some(upstream) = route.leads_to_itself(address) {
-            let Route { place, listen, .. } = route;
-            return Err(format!("{place}: {listen} leads to itself, by {}", upstream.text));
-        }
-    }
-    let upstreams: usize = routes.iter().map(|route| route.upstreams.iter().count()).sum();
-    output::print(&format_args!(
-        "{} routes to {upstreams} upstreams: nothing is wrong",
-        routes.len()
-    ));
-    Ok(())
-}
-
 /// Has what happens on a route told by the admin endpoint.
 fn tell(server: &mut Server, route: &Route) -> Result<(), tablecloth::Error> {
     let by_route = ("route", &*route.name);
@@ -179,16 +152,16 @@ fn tell(server: &mut Server, route: &Route) -> Result<(), tablecloth::Error> {
 /// predecessor hear of it.
 fn serve(mut options: Options) -> Result<(), String> {
     if options.check {
-        return check(options);
+        return check::check(options);
     }
     let written = match options.file.take() {
         Some(file) => file::read(&file, &mut options),
         None => file::of_flags(&options),
     };
-    options.common.settle();
+    let settled = options.common.settle();
     // The file may have said at which level.
     logging::start_buffered(options.common.log_level)?;
-    let routes = written.and_then(routes::make);
+    let routes = settled.and(written).and_then(routes::make);
     // A session has two descriptors: accepting pauses before there are none left for an upstream.
     let listeners = routes.as_ref().map_or(0, Vec::len);
     let left = descriptors::raise_limit().saturating_sub(SPARE_DESCRIPTORS + listeners);
@@ -203,6 +176,9 @@ fn serve(mut options: Options) -> Result<(), String> {
         let mut listening = 0;
         let mut unknown = None;
         for route in &routes {
+            if let Some(error) = not_shared(&route.listen) {
+                return Err(format!("{}: {error}", route.place));
+            }
             if is_watched {
                 tell(&mut server, route).map_err(|error| error.to_string())?;
             }

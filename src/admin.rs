@@ -179,10 +179,12 @@ impl Admin {
 
     fn add(&mut self, mut stream: Stream, registry: &Rc<Registry>, now: Instant) {
         if self.clients.len() >= limits::ADMIN_CLIENTS {
-            // Who has not asked yet, and has had the most time for it, makes room.
-            let asking = self.clients.iter().filter(|(_, (_, client))| client.is_asking());
-            let oldest = asking.min_by_key(|(_, (_, client))| client.deadline());
-            let Some(place) = oldest.map(|(place, _)| place) else { return };
+            // Who was answered makes room, then who does not read the answer, then who has not asked yet, and among those
+            // who has had the most time. Who waits for an upgrade does not.
+            let clients = self.clients.iter().filter_map(|(place, (_, client))| {
+                Some((client.claim()?, client.deadline(), place))
+            });
+            let Some((.., place)) = clients.min() else { return };
             self.clients.remove(place);
         }
         let is_local = self.family == Family::Unix;
@@ -236,6 +238,20 @@ impl Admin {
     pub(crate) fn tell(&mut self, is_check: bool, line: &str, now: Instant) {
         for client in self.waiting(is_check) {
             client.tell(line, now);
+        }
+    }
+
+    /// The same for one of them.
+    pub(crate) fn tell_one(&mut self, asker: Asker, line: &str, now: Instant) {
+        if let Some(client) = self.who(asker) {
+            client.tell(line, now);
+        }
+    }
+
+    /// A line as it is, for those who wait.
+    pub(crate) fn quote(&mut self, is_check: bool, line: &str, now: Instant) {
+        for client in self.waiting(is_check) {
+            client.quote(line, now);
         }
     }
 

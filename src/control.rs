@@ -1,7 +1,7 @@
 //! The other side of the admin endpoint: a command for a server, and what became of it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -66,11 +66,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Nobody is there: the system's answer to connect(2). Or `output` takes no more.
 pub fn control(address: &str, control: Control, output: &mut dyn Write) -> io::Result<Controlled> {
     for _ in 0..TRIES {
-        let stream: Box<dyn Connection> = match address.strip_prefix("unix:") {
-            Some(path) => Box::new(connect_unix(path)?),
-            None => Box::new(TcpStream::connect(address)?),
-        };
-        match ask(stream, control, output)? {
+        let connection = Connection::to(address)?;
+        match ask(connection, address, control, output)? {
             Some(controlled) => return Ok(controlled),
             None => std::thread::sleep(AGAIN),
         }
@@ -79,17 +76,86 @@ pub fn control(address: &str, control: Control, output: &mut dyn Write) -> io::R
     Ok(Controlled::Failed)
 }
 
-trait Connection: Read + Write {}
-impl Connection for UnixStream {}
-impl Connection for TcpStream {}
+/// How long a server may take to let somebody in and to begin its answer; and how long it may be silent in it, before it
+/// is asked whether it lives.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-fn connect_unix(path: &str) -> io::Result<UnixStream> {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::SocketAddr;
-    match path.strip_prefix('@') {
-        Some(name) => UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?),
-        None => UnixStream::connect(path),
+enum Connection {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Connection {
+    fn to(address: &str) -> io::Result<Self> {
+        let connection = match address.starts_with("unix:") {
+            true => Self::Unix(connect_unix(address)?),
+            false => {
+                let resolved = address.to_socket_addrs()?;
+                let mut failed = io::ErrorKind::NotFound.into();
+                let mut connected = resolved.filter_map(|one| {
+                    TcpStream::connect_timeout(&one, PATIENCE).map_err(|error| failed = error).ok()
+                });
+                let Some(stream) = connected.next() else {
+                    drop(connected);
+                    return Err(failed);
+                };
+                Self::Tcp(stream)
+            }
+        };
+        connection.be_patient(PATIENCE)?;
+        Ok(connection)
     }
+
+    fn be_patient(&self, patience: Duration) -> io::Result<()> {
+        let patience = Some(patience.max(Duration::from_millis(1)));
+        match self {
+            Self::Unix(stream) => {
+                stream.set_read_timeout(patience).and(stream.set_write_timeout(patience))
+            }
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(patience).and(stream.set_write_timeout(patience))
+            }
+        }
+    }
+}
+
+impl Read for Connection {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.read(buffer),
+            Self::Tcp(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Connection {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.write(bytes),
+            Self::Tcp(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Not by the standard library: a path may have 108 bytes, and a queue may be full (unix(7)).
+fn connect_unix(address: &str) -> io::Result<UnixStream> {
+    let resolved = Address::resolve(address).map_err(io::Error::other)?;
+    let name = resolved.first().and_then(Address::to_name).and_then(|name| Name::new(&name));
+    let name = name.ok_or(io::ErrorKind::InvalidInput)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    sys::connect(socket.as_fd(), &name)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+fn is_late(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 /// Asks a server on this machine for something that is no command, until it answers or the time is over: the status
@@ -122,22 +188,12 @@ fn fetch_once(
     accept: &str,
     deadline: Instant,
 ) -> io::Result<(u16, String)> {
-    let resolved = Address::resolve(address).map_err(io::Error::other)?;
-    let name = resolved.first().and_then(Address::to_name).and_then(|name| Name::new(&name));
-    let name = name.ok_or(io::ErrorKind::InvalidInput)?;
-    // It answers at once whether there is room in the queue (unix(7)).
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    sys::connect(socket.as_fd(), &name)?;
-    let mut stream = UnixStream::from(socket);
-    stream.set_nonblocking(false)?;
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    stream.set_read_timeout(Some(left))?;
-    stream.set_write_timeout(Some(left))?;
+    let mut stream = Connection::to(address)?;
+    stream.be_patient(deadline.saturating_duration_since(Instant::now()))?;
     let request = format!("GET {target} HTTP/1.0\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = BufReader::new(stream);
-    let status = read_head(&mut answer).ok_or(io::ErrorKind::UnexpectedEof)?;
+    let status = read_head(&mut answer)?;
     let mut body = String::new();
     answer.take(limits::ADMIN_BODY_BYTES).read_to_string(&mut body)?;
     Ok((status, body))
@@ -145,7 +201,8 @@ fn fetch_once(
 
 /// Asks once. `None` if the process that was asked was replaced meanwhile.
 fn ask(
-    mut stream: Box<dyn Connection>,
+    mut stream: Connection,
+    address: &str,
     control: Control,
     output: &mut dyn Write,
 ) -> io::Result<Option<Controlled>> {
@@ -159,6 +216,7 @@ fn ask(
         Control::Shutdown => ("POST", "/shutdown"),
         Control::Exit => ("POST", "/exit"),
     };
+    let silent = "it is there, and does not answer";
     // In HTTP/1.0 an answer of unknown length ends with the connection.
     let request =
         format!("{method} {target} HTTP/1.0\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n");
@@ -166,13 +224,23 @@ fn ask(
         return Ok(None);
     }
     let mut answer = BufReader::new(stream);
-    let Some(status) = read_head(&mut answer) else { return Ok(None) };
+    let status = match read_head(&mut answer) {
+        Ok(status) => status,
+        Err(error) if is_broken(&error) => return Ok(None),
+        Err(error) if is_late(&error) => {
+            writeln!(output, "{silent}")?;
+            return Ok(Some(Controlled::Failed));
+        }
+        Err(error) => {
+            writeln!(output, "{error}")?;
+            return Ok(Some(Controlled::Failed));
+        }
+    };
     if status == 503 && method == "POST" {
         return Ok(None);
     }
     let (mut last, mut line) = (Vec::new(), Vec::new());
     loop {
-        line.clear();
         // However long the answer is, a line of it is not.
         let read =
             (&mut answer).take(limits::ADMIN_WAITING_BYTES as u64).read_until(b'\n', &mut line);
@@ -182,6 +250,13 @@ fn ask(
                 output.write_all(&line)?;
                 output.flush()?;
                 last.clone_from(&line);
+                line.clear();
+            }
+            // A step of an upgrade may take long: what has come of the line is kept.
+            Err(error) if is_late(&error) && lives(address) => {}
+            Err(error) if is_late(&error) => {
+                writeln!(output, "{silent} any more")?;
+                return Ok(Some(Controlled::Failed));
             }
             Err(error) => {
                 writeln!(output, "the connection broke before the answer was whole: {error}")?;
@@ -203,20 +278,30 @@ fn ask(
     Ok(Some(if done { Controlled::Done } else { Controlled::Failed }))
 }
 
+/// Whether somebody answers there.
+fn lives(address: &str) -> bool {
+    fetch(address, "/live", "*/*", Instant::now() + PATIENCE).is_ok()
+}
+
 /// The status of an answer, whose head is read to its end.
-fn read_head(answer: &mut impl BufRead) -> Option<u16> {
+fn read_head(answer: &mut impl BufRead) -> io::Result<u16> {
     let mut status = None;
     let mut head = answer.take(limits::ADMIN_HEAD_BYTES as u64);
     loop {
         let mut line = String::new();
-        match head.read_line(&mut line) {
-            Ok(read) if read > 0 => {}
-            Ok(_) | Err(_) => return None,
+        if head.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if status.is_none() {
-            status = Some(line.split(' ').nth(1)?.parse().ok()?);
-        } else if line.trim_end().is_empty() {
-            return status;
+        match status {
+            None if !line.starts_with("HTTP/1.") => {
+                return Err(io::Error::other("what answers there is no admin endpoint"));
+            }
+            None => {
+                let number = line.split(' ').nth(1).and_then(|number| number.parse().ok());
+                status = Some(number.ok_or(io::ErrorKind::InvalidData)?);
+            }
+            Some(status) if line.trim_end().is_empty() => return Ok(status),
+            Some(_) => {}
         }
     }
 }

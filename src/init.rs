@@ -1,9 +1,10 @@
 //! The first process of a container, or of a service: it starts the server, and is none.
 //!
-//! `family` is a server with all its generations, `words` what one of them says, `kin` what the kernel knows of
-//! relations, and `outer` the manager that this process has itself. `desk` answers
-//! whoever asks for all workers, and `sum` adds up what they have counted.
+//! `watch` is its loop. `family` is a server with all its generations, `words` what one of them says, `kin` what the
+//! kernel knows of relations, and `outer` the manager that this process has itself. Of several workers, `crew`
+//! upgrades one after another, `desk` answers whoever asks for all of them, and `sum` adds up what they have counted.
 
+mod crew;
 #[cfg(feature = "admin")]
 mod desk;
 mod family;
@@ -11,33 +12,22 @@ mod kin;
 mod outer;
 #[cfg(feature = "admin")]
 mod sum;
+mod watch;
 mod words;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::prctl;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
 
 use crate::error::Error;
-use crate::limits;
-use crate::program;
-use crate::sys::{self, Action, Ending, Spawned};
+use crate::wire::INIT_VARIABLE;
 #[cfg(feature = "admin")]
 use desk::Desk;
-use family::{Family, Part, Plan};
-use outer::Outer;
-
-/// Says to a process that it is a server below an init, and which process that is.
-const VARIABLE: &str = "TABLECLOTH_INIT";
+use watch::Watch;
 
 /// The greatest number of workers.
 const MOST_WORKERS: u32 = 1024;
@@ -136,7 +126,11 @@ impl Workers {
     fn count(&self) -> Result<Option<u32>, Error> {
         match self {
             Self::One => Ok(None),
-            Self::So(count) => Ok(Some(*count)),
+            Self::So(count) if *count <= MOST_WORKERS => Ok(Some(*count)),
+            Self::So(count) => {
+                let reason = format!("{count} are asked for, and {MOST_WORKERS} are the most");
+                Err(Error::system("start the workers")(io::Error::other(reason)))
+            }
             Self::In(path) => {
                 let failed = |reason: String| {
                     let reason = format!("{}: {reason}", path.display());
@@ -208,7 +202,7 @@ impl Init {
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         // A variable of an outer container says nothing to process 1, which nobody here has started.
-        is_process_one() || self.always && std::env::var_os(VARIABLE).is_none()
+        is_process_one() || self.always && std::env::var_os(INIT_VARIABLE).is_none()
     }
 
     /// Where a worker has its admin endpoint, if its init has one.
@@ -227,7 +221,7 @@ impl Init {
         let (Some(asked), Some(count)) = (&self.admin, self.workers.count()?) else {
             return Ok(None);
         };
-        Desk::open(asked, count).map(Some)
+        Desk::open(asked, count, self.workers.clone()).map(Some)
     }
 
     /// In a process that is to be the init it returns when that ends, with the status to leave with. In the server it
@@ -253,424 +247,6 @@ impl Init {
     }
 }
 
-/// What the init waits for.
-struct Watch {
-    signals: SignalFd,
-    families: Vec<Family>,
-    plan: Plan,
-    workers: Workers,
-    /// How many workers there are to be, if they have numbers.
-    wanted: Option<u32>,
-    /// So many have been there once.
-    is_complete: bool,
-    /// When the next one may leave, of several.
-    next_leave: Option<Instant>,
-    outer: Option<Outer>,
-    rollout: Option<Rollout>,
-    #[cfg(feature = "admin")]
-    desk: Option<Desk>,
-    /// The last request to stop: whoever begins to serve after it hears it, too.
-    stop: Option<i32>,
-}
-
-/// One upgrade of all families, one after another.
-struct Rollout {
-    /// The family whose turn it is.
-    at: usize,
-    /// Who served there before.
-    from: Option<u32>,
-    /// It was asked for once more.
-    again: bool,
-}
-
-impl Watch {
-    fn start(init: &Init, is_first: bool) -> Result<Self, Error> {
-        let set: SigSet = PASSED_ON.into_iter().chain([Signal::SIGCHLD]).collect();
-        let mut before = SigSet::empty();
-        let failed = Error::system("hold signals for the init");
-        // A blocked signal reaches signalfd(2) even where it would be ignored, as by process 1, or by nohup(1).
-        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut before)).map_err(failed)?;
-        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        let signals = SignalFd::with_flags(&set, flags).map_err(failed)?;
-        // With SIGCHLD ignored there would be no status of anybody (waitpid(2)).
-        let child = Action::of(libc::SIGCHLD).map(|child| child.keeping_status());
-        child
-            .and_then(|keeping| keeping.map_or(Ok(()), |keeping| keeping.put_back()))
-            .map_err(Error::system("keep the status of children"))?;
-        if !is_first {
-            prctl::set_child_subreaper(true).map_err(Error::system("adopt orphans"))?;
-        }
-        let wanted = init.workers.count()?;
-        let mut mask = before;
-        mask.extend(LATE);
-        let admin = init.clone();
-        let plan = Plan {
-            command: program::of_this_process()?,
-            mask,
-            admin: Box::new(move |number| admin.admin_of(number)),
-            may_change: matches!(init.workers, Workers::In(_)),
-        };
-        let mut watch = Self {
-            signals,
-            families: Vec::new(),
-            plan,
-            workers: init.workers.clone(),
-            wanted,
-            is_complete: false,
-            next_leave: None,
-            outer: Outer::of_environment(),
-            rollout: None,
-            #[cfg(feature = "admin")]
-            desk: init.open_desk()?,
-            stop: None,
-        };
-        // Where they may leave some day, the kernel has to know them in this order: one after another.
-        let at_once = if watch.plan.may_change { Some(1) } else { wanted };
-        let numbers = at_once.map_or(vec![None], |count| (1..=count).map(Some).collect());
-        for number in numbers {
-            if let Err(error) = watch.start_family(number, Part::Founder) {
-                watch.ask_to_stop(libc::SIGTERM);
-                return Err(error);
-            }
-        }
-        Ok(watch)
-    }
-
-    fn start_family(&mut self, number: Option<u32>, part: Part) -> Result<(), Error> {
-        self.families.push(Family::start(number, &self.plan, part)?);
-        Ok(())
-    }
-
-    /// The servers have numbers, and there may be several.
-    fn is_crew(&self) -> bool {
-        self.wanted.is_some()
-    }
-
-    /// Those that serve together, and are neither on their way here nor away.
-    fn members(&self) -> impl Iterator<Item = &Family> {
-        self.families.iter().filter(|family| family.belongs())
-    }
-
-    /// Until every family has ended; answers the status.
-    fn run(&mut self) -> Result<u8, Error> {
-        loop {
-            let left = self.next_leave.map(|at| at.saturating_duration_since(Instant::now()));
-            self.wait(left.map_or(PollTimeout::NONE, |left| {
-                // A millisecond more: it counts whole ones.
-                (left + Duration::from_millis(1)).try_into().unwrap_or(PollTimeout::MAX)
-            }))?;
-            #[cfg(feature = "admin")]
-            if self.desk.as_ref().is_some_and(Desk::is_done) {
-                self.count_anew();
-            }
-            let signals = self.take_signals();
-            // Words are read before whoever has said them is reaped, and once more after it: nothing that a
-            // process has said comes later than its end. Who is found dead here is reaped here, if anybody is.
-            self.hear();
-            self.families.iter_mut().for_each(Family::bury);
-            self.reap()?;
-            self.hear();
-            let ended = self.how_many_have_ended();
-            for family in &mut self.families {
-                // One that leaves is told so whoever serves in it by then.
-                let leaves = family.part() == Part::Leaver;
-                family.judge(self.stop.or(leaves.then_some(libc::SIGTERM)));
-            }
-            for signal in signals {
-                self.pass_on(signal);
-            }
-            self.go_on_with_the_rollout();
-            self.come_and_go();
-            if self.families.iter().all(|family| family.ending().is_some()) {
-                let codes = self.families.iter().filter_map(Family::ending).map(code_of);
-                return Ok(codes.max().unwrap_or(0));
-            }
-            if self.how_many_have_ended() > ended && self.stop.is_none() {
-                log::error!("a worker has ended without being asked: the others are told to stop");
-                self.ask_to_stop(libc::SIGTERM);
-            }
-        }
-    }
-
-    /// How many there are to be, as it is now. Answers whether that is known.
-    fn count_anew(&mut self) -> bool {
-        let count = self.workers.count();
-        match &count {
-            Ok(count) => self.wanted = *count,
-            Err(error) => log::error!("nothing is changed: {error}"),
-        }
-        count.is_ok()
-    }
-
-    fn how_many_have_ended(&self) -> usize {
-        self.members().filter(|family| family.ending().is_some()).count()
-    }
-
-    /// Workers come until there are as many as are wanted, one after another, and those that are too many leave.
-    fn come_and_go(&mut self) {
-        if self.stop.is_some() || !self.plan.may_change {
-            return;
-        }
-        self.next_leave = self.next_leave.filter(|at| Instant::now() < *at);
-        // Whoever has left is forgotten, and whoever could not come, too.
-        let gone = |it: &Family| it.ending().is_some() && !it.belongs();
-        if self.families.iter().any(|it| gone(it) && it.part() == Part::Newcomer) {
-            log::error!(
-                "a new worker could not come: the others go on, and the next HUP tries it again"
-            );
-            // Somebody may have asked for even fewer meanwhile.
-            let there = self.members().count() as u32;
-            self.wanted = self.wanted.map(|wanted| wanted.min(there));
-        }
-        self.families.retain(|family| !gone(family));
-        for family in self.families.iter_mut().filter(|it| it.part() == Part::Newcomer) {
-            if !family.is_ready() {
-                return;
-            }
-            family.join();
-            log::info!("{family} has come");
-            #[cfg(feature = "admin")]
-            if let (Some(desk), Some(number)) = (&self.desk, family.number()) {
-                desk.comes(number);
-            }
-        }
-        if self.rollout.is_some() || self.members().any(|family| !family.is_ready()) {
-            return;
-        }
-        let Some(wanted) = self.wanted else { return };
-        let there = self.members().count() as u32;
-        if there > wanted {
-            // The last one first, and the next one when the kernel gives nobody to that one any more: it does so for one
-            // after another.
-            if self.next_leave.is_some() && self.families.iter().any(|it| it.part() == Part::Leaver)
-            {
-                return;
-            }
-            let settled = Instant::now() + limits::LEAVING + GRACE / 5;
-            self.next_leave = (there - 1 > wanted).then_some(settled);
-            let last = self.families.iter_mut().rfind(|family| family.belongs());
-            if let Some(family) = last {
-                log::info!("{family} leaves");
-                #[cfg(feature = "admin")]
-                if let (Some(desk), Some(number)) = (&self.desk, family.number()) {
-                    desk.leaves(number);
-                }
-                family.leave();
-            }
-        } else if there < wanted {
-            let next = there + 1;
-            // One of that number that is still on its way out has the files of that number.
-            if self.families.iter().any(|family| family.number() == Some(next)) {
-                return;
-            }
-            // At the start a worker that fails is a mistake of everybody's.
-            let part = if self.is_complete { Part::Newcomer } else { Part::Founder };
-            if let Err(error) = self.start_family(Some(next), part) {
-                log::error!("{error}");
-                self.wanted = Some(there);
-            }
-        } else {
-            self.is_complete = true;
-        }
-    }
-
-    /// The one place where it sleeps.
-    fn wait(&mut self, timeout: PollTimeout) -> Result<(), Error> {
-        let readable = PollFlags::POLLIN;
-        let mut fds = vec![PollFd::new(self.signals.as_fd(), readable)];
-        let descriptors = self.families.iter().flat_map(Family::descriptors);
-        fds.extend(descriptors.map(|fd: BorrowedFd<'_>| PollFd::new(fd, readable)));
-        #[cfg(feature = "admin")]
-        fds.extend(self.desk.iter().map(|desk| PollFd::new(desk.as_fd(), readable)));
-        if let Some(socket) = self.outer.as_ref().and_then(Outer::waits) {
-            fds.push(PollFd::new(socket, PollFlags::POLLOUT));
-        }
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(Error::system("wait for the server")(errno)),
-        }
-    }
-
-    /// The signals that have come and are to be passed on.
-    fn take_signals(&mut self) -> Vec<i32> {
-        let mut taken = Vec::new();
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            let signal = info.ssi_signo as i32;
-            // A terminal signals everybody in the foreground by itself (SI_KERNEL, sigaction(2)).
-            let for_all = info.ssi_code == libc::SI_KERNEL;
-            if signal != libc::SIGCHLD && !for_all {
-                taken.push(signal);
-            }
-        }
-        taken
-    }
-
-    fn hear(&mut self) {
-        let alone = !self.is_crew();
-        let begins = self.rollout.as_ref().is_some_and(|rollout| rollout.at == 0);
-        for (number, family) in self.families.iter_mut().enumerate() {
-            family.hear(|words| {
-                // Of several workers the manager hears when their upgrades begin, and that they need more time; the
-                // rest is said for all of them.
-                let counts = alone || words.extends || words.reloading && begins && number == 0;
-                if let (true, Some(outer)) = (counts, &mut self.outer) {
-                    outer.pass_on(&words.rest);
-                }
-            });
-        }
-        if let (false, Some(outer)) = (alone, &mut self.outer) {
-            let members = || self.families.iter().filter(|family| family.belongs());
-            let all_are_there = Some(members().count() as u32) >= self.wanted;
-            if all_are_there && members().all(Family::is_ready) {
-                outer.say_once("READY=1");
-            }
-            // All of them live, or the manager is to think that none does.
-            if members().all(Family::is_well) {
-                self.families.iter_mut().for_each(Family::ask_for_life);
-                outer.pass_on("WATCHDOG=1");
-            }
-        }
-        if let Some(outer) = &mut self.outer {
-            outer.flush();
-        }
-    }
-
-    fn reap(&mut self) -> Result<(), Error> {
-        while let Some((pid, ending)) = sys::reap().map_err(Error::system("reap"))? {
-            for family in &mut self.families {
-                family.note_end(pid, ending);
-            }
-        }
-        Ok(())
-    }
-
-    fn pass_on(&mut self, signal: i32) {
-        let speak = self.members().all(Family::speaks);
-        match signal {
-            libc::SIGINT | libc::SIGQUIT | libc::SIGTERM => self.ask_to_stop(signal),
-            libc::SIGHUP if self.is_crew() && speak => {
-                if !self.count_anew() {
-                    return;
-                }
-                match &mut self.rollout {
-                    Some(rollout) => {
-                        rollout.again = true;
-                        // A worker that has ended in the moment of the last one has not heard it.
-                        let family = &self.families[rollout.at];
-                        if !family.is_upgrading() {
-                            family.signal(signal);
-                        }
-                    }
-                    None => self.upgrade_family(0),
-                }
-            }
-            _ => self.families.iter().for_each(|family| family.signal(signal)),
-        }
-    }
-
-    fn ask_to_stop(&mut self, signal: i32) {
-        (self.stop, self.rollout) = (Some(signal), None);
-        if let (true, Some(outer)) = (self.wanted.is_some(), &mut self.outer) {
-            outer.say_once("STOPPING=1");
-        }
-        self.families.iter().for_each(|family| family.signal(signal));
-    }
-
-    fn upgrade_family(&mut self, at: usize) {
-        let family = &mut self.families[at];
-        let from = family.serving();
-        family.await_upgrade();
-        family.signal(libc::SIGHUP);
-        self.rollout = Some(Rollout { at, from, again: false });
-    }
-
-    /// The next worker's turn comes when the one before it serves in a new process.
-    fn go_on_with_the_rollout(&mut self) {
-        let fell_back = self.families.iter_mut().map(Family::fell_back).fold(false, |a, b| a | b);
-        let Some(Rollout { at, from, again }) = self.rollout else { return };
-        let family = &self.families[at];
-        let (done, serving) = (family.upgrade_is_over(), family.serving());
-        if !fell_back && !done {
-            return;
-        }
-        self.rollout = None;
-        let failed = fell_back || serving.is_none() || serving == from;
-        let next = at + 1;
-        // Those that are too many are not upgraded any more, and those that come are new.
-        let count = self.members().count().min(self.wanted.map_or(1, |wanted| wanted as usize));
-        if !failed && next < count {
-            self.upgrade_family(next);
-            if let Some(rollout) = &mut self.rollout {
-                rollout.again = again;
-            }
-            return;
-        }
-        let who = self.members().map(Family::to_string).collect::<Vec<_>>().join(", ");
-        match failed {
-            true => {
-                self.wanted = Some(self.members().count() as u32);
-                log::error!("worker {next} was not upgraded, and those after it are not: {who}")
-            }
-            false => log::info!("all workers are upgraded: {who}"),
-        }
-        if let Some(outer) = &mut self.outer {
-            outer.pass_on("READY=1");
-        }
-        if again {
-            self.upgrade_family(0);
-        }
-    }
-
-    /// No server is left, and this is not process 1: what the server has left ends before it does.
-    fn end_the_rest(&mut self) -> Result<(), Error> {
-        let (mut told, mut deadline) = (Vec::new(), Instant::now() + GRACE);
-        let mut signal = libc::SIGTERM;
-        loop {
-            self.reap()?;
-            // Whoever was a child of those that end is one of this process then.
-            let children = kin::children();
-            if children.is_empty() {
-                return Ok(());
-            }
-            for child in children {
-                if !told.contains(&child) {
-                    log::debug!("process {child} is left: {}", sys::signal_name(signal));
-                    let _ = kin::signal_child(child, signal);
-                    told.push(child);
-                }
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.take_signals().iter().any(|signal| is_stop(*signal)) {
-                if signal == libc::SIGKILL {
-                    return Ok(());
-                }
-                signal = libc::SIGKILL;
-                (told, deadline) = (Vec::new(), Instant::now() + AFTER_KILL);
-                continue;
-            }
-            self.families.clear();
-            self.outer = None;
-            #[cfg(feature = "admin")]
-            {
-                self.desk = None;
-            }
-            self.wait(PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))?;
-        }
-    }
-}
-
 fn is_process_one() -> bool {
     std::process::id() == 1
-}
-
-fn is_stop(signal: i32) -> bool {
-    matches!(signal, libc::SIGINT | libc::SIGQUIT | libc::SIGTERM)
-}
-
-/// The status that a shell would have for it.
-fn code_of(ending: Ending) -> u8 {
-    match ending {
-        Ending::Exited(status) => u8::try_from(status & 0xff).unwrap_or(u8::MAX),
-        Ending::Killed(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
-    }
 }

@@ -4,6 +4,7 @@ use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -12,7 +13,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::error::Error;
 use crate::sys::{self, Command};
-use crate::wire::{MAY_LEAVE, STDERR_VARIABLE, VARIABLE, WORKER_VARIABLE};
+use crate::wire::{INIT_VARIABLE, MAY_LEAVE, STDERR_VARIABLE, VARIABLE, WORKER_VARIABLE};
 
 /// The file that this process executes, wherever its name has gone (proc(5)).
 const RUNNING: &str = "/proc/self/exe";
@@ -27,6 +28,9 @@ const DIRECTORY: &str = "PWD";
 /// is true of this one.
 const PERSONAL: [&str; 5] =
     ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID", WATCHED];
+
+/// Between a server and its init there are those before it, and wrappers.
+const MOST_ANCESTORS: usize = 64;
 
 /// Of whom systemd's watchdog wants to hear, and how often.
 const WATCHED: &str = "WATCHDOG_PID";
@@ -45,6 +49,28 @@ pub fn worker() -> Option<u32> {
 pub(crate) fn who_stays() -> Option<u32> {
     let may_leave = env::var(WORKER_VARIABLE).is_ok_and(|text| text.ends_with(MAY_LEAVE));
     worker().filter(|_| may_leave).map(|number| number - 1).filter(|before| *before > 0)
+}
+
+/// The init below which this process lives, if it does, by a descriptor that is readable when that is dead. The
+/// variable may have been inherited by somebody else: only an ancestor counts.
+pub(crate) fn init_process() -> Option<(u32, OwnedFd)> {
+    let init: u32 = env::var(INIT_VARIABLE).ok()?.parse().ok()?;
+    let process = sys::process_descriptor(init).ok()?;
+    let mut pid = std::process::id();
+    for _ in 0..MOST_ANCESTORS {
+        pid = parent_of(pid)?;
+        if pid == init {
+            return Some((init, process));
+        }
+    }
+    None
+}
+
+/// The fourth field of `/proc/PID/stat` (proc(5)).
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name, in parentheses, and may contain anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// The program as it was started: executable, arguments, directory, environment less what was

@@ -33,11 +33,13 @@ pub(crate) enum Kind {
     Admin,
     /// A client of the admin endpoint; the index is its place.
     AdminClient,
+    /// The death of the init (a pidfd).
+    InitProcess,
     /// A descriptor of the handler's own; the index is its key.
     Owned,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 14] = [
     Kind::Listener,
     Kind::Session,
     Kind::Signals,
@@ -50,6 +52,7 @@ const KINDS: [Kind; 13] = [
     Kind::SuccessorStderr,
     Kind::Admin,
     Kind::AdminClient,
+    Kind::InitProcess,
     Kind::Owned,
 ];
 

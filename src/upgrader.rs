@@ -30,13 +30,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll, Waker};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Waker};
 
 use crate::address::Address;
 #[cfg(feature = "admin")]
@@ -340,6 +341,8 @@ struct Fate {
     end: Option<End>,
     /// It has let go of everything.
     gone: bool,
+    /// The init, as long as it lives.
+    init: Option<(u32, OwnedFd)>,
 }
 
 /// Where a process stands, for whoever serves by themselves.
@@ -464,6 +467,12 @@ impl Upgrader {
         let inherited = predecessor.map_or(0, |predecessor| predecessor.blocked);
         let mut signals = Signals::install(claim, config.signals(), inherited)?;
         signals.register(&registry, Token::single(Source::Signals).pack()).map_err(polled)?;
+        let init = program::init_process();
+        if let Some((_, process)) = &init {
+            let token = Token::single(Source::InitProcess).pack();
+            let mut source = SourceFd(&process.as_raw_fd());
+            registry.register(&mut source, token, Interest::READABLE).map_err(polled)?;
+        }
         let (machine, generation) = match predecessor {
             Some(predecessor) => {
                 predecessor.register(&registry).map_err(polled)?;
@@ -512,6 +521,7 @@ impl Upgrader {
                 last_error: None,
                 end: None,
                 gone: false,
+                init,
             },
             announcer,
             alone: Alone::default(),

@@ -93,6 +93,9 @@ pub const PROTOCOL: ProtocolRange = ProtocolRange { oldest: 1, newest: 4 };
 /// for it.
 pub const STDERR_VARIABLE: &str = "TABLECLOTH_STDERR";
 
+/// In the environment of a server below an init: which process that is.
+pub const INIT_VARIABLE: &str = "TABLECLOTH_INIT";
+
 /// In the environment of one of several workers: its number, and whether there may be fewer of them some day.
 pub const WORKER_VARIABLE: &str = "TABLECLOTH_WORKER";
 /// What stands behind the number then.

@@ -360,6 +360,16 @@ fn manager() -> (UnixDatagram, String) {
     (socket, format!("@{name}"))
 }
 
+/// The next words that are not about how the workers stand.
+fn hears_but_status(manager: &UnixDatagram) -> String {
+    loop {
+        let words = hears(manager);
+        if !words.starts_with("STATUS=worker 1 ") {
+            return words;
+        }
+    }
+}
+
 fn hears(manager: &UnixDatagram) -> String {
     let mut datagram = [0; 4096];
     let length = manager.recv(&mut datagram).expect("words");
@@ -467,10 +477,10 @@ fn workers_are_upgraded_one_after_another_and_stopped_together() {
     assert_eq!(numbers, [1, 2, 3]);
     // The manager hears of it when all of them are ready.
     workers.iter_mut().for_each(|worker| worker.say("READY=1|STATUS=here"));
-    assert_eq!(hears(&manager), "READY=1");
+    assert_eq!(hears_but_status(&manager), "READY=1");
     // And of their lives when all of them live.
     workers.iter_mut().for_each(|worker| worker.say("WATCHDOG=1"));
-    assert_eq!(hears(&manager), "WATCHDOG=1");
+    assert_eq!(hears_but_status(&manager), "WATCHDOG=1");
     stage.signal(Signal::SIGHUP);
     // A worker is only asked when the one before it is done.
     for worker in &mut workers {
@@ -479,8 +489,8 @@ fn workers_are_upgraded_one_after_another_and_stopped_together() {
         worker.order("exit 0");
         *worker = successor;
     }
-    assert_eq!(hears(&manager), "RELOADING=1\nMONOTONIC_USEC=1\n");
-    assert_eq!(hears(&manager), "READY=1");
+    assert_eq!(hears_but_status(&manager), "RELOADING=1\nMONOTONIC_USEC=1\n");
+    assert_eq!(hears_but_status(&manager), "READY=1");
     // The next one is asked for while one is under way, and comes after it.
     stage.signal(Signal::SIGHUP);
     workers[0].hears(Signal::SIGHUP);
@@ -493,13 +503,15 @@ fn workers_are_upgraded_one_after_another_and_stopped_together() {
     let successor = workers[0].successor(&stage);
     workers[0].say(&format!("MAINPID={}", successor.pid));
     workers[0].say("READY=1");
+    workers[0].order("exit 0");
     workers[0] = successor;
-    for worker in &mut workers[1..] {
-        *worker = replaced(worker, &stage);
-    }
-    for worker in &mut workers {
-        *worker = replaced(worker, &stage);
-    }
+    let upgraded = |worker: &mut Player| {
+        let successor = replaced(worker, &stage);
+        worker.order("exit 0");
+        *worker = successor;
+    };
+    workers[1..].iter_mut().for_each(upgraded);
+    workers.iter_mut().for_each(upgraded);
     stage.signal(Signal::SIGTERM);
     for (status, worker) in [0, 7, 3].iter().zip(&mut workers) {
         worker.hears(Signal::SIGTERM);
@@ -513,7 +525,13 @@ fn the_first_worker_whose_upgrade_fails_stops_the_rest() {
     let (stage, mut workers) = Stage::of(3, None);
     workers.iter_mut().for_each(|worker| worker.say("READY=1"));
     stage.signal(Signal::SIGHUP);
-    let first = replaced(&mut workers[0], &stage);
+    let mut first = replaced(&mut workers[0], &stage);
+    // As long as the old one is there it may serve again.
+    stage.signal(Signal::SIGUSR1);
+    first.hears(Signal::SIGUSR1);
+    workers[1].hears(Signal::SIGUSR1);
+    workers[2].hears(Signal::SIGUSR1);
+    workers[0].order("exit 0");
     workers[1].hears(Signal::SIGHUP);
     workers[1].say("RELOADING=1|MONOTONIC_USEC=1");
     // Its successor was not ready, or was rolled back.
@@ -522,7 +540,6 @@ fn the_first_worker_whose_upgrade_fails_stops_the_rest() {
     workers[1].say("READY=1");
     stage.signal(Signal::SIGUSR2);
     // Nobody has heard anything else.
-    let mut first = first;
     first.hears(Signal::SIGUSR2);
     workers[1].hears(Signal::SIGUSR2);
     workers[2].hears(Signal::SIGUSR2);
@@ -548,7 +565,7 @@ fn workers_come_and_go_one_after_another_as_a_file_says() {
     let mut two = stage.player();
     two.say("READY=1");
     assert_eq!((one.worker, two.worker), (1, 2));
-    assert_eq!(hears(&manager), "READY=1");
+    assert_eq!(hears_but_status(&manager), "READY=1");
     // What a file says that is no number changes nothing.
     fs::write(&file, "many").expect("written");
     stage.signal(Signal::SIGHUP);
@@ -558,8 +575,13 @@ fn workers_come_and_go_one_after_another_as_a_file_says() {
 
     fs::write(&file, "4").expect("written");
     stage.signal(Signal::SIGHUP);
-    one = replaced(&mut one, &stage);
-    two = replaced(&mut two, &stage);
+    let upgraded = |worker: &mut Player| {
+        let successor = replaced(worker, &stage);
+        worker.order("exit 0");
+        *worker = successor;
+    };
+    upgraded(&mut one);
+    upgraded(&mut two);
     let mut three = stage.player();
     three.say("READY=1");
     // One that cannot come is not tried again before the next HUP, and harms nobody.
@@ -573,18 +595,25 @@ fn workers_come_and_go_one_after_another_as_a_file_says() {
 
     fs::write(&file, "1").expect("written");
     stage.signal(Signal::SIGHUP);
-    one = replaced(&mut one, &stage);
+    upgraded(&mut one);
     three.hears(Signal::SIGTERM);
     three.order("exit 0");
     two.hears(Signal::SIGTERM);
     // While it still drains its number is not free.
     fs::write(&file, "2").expect("written");
     stage.signal(Signal::SIGHUP);
-    one = replaced(&mut one, &stage);
+    upgraded(&mut one);
     two.order("exit 9");
     let mut two = stage.player();
     assert_eq!(two.worker, 2);
     two.say("READY=1");
+    // Whoever leaves is not taken for a worker in the next upgrade, wherever it stands.
+    fs::write(&file, "1").expect("written");
+    stage.signal(Signal::SIGHUP);
+    upgraded(&mut one);
+    two.hears(Signal::SIGTERM);
+    stage.signal(Signal::SIGHUP);
+    upgraded(&mut one);
     stage.signal(Signal::SIGTERM);
     for worker in [&mut one, &mut two] {
         worker.hears(Signal::SIGTERM);
@@ -592,6 +621,23 @@ fn workers_come_and_go_one_after_another_as_a_file_says() {
     }
     // How those have ended that have left is no matter.
     assert_eq!(stage.ends(), 0);
+}
+
+#[test]
+fn a_worker_that_falls_back_in_its_probation_stops_the_rest() {
+    let (stage, mut workers) = Stage::of(2, None);
+    workers.iter_mut().for_each(|worker| worker.say("READY=1"));
+    stage.signal(Signal::SIGHUP);
+    let successor = replaced(&mut workers[0], &stage);
+    // It dies, and the old one serves again.
+    successor.killed();
+    let own = format!("MAINPID={}", workers[0].pid);
+    workers[0].say(&own);
+    workers[0].say("READY=1");
+    stage.signal(Signal::SIGUSR2);
+    workers[0].hears(Signal::SIGUSR2);
+    // The other one has heard nothing else.
+    workers[1].hears(Signal::SIGUSR2);
 }
 
 #[test]
@@ -728,7 +774,7 @@ fn two_workers_are_asked_as_one() {
     let before = [named(1), named(2)];
     let (done, told) = ask(Control::UpgradeProven);
     assert_eq!(done, Controlled::Done, "{told}");
-    assert!(told.ends_with("done: all 2 workers are upgraded\n"), "{told}");
+    assert!(told.ends_with("done: all workers are upgraded, and there are 2\n"), "{told}");
     assert!(told.contains("worker 1: done: ") && told.contains("worker 2: done: "), "{told}");
     assert!(named(1) != before[0] && named(2) != before[1], "{told}");
     assert_eq!(count("tablecloth_upgrades_total{outcome=\"done\"}"), 2.0);
@@ -743,7 +789,8 @@ fn two_workers_are_asked_as_one() {
     let second = named(2);
     actor.signal(second, Signal::SIGSTOP);
     let (done, told) = ask(Control::Ready);
-    assert!(done == Controlled::Failed && told.starts_with("worker 2: "), "{told}");
+    let words = "worker 2: it did not answer within 1 s";
+    assert!(done == Controlled::Failed && told.starts_with(words), "{told}");
     assert_eq!(ask(Control::Live).0, Controlled::Done);
     actor.signal(second, Signal::SIGCONT);
     until("both are ready again", || ask(Control::Ready).0 == Controlled::Done);
@@ -759,7 +806,7 @@ fn two_workers_are_asked_as_one() {
     assert!(told.contains("worker 1: stderr: the cause of it"), "{told}");
     let last = told.lines().last().expect("a line");
     assert!(last.starts_with("failed: worker 1: upgrade "), "{last}");
-    assert!(last.ends_with("of the new program: none; of the old one: workers 1 to 2"), "{last}");
+    assert!(last.ends_with("; none runs the new program, workers 1 to 2 the old one"), "{last}");
     assert_eq!(count("tablecloth_upgrades_total{outcome=\"failed\"}"), 1.0);
 
     let (done, told) = ask(Control::Shutdown);

@@ -24,7 +24,8 @@ commands:
   shutdown             stop: sessions come to their end
   exit                 stop at once
 
-exit status: 0 done; 1 failed, rolled back or refused; 2 nobody is there, or wrong flags";
+exit status: 0 done; 1 failed, rolled back or refused, or it cannot be told; 2 nobody is
+there, or wrong flags";
 
 /// Runs it, if the first argument is `ctl`.
 pub(crate) fn run(name: &'static str) -> Option<ExitCode> {
@@ -40,6 +41,8 @@ pub(crate) fn run(name: &'static str) -> Option<ExitCode> {
         Ok(Some((address, command))) => match control(&address, command, &mut io::stdout()) {
             Ok(Controlled::Done) => ExitCode::SUCCESS,
             Ok(Controlled::Failed) => ExitCode::from(1),
+            // Whoever wanted to read it has gone: that is no word on the server.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(1),
             Err(error) => {
                 output::complain(name, &format!("ctl: {address}: {error}"));
                 ExitCode::from(2)

@@ -13,14 +13,20 @@ use super::{logging, options, output};
 /// The status to leave with, in the process that was the init. Called before anything else; the flags are looked for
 /// and not parsed, because a mistake in them is the server's to complain about.
 pub(crate) fn run(program: &str) -> Option<ExitCode> {
-    let init = Init::default().always(is_asked_for());
+    // A question is answered by one process.
+    if ["--help", "-h", "--check"].into_iter().any(is_said) {
+        return None;
+    }
+    let init = Init::default().always(is_said("--init"));
     let init = match value_of("--workers") {
         Some(file) if options::is_path(&file) => init.always(true).workers_in(file),
-        // A mistake is the server's to complain about.
-        Some(number) => {
-            let workers = number.parse().unwrap_or(1);
-            init.always(workers > 1 || is_asked_for()).workers(workers)
-        }
+        Some(number) => match number.parse() {
+            Ok(workers) if options::WORKERS.contains(&workers) => {
+                init.always(workers > 1 || is_said("--init")).workers(workers)
+            }
+            // A mistake is the server's to complain about.
+            Ok(_) | Err(_) => init,
+        },
         None => init,
     };
     let init = match value_of("--admin") {
@@ -42,22 +48,22 @@ pub(crate) fn run(program: &str) -> Option<ExitCode> {
     }
 }
 
-fn is_asked_for() -> bool {
-    env::args_os().any(|argument| argument == "--init")
+fn is_said(flag: &str) -> bool {
+    env::args_os().any(|argument| argument == flag)
 }
 
-/// What follows a flag, or stands behind its `=`.
-fn value_of(flag: &str) -> Option<String> {
+/// What follows a flag, or stands behind its `=`; the last time counts, as it does for the server.
+pub(crate) fn value_of(flag: &str) -> Option<String> {
     let mut arguments = env::args_os().filter_map(|argument| argument.into_string().ok());
-    loop {
-        let argument = arguments.next()?;
+    let mut found = None;
+    while let Some(argument) = arguments.next() {
         if argument == flag {
-            return arguments.next();
-        }
-        if let Some(value) = argument.strip_prefix(flag).and_then(|rest| rest.strip_prefix('=')) {
-            return Some(value.into());
+            found = arguments.next();
+        } else if let Some(rest) = argument.strip_prefix(flag) {
+            found = rest.strip_prefix('=').map(str::to_owned).or(found);
         }
     }
+    found
 }
 
 /// Standard error, as far as it takes a line in time: an init has one thread, and says little.

@@ -7,6 +7,8 @@ use log::LevelFilter;
 use nix::unistd::{Group, User};
 use tablecloth::{Config, SocketOptions};
 
+use super::init;
+
 /// The help text of the common flags.
 pub(crate) const HELP: &str =
     "  --pid-file FILE          a file that always names the serving process
@@ -20,16 +22,18 @@ pub(crate) const HELP: &str =
   --socket-owner USER[:GROUP]
                            to whom that socket belongs, by name or number
   --admin ADDRESS          an endpoint that tells how the process stands and takes commands:
-                           /PATH of a Unix socket, or HOST:PORT, where nobody may command
-  --user USER[:GROUP]      started as root: whom to become for good once the sockets and
-                           the pid file are there, by name or number
-  --init                   the first process starts the server, stays, and is none: it
-                           follows upgrades, passes signals on and ends with the
-                           server's status; as process 1 it does so by itself
-  --workers N              so many servers below an init, one for each processor, on the
-                           same addresses (SO_REUSEPORT); HUP replaces them one after
-                           another, and FILE of --pid-file gets .1, .2 and so on; /PATH of
-                           a file with the number is read again with each HUP [1]
+                           the path of a Unix socket, unix:@NAME, or HOST:PORT, where
+                           nobody may command
+  --user USER[:GROUP]      started as root: the user to switch to for good, once the sockets
+                           and the pid file are there, by name or number
+  --init                   the first process stays as a small init, which does not serve: it
+                           starts the server, follows its upgrades, passes signals on and
+                           ends with its status; as process 1 it does so by itself
+  --workers N              N servers below an init, one for each processor, which share the
+                           TCP addresses (SO_REUSEPORT); HUP replaces them one after
+                           another, and FILE of --pid-file gets .1, .2 and so on. The path
+                           of a file with the number, /PATH or ./PATH, is read again with
+                           each HUP [1]
   --log-level LEVEL        off, error, warn, info, debug or trace [info];
                            warn leaves out the line for each message
   --help                   this text
@@ -38,6 +42,9 @@ signals:
   HUP          replace this process by a new one of the same program
   QUIT, TERM   stop: sessions come to their end, then exit with status 0
   INT          exit at once";
+
+/// How many workers there may be.
+pub(crate) const WORKERS: std::ops::RangeInclusive<u32> = 1..=1024;
 
 /// What the common flags say.
 pub(crate) struct Common {
@@ -80,8 +87,8 @@ impl Common {
             "--user" => self.config.user = Some(text(parser, flag)?),
             "--workers" => {
                 let text = text(parser, flag)?;
-                let is_number = |text: &str| matches!(text.parse::<u32>(), Ok(1..=1024));
-                if !is_number(&text) && !is_path(&text) {
+                let is_number = text.parse().is_ok_and(|number| WORKERS.contains(&number));
+                if !is_number && !is_path(&text) {
                     return Err(format!(
                         "{flag} {text:?}: expected a number from 1 to 1024, or /PATH of a file with one"
                     ));
@@ -108,8 +115,13 @@ impl Common {
     }
 
     /// Gives a worker what it has of its own, once all flags are known.
-    pub(crate) fn settle(&mut self) {
-        let Some(number) = tablecloth::worker() else { return };
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
+        let Some(number) = tablecloth::worker() else { return Ok(()) };
+        if self.config.admin.is_some() && init::value_of("--admin").is_none() {
+            return Err(
+                "admin: of several workers the init has the endpoint: say it as a flag".into()
+            );
+        }
         self.socket = self.socket.clone().reuse_port(true);
         if let Some(path) = &mut self.config.pid_file {
             let mut name = std::mem::take(path).into_os_string();
@@ -119,6 +131,7 @@ impl Common {
             }
             *path = name.into();
         }
+        Ok(())
     }
 }
 
@@ -127,9 +140,23 @@ pub(crate) fn is_path(text: &str) -> bool {
     text.starts_with(['/', '.'])
 }
 
-/// The address of an admin endpoint: a path is one of a Unix socket.
+/// Why several workers cannot listen at an address, if they cannot.
+pub(crate) fn not_shared(listen: &str) -> Option<String> {
+    tablecloth::worker()?;
+    if listen.starts_with("unix:") {
+        return Some(format!(
+            "{listen}: several workers cannot listen on one Unix socket: give HOST:PORT, or have one worker"
+        ));
+    }
+    let is_any = listen.rsplit_once(':').is_some_and(|(_, port)| port == "0");
+    is_any.then(|| {
+        format!("{listen}: each of several workers would have a port of its own: say which")
+    })
+}
+
+/// The address of an admin endpoint: what has no port is the path of a Unix socket.
 pub(crate) fn admin_address(text: &str) -> String {
-    if is_path(text) { format!("unix:{text}") } else { text.into() }
+    if is_path(text) || !text.contains(':') { format!("unix:{text}") } else { text.into() }
 }
 
 /// The next flag as it was written, `-h` as `--help`. `None` at the end.
@@ -164,7 +191,7 @@ pub(crate) fn seconds(parser: &mut Parser, flag: &str) -> Result<Duration, Strin
 }
 
 /// The numbers of `USER[:GROUP]`, either of which may be a number already.
-fn owner(text: &str) -> Result<(Option<u32>, Option<u32>), String> {
+pub(crate) fn owner(text: &str) -> Result<(Option<u32>, Option<u32>), String> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (text, None),

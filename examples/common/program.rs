@@ -41,6 +41,10 @@ impl Program {
         Config::default().hold_signals();
         let help = format!("{help}\n\n{LISTEN}\n{:27}[{listen}]\n{}", "", options::HELP);
         run(name, &help, self.parse(Parser::from_env()), |options| {
+            if let Some(error) = options::not_shared(&options.listen) {
+                tablecloth::refuse(&error);
+                return Err(error);
+            }
             logging::start_buffered(options.common.log_level)?;
             descriptors::raise_limit();
             serve(options)
@@ -57,7 +61,7 @@ impl Program {
                 _ => return Err(format!("unknown flag {flag}; --help names all flags")),
             }
         }
-        options.common.settle();
+        options.common.settle()?;
         Ok(Some(options))
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct WrittenUpstream {
 }
 
 /// The flags that name the file, or stand in it as routes, or are about the process that reads it.
-const NOT_HERE: [&str; 4] = ["routes", "listen", "to", "help"];
+const NOT_HERE: [&str; 7] = ["routes", "listen", "to", "help", "check", "init", "workers"];
 
 /// Reads the file. What it sets for all is in the options then.
 pub(crate) fn read(file: &str, options: &mut Options) -> Result<Vec<Written>, String> {

@@ -69,9 +69,14 @@ impl Client {
         }
     }
 
-    /// Whether its request is still to come.
-    pub(super) fn is_asking(&self) -> bool {
-        matches!(self.stage, Stage::Asking)
+    /// Its claim to stay where there are too many: the least goes first. `None` if it stays.
+    pub(super) fn claim(&self) -> Option<u8> {
+        match self.stage {
+            Stage::Lingering => Some(0),
+            Stage::Ending => Some(1),
+            Stage::Asking => Some(2),
+            Stage::Asked | Stage::Waiting(_) => None,
+        }
     }
 
     /// For what it waits, if it does.

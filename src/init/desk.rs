@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2, read, write};
 
-use super::sum;
+use super::{Workers, sum};
 use crate::address::Address;
 use crate::admin::{Admin, Answer, Ask, Asker, Request, TEXT};
 use crate::control::{Control, Controlled, control, fetch};
@@ -34,8 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const PATIENCE_WITH_ONE: Duration = Duration::from_secs(1);
 /// How often one that leaves is asked what it has counted.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-/// How often it may give no answer.
-const MISSES: u32 = 50;
+/// How long it may take until all have come that are to come, or gone, before the answer to who has asked for an
+/// upgrade is given without it.
+const SETTLING: Duration = Duration::from_secs(60);
 /// The name in an error.
 const NAME: &str = "the admin endpoint of the init";
 
@@ -44,30 +45,42 @@ pub(super) struct Desk {
     /// The file of a Unix socket, which goes with this.
     bound: Option<Bound>,
     asked: String,
-    roster: Arc<Mutex<Roster>>,
-    /// A byte for each upgrade that was done.
-    done: OwnedFd,
+    shared: Arc<Shared>,
+    /// A byte for each upgrade that has ended.
+    ended: OwnedFd,
+    mouth: Mouth,
+}
+
+/// What the init and its desk know of the workers.
+struct Shared {
+    roster: Mutex<Roster>,
+    /// The init has said that all have come, or gone.
+    settled: Condvar,
 }
 
 /// Who is asked.
 #[derive(Default)]
 struct Roster {
     workers: Vec<(u32, String)>,
-    /// Those that have left, or are about to.
-    gone: Vec<Gone>,
+    leaving: Vec<Leaving>,
+    /// What those have counted that are gone.
+    counted: String,
+    /// How the last upgrade has ended, until the init has heard of it.
+    outcome: Option<Result<(), String>>,
+    /// How it went on in the init: what went wrong.
+    settled: Option<Option<String>>,
 }
 
-/// What a worker has counted goes on to count.
-struct Gone {
+/// A worker that comes to its end. What it has counted goes on to count.
+struct Leaving {
     number: u32,
-    address: String,
     /// What it has told last.
     last: Option<String>,
 }
 
 impl Desk {
     /// Begins to answer for these workers, each at its own endpoint.
-    pub(super) fn open(asked: &str, workers: u32) -> Result<Self, Error> {
+    pub(super) fn open(asked: &str, count: u32, workers: Workers) -> Result<Self, Error> {
         let address = Address::resolve(asked)?.remove(0);
         let is_local = asked.starts_with("unix:");
         let kind = if is_local { Kind::UnixStream } else { Kind::Tcp };
@@ -77,82 +90,117 @@ impl Desk {
         })?;
         let bound = address.path().and_then(Bound::at);
         let family = if is_local { Family::Unix } else { Family::Tcp };
-        let failed = Error::system("start the admin endpoint of the init");
-        let workers = (1..=workers).map(|number| (number, of_worker(asked, number))).collect();
-        let roster = Arc::new(Mutex::new(Roster { workers, gone: Vec::new() }));
-        let its_roster = Arc::clone(&roster);
-        let (done, tell) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        let known = (1..=count).map(|number| (number, of_worker(asked, number))).collect();
+        let roster = Mutex::new(Roster { workers: known, ..Roster::default() });
+        let shared = Arc::new(Shared { roster, settled: Condvar::new() });
+        let (ended, tell) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
             .map_err(Error::system("start the admin endpoint of the init"))?;
+        let failed = Error::system("start the admin endpoint of the init");
+        let poll = Poll::new().map_err(failed)?;
+        let waker = Waker::new(poll.registry(), Token::single(Source::Waker).pack());
+        let (said, heard) = channel();
+        let mouth = Mouth { said, waker: Arc::new(waker.map_err(failed)?) };
+        let (its_shared, its_mouth) = (Arc::clone(&shared), mouth.clone());
         let thread = thread::Builder::new().name("tablecloth-admin".into());
         thread
             .stack_size(limits::THREAD_STACK_BYTES)
-            .spawn(move || match Clerk::new(listener, family, its_roster, tell) {
-                Ok(clerk) => clerk.work(),
-                Err(error) => log::error!("{NAME} answers nobody: {error}"),
+            .spawn(move || {
+                let registry = match poll.registry().try_clone() {
+                    Ok(registry) => Rc::new(registry),
+                    Err(error) => return log::error!("{NAME} answers nobody: {error}"),
+                };
+                let clerk = Clerk {
+                    poll,
+                    registry,
+                    admin: Admin::new(Rc::new(listener), family),
+                    workers,
+                    shared: its_shared,
+                    tell: Arc::new(tell),
+                    mouth: its_mouth,
+                    heard,
+                    asking: Arc::default(),
+                    under_way: [false; 2],
+                    again: false,
+                };
+                clerk.work();
             })
             .map_err(failed)?;
         log::info!("the admin endpoint of all workers is {address}");
-        Ok(Self { bound, asked: asked.into(), roster, done })
+        Ok(Self { bound, asked: asked.into(), shared, ended, mouth })
     }
 
-    /// Whether somebody has upgraded all workers since this was asked last.
-    pub(super) fn is_done(&self) -> bool {
+    /// Upgrades all workers, and once more if that is under way.
+    pub(super) fn upgrade(&self) {
+        self.mouth.say(Said::Hup);
+    }
+
+    /// How an upgrade has ended since this was asked last: what went wrong.
+    pub(super) fn outcome(&self) -> Option<Result<(), String>> {
         let mut bytes = [0; 64];
-        matches!(read(&self.done, &mut bytes), Ok(1..))
+        // It is looked at when there is something, and often enough besides.
+        let _ = read(&self.ended, &mut bytes);
+        self.shared.hold().outcome.take()
+    }
+
+    /// The workers are as many as there are to be, or what went wrong.
+    pub(super) fn settled(&self, trouble: Option<String>) {
+        self.shared.hold().settled = Some(trouble);
+        self.shared.settled.notify_all();
     }
 
     /// One worker more.
     pub(super) fn comes(&self, number: u32) {
-        let mut roster = hold(&self.roster);
+        let mut roster = self.shared.hold();
         roster.workers.retain(|(known, _)| *known != number);
         roster.workers.push((number, of_worker(&self.asked, number)));
+        roster.workers.sort_unstable();
     }
 
     /// A worker comes to its end. Until then, and behind it, what it has counted counts.
     pub(super) fn leaves(&self, number: u32) {
-        let mut roster = hold(&self.roster);
+        let mut roster = self.shared.hold();
         roster.workers.retain(|(known, _)| *known != number);
         let address = of_worker(&self.asked, number);
-        roster.gone.push(Gone { number, address: address.clone(), last: None });
-        let place = roster.gone.len() - 1;
-        let roster = Arc::clone(&self.roster);
-        // A thread that asks it until it is not there any more: nobody else knows when that is.
+        roster.leaving.push(Leaving { number, last: None });
+        let shared = Arc::clone(&self.shared);
         let begun = begin(move || {
-            let mut misses = 0;
-            while misses < MISSES {
-                match fetch(&address, "/metrics", "*/*", Instant::now() + PATIENCE_WITH_ONE) {
-                    Ok((200, text)) => {
-                        misses = 0;
-                        hold(&roster).gone[place].last = Some(text);
-                    }
-                    Ok(_) => misses += 1,
-                    Err(error) if is_gone(&error) => break,
-                    Err(_) => misses += 1,
+            while shared.hold().leaving.iter().any(|it| it.number == number) {
+                let answer = fetch(&address, "/metrics", "*/*", Instant::now() + PATIENCE_WITH_ONE);
+                // It has ended meanwhile, and a new one may have its address, if it is not found any more.
+                let mut roster = shared.hold();
+                let found = roster.leaving.iter_mut().find(|it| it.number == number);
+                if let (Some(it), Ok((200, text))) = (found, answer) {
+                    it.last = Some(text);
                 }
+                drop(roster);
                 thread::sleep(LAST_WORDS);
             }
-            hold(&roster).gone[place].last.get_or_insert_default();
         });
         if let Err(error) = begun {
             log::warn!("what worker {number} counts from here on is lost: {error}");
         }
     }
+
+    /// It has ended.
+    pub(super) fn is_gone(&self, number: u32) {
+        let mut roster = self.shared.hold();
+        let Some(place) = roster.leaving.iter().position(|it| it.number == number) else { return };
+        let last = roster.leaving.remove(place).last.unwrap_or_default();
+        roster.counted = sum::of(&[], &[&roster.counted, &last]);
+    }
+}
+
+impl Shared {
+    fn hold(&self) -> MutexGuard<'_, Roster> {
+        // A panic of another thread has left nothing half done.
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl AsFd for Desk {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.done.as_fd()
+        self.ended.as_fd()
     }
-}
-
-/// Nobody listens there any more.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
-}
-
-/// A panic of another thread has left nothing half done.
-fn hold(roster: &Mutex<Roster>) -> MutexGuard<'_, Roster> {
-    roster.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Desk {
@@ -176,6 +224,8 @@ enum Said {
     Line(bool, String),
     /// The last one of it.
     End(bool, String),
+    /// An upgrade is wanted, and nobody waits for what becomes of it.
+    Hup,
 }
 
 /// How other threads tell this one.
@@ -198,8 +248,9 @@ struct Clerk {
     poll: Poll,
     registry: Rc<Registry>,
     admin: Admin,
-    roster: Arc<Mutex<Roster>>,
-    /// Where the init hears that an upgrade was done.
+    workers: Workers,
+    shared: Arc<Shared>,
+    /// Where the init hears that an upgrade has ended.
     tell: Arc<OwnedFd>,
     mouth: Mouth,
     heard: Receiver<Said>,
@@ -207,32 +258,11 @@ struct Clerk {
     asking: Arc<AtomicUsize>,
     /// An upgrade is under way, a check.
     under_way: [bool; 2],
+    /// An upgrade is wanted behind the one under way.
+    again: bool,
 }
 
 impl Clerk {
-    fn new(
-        listener: OwnedFd,
-        family: Family,
-        roster: Arc<Mutex<Roster>>,
-        tell: OwnedFd,
-    ) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let registry = Rc::new(poll.registry().try_clone()?);
-        let waker = Arc::new(Waker::new(&registry, Token::single(Source::Waker).pack())?);
-        let (said, heard) = channel();
-        Ok(Self {
-            poll,
-            registry,
-            admin: Admin::new(Rc::new(listener), family),
-            roster,
-            tell: Arc::new(tell),
-            mouth: Mouth { said, waker },
-            heard,
-            asking: Arc::default(),
-            under_way: [false; 2],
-        })
-    }
-
     fn work(mut self) {
         let mut events = Events::with_capacity(limits::ADMIN_CLIENTS);
         self.admin.poll(&self.registry, true);
@@ -264,12 +294,20 @@ impl Clerk {
             Said::Answer(asker, request, answer) => {
                 self.admin.answer(asker, &answer, request.head_only, now);
             }
-            Said::Line(is_check, line) => self.admin.tell(is_check, &line, now),
+            Said::Line(is_check, line) => self.admin.quote(is_check, &line, now),
             Said::End(is_check, line) => {
-                log::info!("{line}");
+                match line.starts_with("done: ") || line.starts_with("checked: ") {
+                    true => log::info!("{line}"),
+                    false => log::error!("{line}"),
+                }
                 self.under_way[usize::from(is_check)] = false;
                 self.admin.conclude_those(is_check, &line, now);
+                if !is_check && std::mem::take(&mut self.again) {
+                    self.begin(Control::UpgradeProven, now);
+                }
             }
+            Said::Hup if self.under_way[0] => self.again = true,
+            Said::Hup => self.begin(Control::UpgradeProven, now),
         }
     }
 
@@ -285,7 +323,7 @@ impl Clerk {
                 let signal = if is_exit { Signal::SIGINT } else { Signal::SIGTERM };
                 // As if somebody had sent it to this process: the init hears it, and passes it on.
                 match kill(Pid::this(), signal) {
-                    Ok(()) => Answer::text(202, "all workers come to their end"),
+                    Ok(()) => Answer::text(202, "all workers are shutting down"),
                     Err(error) => Answer::text(503, &format!("send {signal}: {error}")),
                 }
             }
@@ -294,11 +332,11 @@ impl Clerk {
     }
 
     fn ask_workers(&mut self, asker: Asker, request: Request, now: Instant) {
-        let (roster, mouth) = (Arc::clone(&self.roster), self.mouth.clone());
+        let (shared, mouth) = (Arc::clone(&self.shared), self.mouth.clone());
         let asking = Arc::clone(&self.asking);
         let is_too_much = asking.fetch_add(1, Ordering::Relaxed) >= limits::ADMIN_CLIENTS;
         let ask = move || {
-            let answer = answer_of_all(&roster, request.ask);
+            let answer = answer_of_all(&shared, request.ask);
             asking.fetch_sub(1, Ordering::Relaxed);
             mouth.say(Said::Answer(asker, request, answer));
         };
@@ -309,35 +347,29 @@ impl Clerk {
         }
     }
 
-    /// Whoever asks while one is under way shares what becomes of that one.
+    /// Whoever asks while one is under way shares what becomes of that one. Each worker has to be proven before the
+    /// next one is asked, because until then it may be rolled back.
     fn roll_out(&mut self, asker: Asker, request: Request, now: Instant) {
-        let (what, is_check) = match request.ask {
-            Ask::Check => (Control::Check, true),
-            Ask::Upgrade { proven: true } => (Control::UpgradeProven, false),
-            Ask::Upgrade { proven: false }
-            | Ask::Status { .. }
-            | Ask::Metrics
-            | Ask::Live
-            | Ask::Ready
-            | Ask::Shutdown
-            | Ask::Exit => (Control::Upgrade, false),
-        };
+        let is_check = request.ask == Ask::Check;
         self.admin.wait(asker, request, now);
-        if std::mem::replace(&mut self.under_way[usize::from(is_check)], true) {
+        if self.under_way[usize::from(is_check)] {
             let words = "it is under way already, and what becomes of it is told here, too";
-            return self.admin.tell(is_check, words, now);
+            return self.admin.tell_one(asker, words, now);
         }
-        let workers = hold(&self.roster).workers.clone();
+        self.begin(if is_check { Control::Check } else { Control::UpgradeProven }, now);
+    }
+
+    fn begin(&mut self, what: Control, now: Instant) {
+        let is_check = what == Control::Check;
+        self.under_way[usize::from(is_check)] = true;
+        let (shared, workers) = (Arc::clone(&self.shared), self.workers.clone());
         let (mouth, tell) = (self.mouth.clone(), Arc::clone(&self.tell));
         let begun = begin(move || {
-            // The new program is the same for all of them.
-            let workers = if is_check { &workers[..1] } else { &workers[..] };
             let say = |line: &str| mouth.say(Said::Line(is_check, line.into()));
-            let end = one_after_another(workers, what, &say);
-            if !is_check && end.starts_with("done: ") {
-                // A pipe that is full says so already.
-                let _ = write(&*tell, b"!");
-            }
+            let end = match is_check {
+                true => check_one(&shared, &say),
+                false => upgrade_all(&shared, &workers, &tell, &say),
+            };
             mouth.say(Said::End(is_check, end));
         });
         if let Err(error) = begun {
@@ -351,29 +383,83 @@ fn begin(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread.stack_size(limits::THREAD_STACK_BYTES).spawn(work).map(drop)
 }
 
-/// Asks each worker for it, until one fails. Answers the last line.
-fn one_after_another(workers: &[(u32, String)], what: Control, say: &dyn Fn(&str)) -> String {
-    for (number, address) in workers {
-        let number = *number;
-        let mut lines = Lines { number, say, part: Vec::new(), last: String::new() };
-        let controlled = control(address, what, &mut lines);
-        let last = lines.last;
-        match controlled {
-            Ok(Controlled::Done) if what == Control::Check => return last,
-            Ok(Controlled::Done) => {}
-            failed => {
-                let reason = failed.err().map_or(last, |error| format!("failed: {error}"));
-                let (outcome, reason) = reason.split_once(": ").unwrap_or(("failed", &reason));
-                let new =
-                    if number > 1 { format!("workers 1 to {}", number - 1) } else { "none".into() };
-                let old = format!("workers {number} to {}", workers.len());
-                return format!(
-                    "{outcome}: worker {number}: {reason}; of the new program: {new}; of the old one: {old}"
-                );
-            }
+/// Has a worker check the new program, which is the same for all of them. Answers the last line.
+fn check_one(shared: &Shared, say: &dyn Fn(&str)) -> String {
+    let Some((number, address)) = shared.hold().workers.first().cloned() else {
+        return "failed: there is no worker".into();
+    };
+    match ask(number, &address, Control::Check, say) {
+        Ok(last) | Err(last) => last,
+    }
+}
+
+/// Upgrades each worker, until one fails; then there are as many as there are to be. Answers the last line.
+fn upgrade_all(shared: &Shared, workers: &Workers, tell: &OwnedFd, say: &dyn Fn(&str)) -> String {
+    let end = |outcome: Result<(), String>| {
+        shared.hold().outcome = Some(outcome);
+        // A pipe that is full says so already.
+        let _ = write(tell, b"!");
+    };
+    let mut known = shared.hold().workers.clone();
+    match workers.count() {
+        // Those that are too many are not upgraded any more.
+        Ok(count) => known.retain(|(number, _)| Some(*number) <= count),
+        Err(error) => {
+            end(Err(error.to_string()));
+            return format!("failed: {error}: nothing is changed");
         }
     }
-    format!("done: all {} workers are upgraded", workers.len())
+    let old = |number: u32| {
+        let last = known.last().map_or(number, |(number, _)| *number);
+        if number == last {
+            format!("worker {number}")
+        } else {
+            format!("workers {number} to {last}")
+        }
+    };
+    for (number, address) in &known {
+        if let Err(reason) = ask(*number, address, Control::UpgradeProven, say) {
+            let (outcome, reason) = match reason.split_once(": ") {
+                Some((outcome @ ("failed" | "rolled back" | "refused"), rest)) => (outcome, rest),
+                Some(_) | None => ("failed", &*reason),
+            };
+            let new = match number {
+                1 => "none runs the new program".into(),
+                2 => "worker 1 runs the new program".into(),
+                _ => format!("workers 1 to {} run the new program", number - 1),
+            };
+            end(Err(format!("the upgrade of worker {number} has failed")));
+            return format!(
+                "{outcome}: worker {number}: {reason}; {new}, {} the old one",
+                old(*number)
+            );
+        }
+    }
+    let mut roster = shared.hold();
+    roster.settled = None;
+    drop(roster);
+    end(Ok(()));
+    let roster = shared.hold();
+    let waited = shared.settled.wait_timeout_while(roster, SETTLING, |it| it.settled.is_none());
+    let (mut roster, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    let there = roster.workers.len();
+    match roster.settled.take() {
+        Some(None) => format!("done: all workers are upgraded, and there are {there}"),
+        Some(Some(trouble)) => format!("failed: {trouble}; the {there} that serve are upgraded"),
+        None => format!(
+            "failed: there are {there} workers, which are upgraded, and not as many as there should be"
+        ),
+    }
+}
+
+/// Asks one worker for it. Answers the last line, or as an error.
+fn ask(number: u32, address: &str, what: Control, say: &dyn Fn(&str)) -> Result<String, String> {
+    let mut lines = Lines { number, say, part: Vec::new(), last: String::new() };
+    match control(address, what, &mut lines) {
+        Ok(Controlled::Done) => Ok(lines.last),
+        Ok(Controlled::Failed) => Err(lines.last),
+        Err(error) => Err(format!("failed: {error}")),
+    }
 }
 
 /// What one worker says, line by line.
@@ -401,7 +487,7 @@ impl Write for Lines<'_> {
 }
 
 /// What all of them together answer to a question.
-fn answer_of_all(roster: &Mutex<Roster>, ask: Ask) -> Answer {
+fn answer_of_all(shared: &Shared, ask: Ask) -> Answer {
     let deadline = Instant::now() + PATIENCE;
     let (target, accept) = match ask {
         Ask::Metrics => ("/metrics", "*/*"),
@@ -411,7 +497,12 @@ fn answer_of_all(roster: &Mutex<Roster>, ask: Ask) -> Answer {
             ("/ready", "*/*")
         }
     };
-    let workers = hold(roster).workers.clone();
+    // Of one moment: whoever leaves now is not to count twice.
+    let roster = shared.hold();
+    let workers = roster.workers.clone();
+    let leaving: Vec<_> = roster.leaving.iter().map(|it| (it.number, it.last.clone())).collect();
+    let counted = roster.counted.clone();
+    drop(roster);
     let answers = workers.iter().map(|(number, address)| {
         let until = deadline.min(Instant::now() + PATIENCE_WITH_ONE);
         (*number, fetch(address, target, accept, until))
@@ -420,23 +511,21 @@ fn answer_of_all(roster: &Mutex<Roster>, ask: Ask) -> Answer {
     match ask {
         Ask::Status { json } => status(&answers, json),
         Ask::Metrics => {
-            let (mut texts, mut gone) = (Vec::new(), Vec::new());
-            for Gone { number, address, last } in &hold(roster).gone {
-                match last {
-                    Some(text) => gone.push(text.clone()),
-                    None => {
-                        let until = deadline.min(Instant::now() + PATIENCE_WITH_ONE);
-                        match fetch(address, target, accept, until) {
-                            Ok((200, text)) => gone.push(text),
-                            other => return missing(*number, &other),
-                        }
-                    }
-                }
-            }
+            let mut texts = Vec::new();
             for (number, answer) in &answers {
                 match answer {
                     Ok((200, text)) => texts.push((*number, &**text)),
                     other => return missing(*number, other),
+                }
+            }
+            let mut gone = vec![&*counted];
+            for (number, last) in &leaving {
+                match last {
+                    Some(text) => gone.push(text),
+                    // In the first moment: it is asked just now.
+                    None => {
+                        return Answer::text(503, &format!("worker {number} leaves: ask again"));
+                    }
                 }
             }
             Answer::of(200, "text/plain; version=0.0.4; charset=utf-8", sum::of(&texts, &gone))
@@ -455,9 +544,18 @@ fn answer_of_all(roster: &Mutex<Roster>, ask: Ask) -> Answer {
 fn missing(number: u32, answer: &io::Result<(u16, String)>) -> Answer {
     let reason = match answer {
         Ok((_, text)) => text.trim_end().to_owned(),
-        Err(error) => error.to_string(),
+        Err(error) => no_answer(error),
     };
     Answer::text(503, &format!("worker {number}: {reason}"))
+}
+
+fn no_answer(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            format!("it did not answer within {} s", PATIENCE_WITH_ONE.as_secs())
+        }
+        _ => format!("it does not answer: {error}"),
+    }
 }
 
 fn status(answers: &[(u32, io::Result<(u16, String)>)], json: bool) -> Answer {
@@ -471,7 +569,7 @@ fn status(answers: &[(u32, io::Result<(u16, String)>)], json: bool) -> Answer {
             format!("worker {number}\n{}", lines.collect::<String>())
         }
         (Ok((_, text)), false) => format!("worker {number}\n  {}\n", text.trim_end()),
-        (Err(error), false) => format!("worker {number}\n  does not answer: {error}\n"),
+        (Err(error), false) => format!("worker {number}\n  {}\n", no_answer(error)),
     });
     let each: Vec<_> = each.collect();
     match json {

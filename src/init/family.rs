@@ -10,10 +10,10 @@ use nix::sys::signal::SigSet;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 
 use super::words::{self, Words};
-use super::{Spawned, VARIABLE, kin, outer};
+use super::{kin, outer};
 use crate::error::Error;
-use crate::sys::{self, Command, Ending, Name};
-use crate::wire::{ADMIN_VARIABLE, MAY_LEAVE, WORKER_VARIABLE};
+use crate::sys::{self, Command, Ending, Name, Spawned};
+use crate::wire::{ADMIN_VARIABLE, INIT_VARIABLE, MAY_LEAVE, WORKER_VARIABLE};
 
 /// How many datagrams are read before signals are looked at again.
 const MOST_WORDS: usize = 64;
@@ -96,7 +96,7 @@ impl Family {
             let watchdog = std::env::var("WATCHDOG_USEC");
             environment.extend(watchdog.map(|period| format!("WATCHDOG_USEC={period}")));
         }
-        let replaced = [outer::VARIABLE, WORKER_VARIABLE, VARIABLE, ADMIN_VARIABLE];
+        let replaced = [outer::VARIABLE, WORKER_VARIABLE, INIT_VARIABLE, ADMIN_VARIABLE];
         let is_replaced = |assignment: &CString| {
             let name = assignment.to_bytes().split(|byte| *byte == b'=').next();
             replaced.iter().any(|replaced| name == Some(replaced.as_bytes()))
@@ -110,7 +110,7 @@ impl Family {
             environment: kept.cloned().chain(texts).collect(),
             directory: command.directory.clone(),
         };
-        let variable = CString::new(format!("{VARIABLE}={}", std::process::id()))
+        let variable = CString::new(format!("{INIT_VARIABLE}={}", std::process::id()))
             .map_err(Error::system(START))?;
         let spawned = sys::spawn_with_mask(&command, &[&variable], &[], None, |_| mask);
         let Spawned { pid, process, .. } = spawned.map_err(|error| {
@@ -275,7 +275,7 @@ impl Family {
         }
     }
 
-    fn is_alive(&self, pid: u32) -> bool {
+    pub(super) fn is_alive(&self, pid: u32) -> bool {
         self.generations.iter().any(|one| one.pid == pid && one.process.is_some())
     }
 

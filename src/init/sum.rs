@@ -23,10 +23,10 @@ impl Family<'_> {
 
 /// The sums of what these workers tell, in the order in which the first of them tells it. What those have counted that
 /// are gone goes on to count; how they stand does not.
-pub(super) fn of(texts: &[(u32, &str)], gone: &[String]) -> String {
+pub(super) fn of(texts: &[(u32, &str)], gone: &[&str]) -> String {
     let mut families: Vec<Family<'_>> = Vec::new();
     let there = texts.iter().map(|(worker, text)| (Some(*worker), *text));
-    for (worker, text) in there.chain(gone.iter().map(|text| (None, &**text))) {
+    for (worker, text) in there.chain(gone.iter().map(|text| (None, *text))) {
         // The family that the lines belong to: a histogram's series have longer names.
         let mut at = None;
         for line in text.lines() {
@@ -112,7 +112,7 @@ mod tests {
                         tablecloth_generation{worker=\"2\"} 4\n";
         assert_eq!(of(&[(1, one), (2, other)], &[]), expected);
         // What one has counted that has left.
-        let both = of(&[(1, one), (2, other)], &[one.to_owned()]);
+        let both = of(&[(1, one), (2, other)], &[one]);
         assert!(both.contains("c_total{listener=\"a b\"} 9\n"), "{both}");
         assert!(both.contains("h_seconds_count 8\n"), "{both}");
         assert!(both.ends_with("{worker=\"2\"} 4\n") && !both.contains("generation 3\n"), "{both}");

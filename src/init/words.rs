@@ -44,6 +44,12 @@ impl Words {
         }
         words
     }
+
+    /// What an outer manager may hear of one among several.
+    pub(super) fn without_status(&self) -> String {
+        let lines = self.rest.lines().filter(|line| !line.starts_with("STATUS="));
+        lines.map(|line| format!("{line}\n")).collect()
+    }
 }
 
 #[cfg(test)]

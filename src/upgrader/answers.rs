@@ -71,7 +71,7 @@ impl Upgrader {
             Ask::Ready => Answer::text(503, "not ready: the service is shutting down"),
             Ask::Upgrade { .. } | Ask::Check => return self.upgrade_for(asker, request, service),
             Ask::Shutdown | Ask::Exit => {
-                self.reply(asker, &Answer::text(202, "the process comes to its end"), request);
+                self.reply(asker, &Answer::text(202, "the process is shutting down"), request);
                 let exit = request.ask == Ask::Exit;
                 let event = if exit { Event::ExitRequested } else { Event::ShutdownRequested };
                 let what = if exit { "the end at once" } else { "a shutdown" };
@@ -124,12 +124,12 @@ impl Upgrader {
         admin.wait(asker, request, now);
         if shares {
             let words = "it is under way already, and what becomes of it is told here, too";
-            return admin.tell(is_check, words, now);
+            return admin.tell_one(asker, words, now);
         }
-        if !is_free {
+        if !is_free && !matches!(machine.state(), State::Draining(_) | State::Exited) {
             let words =
                 "it waits until the last upgrade is over, and the pause behind one that failed";
-            admin.tell(is_check, words, now);
+            admin.tell_one(asker, words, now);
         }
         log::info!(
             "the admin endpoint was asked for {}.",

@@ -4,7 +4,10 @@
 //! has a budget; what is left over is carried to the next turn, which does not wait then.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
 
 use super::Upgrader;
 use super::pid_file::PidFile;
@@ -33,6 +36,7 @@ pub(super) struct Harvest {
     predecessor: bool,
     predecessor_died: bool,
     stderr: bool,
+    init_died: bool,
 }
 
 impl Upgrader {
@@ -194,6 +198,7 @@ impl Upgrader {
                 Kind::Predecessor => self.before.process.is_some() && set(&mut harvest.predecessor),
                 Kind::SuccessorStderr => ours() && set(&mut harvest.stderr),
                 Kind::Admin | Kind::AdminClient => self.announcer.note(token),
+                Kind::InitProcess => set(&mut harvest.init_died),
                 Kind::PredecessorProcess => {
                     self.before.process.is_some() && set(&mut harvest.predecessor_died)
                 }
@@ -203,10 +208,22 @@ impl Upgrader {
         Ok(harvest)
     }
 
+    /// Whoever has started the init starts another one, with a server of its own: this one must not stay beside it.
+    fn mourn_init(&mut self, service: &mut dyn Service) {
+        let Some((init, process)) = self.fate.init.take() else { return };
+        // It was registered, and is open.
+        let _ = self.standing.registry.deregister(&mut SourceFd(&process.as_raw_fd()));
+        log::error!("the init, process {init}, is dead: this service comes to its end.");
+        self.feed(Event::ShutdownRequested, service);
+    }
+
     /// Signals, and what other threads ask for.
     fn hear_requests(&mut self, harvest: &Harvest, service: &mut dyn Service) {
         if harvest.signals {
             self.hear_signals(service);
+        }
+        if harvest.init_died {
+            self.mourn_init(service);
         }
         if harvest.woken {
             let asked = self.remote.take();
