@@ -2,7 +2,8 @@
 //!
 //! `watch` is its loop. `family` is a server with all its generations, `words` what one of them says, `kin` what the
 //! kernel knows of relations, and `outer` the manager that this process has itself. Of several workers, `crew`
-//! upgrades one after another, `desk` answers whoever asks for all of them, and `sum` adds up what they have counted.
+//! upgrades one after another, `desk` answers whoever asks for all of them by `questions` to each, and `sum` adds up what
+//! they have counted.
 
 mod crew;
 #[cfg(feature = "admin")]
@@ -10,6 +11,8 @@ mod desk;
 mod family;
 mod kin;
 mod outer;
+#[cfg(feature = "admin")]
+mod questions;
 #[cfg(feature = "admin")]
 mod sum;
 mod watch;

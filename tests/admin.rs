@@ -168,6 +168,24 @@ fn an_upgrade_is_told_step_by_step_and_its_end_is_the_last_line() {
     assert!(answer.ends_with("\r\n0\r\n\r\n") && answer.contains("\ndone: "), "{answer}");
 }
 
+/// Whoever was answered, and does not go, makes room for a probe.
+#[test]
+fn a_probe_is_answered_in_a_flood_of_those_who_were_answered() {
+    let (start, path) = start();
+    let actor = serve(start);
+    let mut crowd = Vec::new();
+    for round in 0..20 {
+        for _ in 0..10 {
+            let mut stream = UnixStream::connect(&path).expect("somebody is there");
+            stream.write_all(b"GET /live HTTP/1.1\r\n\r\n").expect("written");
+            crowd.push(stream);
+        }
+        assert_eq!(status(&get(&path, "/live")), "200", "{round}");
+    }
+    drop(crowd);
+    drop(actor);
+}
+
 #[test]
 fn two_at_a_time_share_what_becomes_of_it() {
     let (start, path) = start();

@@ -730,6 +730,143 @@ fn demos_come_and_go_and_refuse_nobody() {
     assert_eq!(actor.first_exits().code(), Some(0));
 }
 
+/// A worker that leaves with a session, and one that comes back under its number, are two; what they have counted is
+/// one sum, which never goes back.
+#[cfg(feature = "admin")]
+#[test]
+fn what_is_counted_goes_on_when_a_worker_leaves_and_comes_back() {
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = probe.local_addr().expect("an address").to_string();
+    drop(probe);
+    let start = Start::program("demo").args(&["--listen", &address]);
+    let (admin, file) = (start.path_of("admin"), start.path_of("workers"));
+    fs::write(&file, "2").expect("written");
+    let start = start.args(&["--probation", "0", "--admin", &admin, "--workers", &file]);
+    let mut actor = start.spawn();
+    let ask = |target: &str| {
+        let mut text = String::new();
+        if let Ok(mut stream) = UnixStream::connect(&admin) {
+            let _ = write!(stream, "GET {target} HTTP/1.0\r\nAccept: text/plain\r\n\r\n");
+            let _ = stream.read_to_string(&mut text);
+        }
+        text
+    };
+    let count = || {
+        let text = ask("/metrics");
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("tablecloth_accepted_total{listener=\"echo\"} "));
+        line.map(|number| number.parse::<u64>().expect("a number"))
+    };
+    until("both are ready", || ask("/ready").contains(" 200 "));
+    // Clients that stay, until the second worker has one of them.
+    let mut clients = Vec::new();
+    until("the second worker has a session", || {
+        let mut client = harness::Client::connect(&address);
+        client.ask("hello\n");
+        clients.push(client);
+        let status = ask("/status");
+        let second = status.split("worker 2\n").nth(1).unwrap_or_default().to_owned();
+        second.lines().any(|line| {
+            line.trim().strip_prefix("sessions").is_some_and(|count| count.trim() != "0")
+        })
+    });
+    let mut made = clients.len() as u64;
+    assert_eq!(count(), Some(made));
+    fs::write(&file, "1").expect("written");
+    actor.signal(actor.pid(), Signal::SIGHUP);
+    actor.wait_for("is told to stop: fewer workers are wanted");
+    until("it is counted", || count().is_some());
+    assert_eq!(count(), Some(made));
+    fs::write(&file, "2").expect("written");
+    actor.signal(actor.pid(), Signal::SIGHUP);
+    // Its number is free when its session has ended.
+    drop(clients);
+    actor.wait_for("worker 2 listening on");
+    until("it has come back", || {
+        ask("/ready").contains(" 200 ") && ask("/status").contains("worker 2")
+    });
+    for _ in 0..3 {
+        for _ in 0..10 {
+            harness::Client::connect(&address).ask("hello\n");
+        }
+        made += 10;
+        assert_eq!(count(), Some(made));
+        // Longer than whoever has left is asked again.
+        thread::sleep(Duration::from_millis(150));
+        assert_eq!(count(), Some(made));
+    }
+    actor.signal(actor.pid(), Signal::SIGTERM);
+    assert_eq!(actor.first_exits().code(), Some(0));
+}
+
+/// Nobody waits for ever for a worker that does nothing.
+#[cfg(feature = "admin")]
+#[test]
+fn an_upgrade_of_a_worker_that_stands_still_fails_in_words() {
+    use tablecloth::{Control, Controlled, control};
+
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let address = probe.local_addr().expect("an address").to_string();
+    drop(probe);
+    let start = Start::program("demo").args(&["--workers", "2", "--listen", &address]);
+    let (admin, file) = (start.path_of("admin"), start.path_of("pid"));
+    let start = start.args(&["--pid-file", &file, "--probation", "0", "--admin", &admin]);
+    let mut actor = start.spawn();
+    let ask = |what| {
+        let mut told = Vec::new();
+        let controlled = control(&format!("unix:{admin}"), what, &mut told);
+        (controlled.ok(), String::from_utf8_lossy(&told).into_owned())
+    };
+    until("both are ready", || ask(Control::Ready).0 == Some(Controlled::Done));
+    let second: u32 =
+        fs::read_to_string(format!("{file}.2")).expect("there").trim().parse().expect("a number");
+    actor.signal(second, Signal::SIGSTOP);
+    let (failed, told) = ask(Control::Upgrade);
+    actor.signal(second, Signal::SIGCONT);
+    assert_eq!(failed, Some(Controlled::Failed), "{told}");
+    let last = told.lines().last().expect("a line");
+    assert!(last.starts_with("failed: worker 2: it is there, and does not answer"), "{last}");
+    assert!(last.ends_with("worker 1 runs the new program, worker 2 the old one"), "{last}");
+    actor.signal(actor.pid(), Signal::SIGTERM);
+    assert_eq!(actor.first_exits().code(), Some(0));
+}
+
+/// Whoever restarts the init starts a server, too: the old one must not stay beside it.
+#[test]
+fn a_server_whose_init_is_killed_comes_to_its_end() {
+    let mut actor = served(demo());
+    let init = actor.pid();
+    let (first, _) = children_of(init)[0];
+    actor.signal(init, Signal::SIGHUP);
+    actor.wait_for("finish the old process");
+    until("the successor is alone", || {
+        children_of(init).first().is_some_and(|(child, _)| *child != first)
+    });
+    let (server, _) = children_of(init)[0];
+    actor.signal(init, Signal::SIGKILL);
+    actor.wait_for("is dead: this service comes to its end");
+    actor.wait_for("finish the process");
+    until("it has ended", || !is_alive(server));
+}
+
+#[test]
+fn workers_say_where_they_cannot_listen_together() {
+    for (listen, why) in
+        [("unix:@nobody", "on one Unix socket"), ("127.0.0.1:0", "a port of its own")]
+    {
+        let start = Start::program("demo").args(&["--workers", "2", "--listen", listen]);
+        let (status, text) = start.run();
+        assert_eq!(status.code(), Some(1), "{text}");
+        assert!(text.contains(why), "{text}");
+    }
+    let (status, text) = Start::program("demo").args(&["--workers", "1025"]).run();
+    assert_eq!(status.code(), Some(2), "{text}");
+    assert_eq!(text.matches("expected a number from 1 to 1024").count(), 1, "{text}");
+    let (_, text) = Start::program("demo").args(&["--workers", "2", "--help"]).run();
+    assert!(text.is_empty(), "{text}");
+}
+
 /// The endpoint of the init answers for both of them.
 #[cfg(feature = "admin")]
 #[test]

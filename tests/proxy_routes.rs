@@ -270,7 +270,8 @@ fn routes_are_checked_before_they_are_used() {
         let text = [checked.stdout, checked.stderr].concat();
         (checked.status.code(), String::from_utf8_lossy(&text).into_owned())
     };
-    let (code, told) = check("127.0.0.1:8080 -> 127.0.0.1:1, 127.0.0.1:2\n");
+    let (code, told) =
+        check("127.0.0.1:8080 -> 127.0.0.1:1, 127.0.0.1:2\n[::]:8080 -> 127.0.0.1:1\n");
     assert!(code == Some(0) && told.contains("nothing is wrong"), "{told}");
     for (routes, words) in [
         ("127.0.0.1:8080 -> 127.0.0.1:1\n127.0.0.1:8080 -> 127.0.0.1:2\n", "routes:2:"),
@@ -278,6 +279,14 @@ fn routes_are_checked_before_they_are_used() {
         ("127.0.0.1:8080 -> 127.0.0.1:8080\n", "leads to itself"),
         ("127.0.0.1 -> 127.0.0.1:1\n", "expected HOST:PORT"),
         ("idle-timeout long\n", "routes:1:"),
+        ("127.0.0.1:8080 -> 127.0.0.1:1\n0.0.0.0:8080 -> 127.0.0.1:2\n", "listened on already"),
+        ("admin 127.0.0.1:8080\n127.0.0.1:8080 -> 127.0.0.1:1\n", "by the admin endpoint"),
+        ("admin nonsense:1:2\n127.0.0.1:8080 -> 127.0.0.1:1\n", "admin: "),
+        ("user nobody-of-that-name\n127.0.0.1:8080 -> 127.0.0.1:1\n", "there is no user"),
+        ("pid-file /nowhere/pid\n127.0.0.1:8080 -> 127.0.0.1:1\n", "pid file /nowhere/pid: "),
+        ("unix:/nowhere/socket -> 127.0.0.1:1\n", "No such file or directory"),
+        ("127.0.0.1:8080 -> nobody.invalid:1\n", "leads nowhere"),
+        ("workers 3\n127.0.0.1:8080 -> 127.0.0.1:1\n", "routes:1:"),
     ] {
         let (code, told) = check(routes);
         assert!(code == Some(1) && told.contains(words), "{routes:?}: {code:?}, {told}");
