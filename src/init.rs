@@ -97,6 +97,8 @@ pub fn init() -> Result<Option<ExitCode>, Error> {
 ///   last one that has served, or with 128 and the signal that killed it. It starts nothing again: that is the
 ///   orchestrator's business. As process 1 it leaves the rest to the kernel, which kills it. Otherwise it sends TERM
 ///   to all that its server has left, waits 5 seconds for them, and kills them then.
+/// - **Its own end**: a server whose init is killed comes to its end as after TERM. Whoever starts the init again starts
+///   another server, and two would share the clients, or the second one could not listen.
 /// - **An outer manager**: what the server says goes on to the `NOTIFY_SOCKET` that this process was given, except who
 ///   serves: for the manager this process is the main one and stays it, and a process id means nothing beyond its pid
 ///   namespace. BARRIER is answered here, once the words before it were passed on. Descriptors to be stored
@@ -160,9 +162,9 @@ impl Init {
     /// Their listeners have to share their addresses ([`SocketOptions::reuse_port`](crate::SocketOptions)), and each
     /// needs a pid file of its own. One, without a number.
     ///
-    /// HUP upgrades them one after another, and the first upgrade that fails or is rolled back stops the rest. The
-    /// other signals go to all. When one has ended without being asked the others are told to stop. The status is the
-    /// greatest of all.
+    /// HUP upgrades them one after another, each when the predecessor in the one before it has left, and the first
+    /// upgrade that fails or is rolled back stops the rest. The other signals go to all. When one has ended without
+    /// being asked the others are told to stop. The status is the greatest of all.
     #[must_use]
     pub fn workers(self, workers: u32) -> Self {
         let workers = if workers > 1 { Workers::So(workers) } else { Workers::One };
@@ -189,8 +191,10 @@ impl Init {
     /// - `/status` tells how each worker stands, and `/metrics` adds up what they have counted, gauges of the
     ///   application included. The generation and the two times are told for each, with a label `worker`. `/ready`
     ///   says so when all are ready, and `/metrics` is 503 while one of them does not answer, so that no sum goes back.
-    /// - `POST /upgrade` upgrades them one after another, until one fails; the last line says which of them run what.
-    ///   A check is the first one's. A shutdown is everybody's.
+    /// - `POST /upgrade`, and HUP, upgrade them one after another, each when the one before it is proven, until one
+    ///   fails or is rolled back; the last line says which of them run what. The answer comes when the last one is
+    ///   proven, and when those have come, or were told to stop, that are too few or too many. A check is the first one's. A
+    ///   shutdown is everybody's.
     /// - Each worker has an endpoint of its own, whatever its [`Config::admin`](field@crate::Config::admin) is: worker
     ///   2 of `unix:/run/server/admin` has `unix:/run/server/admin.2`. Where the init has an internet address, they have
     ///   abstract names that the init alone knows.

@@ -194,8 +194,9 @@ use successor::{Dying, Returned, Successor};
 /// Successors have a pipe for their standard error until they serve, so that their last words are known; what they
 /// write there is passed on. A child that a successor starts in its set-up keeps that pipe.
 ///
-/// Clients are bounded in number (32; one more takes the place of one that has said nothing), in size, and in time
-/// (5 seconds for a request).
+/// Clients are bounded in number, in size, and in time (5 seconds for a request). There are 32; one more takes the place
+/// of one that was answered and has not gone, else of one that does not read its answer, else of one that has not asked
+/// yet. Who waits for an upgrade keeps its place.
 ///
 /// # Under systemd
 ///
