@@ -796,6 +796,18 @@ fn what_is_counted_goes_on_when_a_worker_leaves_and_comes_back() {
         thread::sleep(Duration::from_millis(150));
         assert_eq!(count(), Some(made));
     }
+    // A file that says nothing changes nothing, whoever asks.
+    fs::write(&file, "many").expect("written");
+    actor.signal(actor.pid(), Signal::SIGHUP);
+    let line = actor.wait_for("nothing is changed");
+    assert!(line.contains("expected a number from 1 to 1024"), "{line}");
+    let ending = tablecloth::control(
+        &format!("unix:{admin}"),
+        tablecloth::Control::Upgrade,
+        &mut std::io::sink(),
+    );
+    assert_eq!(ending.expect("somebody is there"), tablecloth::Controlled::Failed);
+    assert!(ask("/status").contains("worker 2"));
     actor.signal(actor.pid(), Signal::SIGTERM);
     assert_eq!(actor.first_exits().code(), Some(0));
 }

@@ -67,12 +67,13 @@ impl Watch {
 
     /// Upgrades all of them, and once more if that is under way.
     pub(super) fn upgrade_all(&mut self) {
-        if !self.count_anew() {
-            return;
-        }
+        // Somebody else does it, and who is to come or to go is looked at behind it: if it fails nothing changes.
         #[cfg(feature = "admin")]
         if let Some(desk) = &self.desk {
             return desk.upgrade();
+        }
+        if !self.count_anew() {
+            return;
         }
         let Some(rollout) = &mut self.rollout else { return self.upgrade_worker(1, false) };
         rollout.again = true;

@@ -1,5 +1,6 @@
 //! Sockets that a service manager has opened before the first process was there (sd_listen_fds(3)).
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{OwnedFd, RawFd};
 
@@ -83,6 +84,8 @@ fn names_of(
         return Err(format!("LISTEN_FDNAMES has {said} names, and LISTEN_FDS {count} descriptors"));
     }
     let mut found: Vec<String> = Vec::with_capacity(count);
+    // A thousand sockets may have one name: none of them is to be compared with all others.
+    let (mut taken, mut next) = (HashSet::with_capacity(count), HashMap::new());
     for place in 0..count {
         let usable = |name: &&str| {
             !name.is_empty() && name.len() <= limits::NAME_BYTES && !name.contains(is_odd)
@@ -90,10 +93,10 @@ fn names_of(
         let name = said.get(place).copied().filter(usable).unwrap_or(UNKNOWN);
         // A manager gives several sockets of one unit the same name.
         let mut own = name.to_owned();
-        let mut next = 2;
-        while found.contains(&own) {
+        while !taken.insert(own.clone()) {
+            let next = next.entry(name).or_insert(2);
             own = format!("{name} {next}");
-            next += 1;
+            *next += 1;
         }
         found.push(own);
     }
@@ -135,6 +138,10 @@ mod tests {
         assert_eq!(of("7", "3", Some("web 2:web:web")), Ok(some));
         assert_eq!(of("7", "2", Some("web")), Ok(vec!["web".into(), "unknown".into()]));
         assert_eq!(of("7", "1", Some(&"x".repeat(101))), Ok(vec!["unknown".into()]));
+        // As many as can be passed on, of one name.
+        let most = limits::NAMED.to_string();
+        let names = of("7", &most, Some("web")).expect("names");
+        assert_eq!(names.last(), Some(&format!("unknown {}", limits::NAMED - 1)));
     }
 
     #[test]
