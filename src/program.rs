@@ -45,10 +45,14 @@ pub fn worker() -> Option<u32> {
     number.parse().ok().filter(|number| *number > 0)
 }
 
+/// Whether there may be fewer workers some day, or more.
+pub(crate) fn may_leave() -> bool {
+    env::var(WORKER_VARIABLE).is_ok_and(|text| text.ends_with(MAY_LEAVE))
+}
+
 /// How many workers stay on when this one leaves: those before it. `None` if it leaves with the service only.
 pub(crate) fn who_stays() -> Option<u32> {
-    let may_leave = env::var(WORKER_VARIABLE).is_ok_and(|text| text.ends_with(MAY_LEAVE));
-    worker().filter(|_| may_leave).map(|number| number - 1).filter(|before| *before > 0)
+    worker().filter(|_| may_leave()).map(|number| number - 1).filter(|before| *before > 0)
 }
 
 /// The init below which this process lives, if it does, by a descriptor that is readable when that is dead. The

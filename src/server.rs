@@ -238,6 +238,11 @@ impl Server {
         self.upgrader.histogram(name, labels, help, bounds)
     }
 
+    /// Tells the service manager that the set-up takes longer; see [`Upgrader::needs_time`].
+    pub fn needs_time(&mut self, time: Duration) {
+        self.upgrader.needs_time(time);
+    }
+
     /// A number of this process's that goes up and down; see [`Upgrader::gauge`].
     ///
     /// # Errors

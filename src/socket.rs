@@ -9,6 +9,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, sockopt};
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::address::Address;
+use crate::program;
 use crate::socket_file::{self, Access, Bound, PERMISSIONS, is_stale};
 use crate::sys::{self, Name};
 use crate::wire::Kind;
@@ -216,8 +217,9 @@ fn bind(kind: Kind, address: &Address, options: &SocketOptions) -> Result<OwnedF
         if listens(kind) {
             listen(&fd, options)?;
         }
-        if kind == Kind::Tcp && options.reuse_port {
-            // A worker that has left may have turned everybody to those before it.
+        if kind == Kind::Tcp && options.reuse_port && program::may_leave() {
+            // A worker that has left may have turned everybody to those before it. Where none can, the program that
+            // is attached there is somebody else's.
             sys::steer_to_all(fd.as_fd());
         }
         return Ok(fd);

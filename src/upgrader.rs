@@ -711,6 +711,16 @@ impl Upgrader {
         Ok(self.standing.ledger.gauge(name, labels, help))
     }
 
+    /// Tells the service manager that the set-up of the first process takes so long from now on, where it may take
+    /// longer than `TimeoutStartSec=` (EXTEND_TIMEOUT_USEC, sd_notify(3)). Say it again and again while there is
+    /// progress, and no longer: then a set-up that hangs is found out. A successor has its predecessor's
+    /// [`Config::upgrade_timeout`] instead, and this does nothing in it, nor where there is no manager.
+    pub fn needs_time(&mut self, time: Duration) {
+        if self.before.process.is_none() && !self.fate.started {
+            self.announcer.needs_time(time);
+        }
+    }
+
     /// All that is counted, in the text format of Prometheus: what the admin endpoint's `/metrics` tells, for
     /// whoever serves it in another way.
     #[must_use]

@@ -338,6 +338,22 @@ fn a_program_with_a_loop_of_its_own_is_heard_like_a_server() {
     until("it ends", || !is_alive(new));
 }
 
+/// Only the first process's start has a time of the manager's.
+#[test]
+fn a_first_start_that_takes_long_asks_for_patience_in_its_own_words() {
+    let mut manager = Manager::new();
+    let actor = Start::actor().at(0, "needs-time:70").at(1, "needs-time:80");
+    let mut actor = manager.starts(actor).spawn();
+    let pid = actor.pid();
+    manager.hears(pid, "EXTEND_TIMEOUT_USEC=70000000");
+    assert!(manager.hear().text.starts_with("READY=1\n"));
+    actor.signal(pid, Signal::SIGHUP);
+    manager.hears_of_reloading(pid);
+    let new = manager.hears_of_a_successor(1);
+    close(manager.hears_a_farewell(pid, new)).expect("open");
+    actor.wait_for("alone");
+}
+
 #[test]
 fn a_shutdown_and_a_set_up_that_take_long_ask_for_patience() {
     let mut manager = Manager::new();

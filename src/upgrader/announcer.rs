@@ -1,7 +1,7 @@
 //! Who wants to hear what becomes of this process, and of its upgrades.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::Registry;
 
@@ -127,6 +127,11 @@ impl Announcer {
         if let Some(admin) = &mut self.admin {
             admin.end_early();
         }
+    }
+
+    /// The set-up takes longer.
+    pub(super) fn needs_time(&mut self, time: Duration) {
+        self.notify.needs_time(time);
     }
 
     /// An event of one of its own sources. Answers whether that is still there.

@@ -134,6 +134,14 @@ impl Notify {
         }
     }
 
+    /// The set-up takes longer than the manager may have been told.
+    pub(super) fn needs_time(&mut self, time: Duration) {
+        if let Some(manager) = &mut self.manager {
+            let words = format!("EXTEND_TIMEOUT_USEC={}", time.as_micros());
+            manager.channel.say(About::Time, words, Instant::now());
+        }
+    }
+
     /// An upgrade has ended.
     pub(super) fn reported(&mut self, report: &Report) {
         if let Some(manager) = &mut self.manager {

@@ -1,6 +1,6 @@
 //! Nobody is told: the feature `systemd` is off.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::announcer::Change;
 use super::predecessor::Inheritance;
@@ -22,6 +22,8 @@ impl Notify {
     }
 
     pub(super) fn stepped(&mut self, _: &Change) {}
+
+    pub(super) fn needs_time(&mut self, _: Duration) {}
 
     pub(super) fn reported(&mut self, _: &Report) {}
 

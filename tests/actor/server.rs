@@ -493,6 +493,7 @@ fn play(mut script: Script) -> Result<(), String> {
             "ask" => server.remote().request_upgrade(),
             // Until the test opens it.
             "gate" => wait_at(object),
+            "needs-time" => server.needs_time(Duration::from_secs(object.parse().unwrap_or(0))),
             "panic-at-hand-over" => actor.panics_at_hand_over = true,
             "refuse-state" => actor.refuses_state = true,
             "nap" => std::thread::sleep(Duration::from_millis(object.parse().unwrap_or(0))),
