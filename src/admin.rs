@@ -86,9 +86,11 @@ impl Admin {
     ///
     /// The registration belongs to the open file description, which the other process shares: it is ended
     /// here, and does not end by closing (epoll(7)).
-    pub(crate) fn poll(&mut self, registry: &Registry, wanted: bool) {
+    ///
+    /// Answers whether it is polled.
+    pub(crate) fn poll(&mut self, registry: &Registry, wanted: bool) -> bool {
         if wanted == self.is_polled {
-            return;
+            return wanted;
         }
         let fd = self.listener.as_raw_fd();
         if wanted {
@@ -104,6 +106,7 @@ impl Admin {
             let _ = registry.deregister(&mut SourceFd(&fd));
             (self.is_polled, self.is_ready, self.retry) = (false, false, None);
         }
+        self.is_polled
     }
 
     /// An event of the endpoint's or of a client's. Answers whether that is still there.
@@ -197,7 +200,7 @@ impl Admin {
         let is_stranger = is_local && !is_trusted(&stream);
         let mut client = Client::new(stream, is_local && !is_stranger, now);
         if is_stranger {
-            let body = "this endpoint answers root and the user that the server runs as";
+            let body = "this endpoint answers root and the user that it runs as";
             client.answer(&Answer::text(403, body), false, now);
         }
         entry.insert((visit, client));

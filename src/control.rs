@@ -193,10 +193,14 @@ fn fetch_once(
     let request = format!("GET {target} HTTP/1.0\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = BufReader::new(stream);
-    let status = read_head(&mut answer)?;
+    let (status, length) = read_head(&mut answer)?;
     let mut body = String::new();
     answer.take(limits::ADMIN_BODY_BYTES).read_to_string(&mut body)?;
-    Ok((status, body))
+    // Half of a number is another number.
+    match length.is_some_and(|length| body.len() as u64 != length) {
+        true => Err(io::ErrorKind::UnexpectedEof.into()),
+        false => Ok((status, body)),
+    }
 }
 
 /// Asks once. `None` if the process that was asked was replaced meanwhile.
@@ -225,7 +229,7 @@ fn ask(
     }
     let mut answer = BufReader::new(stream);
     let status = match read_head(&mut answer) {
-        Ok(status) => status,
+        Ok((status, _)) => status,
         Err(error) if is_broken(&error) => return Ok(None),
         Err(error) if is_late(&error) => {
             writeln!(output, "{silent}")?;
@@ -283,9 +287,9 @@ fn lives(address: &str) -> bool {
     fetch(address, "/live", "*/*", Instant::now() + PATIENCE).is_ok()
 }
 
-/// The status of an answer, whose head is read to its end.
-fn read_head(answer: &mut impl BufRead) -> io::Result<u16> {
-    let mut status = None;
+/// The status of an answer and the length of its body, if that is said. The head is read to its end.
+fn read_head(answer: &mut impl BufRead) -> io::Result<(u16, Option<u64>)> {
+    let (mut status, mut length) = (None, None);
     let mut head = answer.take(limits::ADMIN_HEAD_BYTES as u64);
     loop {
         let mut line = String::new();
@@ -300,8 +304,12 @@ fn read_head(answer: &mut impl BufRead) -> io::Result<u16> {
                 let number = line.split(' ').nth(1).and_then(|number| number.parse().ok());
                 status = Some(number.ok_or(io::ErrorKind::InvalidData)?);
             }
-            Some(status) if line.trim_end().is_empty() => return Ok(status),
-            Some(_) => {}
+            Some(status) if line.trim_end().is_empty() => return Ok((status, length)),
+            Some(_) => {
+                let said = line.split_once(':');
+                let said = said.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+                length = said.and_then(|(_, number)| number.trim().parse().ok()).or(length);
+            }
         }
     }
 }

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
+#[cfg(feature = "admin")]
+use super::desk::Desk;
 use super::family::{Family, Part};
 use super::watch::Watch;
 use crate::error::Error;
@@ -67,10 +69,21 @@ impl Watch {
 
     /// Upgrades all of them, and once more if that is under way.
     pub(super) fn upgrade_all(&mut self) {
+        if self.stop.is_some() {
+            return log::info!(
+                "an upgrade was requested, and refused: the service is shutting down"
+            );
+        }
+        // Whoever is on the way here begins with the program that is there now: the upgrade comes behind that.
+        if self.plan.may_change && (!self.is_complete || self.is_somebody_coming()) {
+            // If there are to be fewer now, it may be told to stop.
+            self.hup_waits = self.count_anew();
+            return;
+        }
         // Somebody else does it, and who is to come or to go is looked at behind it: if it fails nothing changes.
         #[cfg(feature = "admin")]
-        if let Some(desk) = &self.desk {
-            return desk.upgrade();
+        if self.desk.as_ref().is_some_and(Desk::upgrade) {
+            return;
         }
         if !self.count_anew() {
             return;
@@ -127,9 +140,22 @@ impl Watch {
         if let Some(outer) = &mut self.outer {
             outer.pass_on("READY=1");
         }
-        if again {
+        if again && self.count_anew() {
             self.upgrade_worker(1, false);
         }
+    }
+
+    fn is_somebody_coming(&self) -> bool {
+        self.families.iter().any(|family| family.part() == Part::Newcomer)
+    }
+
+    /// Nobody comes or goes in an upgrade of all.
+    fn is_upgrading(&self) -> bool {
+        #[cfg(feature = "admin")]
+        if self.desk.as_ref().is_some_and(Desk::is_upgrading) {
+            return true;
+        }
+        self.rollout.is_some()
     }
 
     /// How many there are to be, as it is now. Answers whether that is known.
@@ -153,12 +179,20 @@ impl Watch {
         }
         if self.plan.may_change {
             self.forget_those_gone();
-            if self.come() {
+            let waits = self.come();
+            #[cfg(feature = "admin")]
+            if let Some(desk) = &self.desk {
+                desk.set_coming(waits);
+            }
+            if waits {
                 return;
             }
         }
         let (there, wanted) = (self.member_count(), self.wanted.unwrap_or(1));
-        let is_quiet = self.rollout.is_none() && self.members().all(Family::is_ready);
+        let is_quiet = !self.is_upgrading() && self.members().all(Family::is_ready);
+        if self.is_complete && is_quiet && std::mem::take(&mut self.hup_waits) {
+            return self.upgrade_all();
+        }
         if self.plan.may_change && is_quiet && there > wanted {
             return self.have_the_last_one_leave(there - wanted > 1);
         }
@@ -167,10 +201,18 @@ impl Watch {
         }
         if is_quiet && there == wanted {
             self.is_complete = true;
-            #[cfg(feature = "admin")]
-            if let (true, Some(desk)) = (std::mem::take(&mut self.outcome.is_awaited), &self.desk) {
-                desk.settled(self.outcome.trouble.clone());
+            match std::mem::take(&mut self.hup_waits) {
+                true => self.upgrade_all(),
+                false => self.settle(),
             }
+        }
+    }
+
+    /// All have come, or gone: whoever has asked for an upgrade is told.
+    fn settle(&mut self) {
+        #[cfg(feature = "admin")]
+        if let (true, Some(desk)) = (std::mem::take(&mut self.outcome.is_awaited), &self.desk) {
+            desk.settled(self.outcome.trouble.clone());
         }
     }
 
@@ -198,6 +240,11 @@ impl Watch {
     /// Whoever is on the way here belongs to them when it is ready. Answers whether somebody still is.
     fn come(&mut self) -> bool {
         for family in self.families.iter_mut().filter(|it| it.part() == Part::Newcomer) {
+            if family.number() > self.wanted {
+                log::info!("{family} is told to stop: fewer workers are wanted");
+                family.leave();
+                continue;
+            }
             if !family.is_ready() {
                 return true;
             }

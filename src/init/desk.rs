@@ -3,12 +3,15 @@
 //! A thread of its own lets clients in, and never waits for a worker: whatever is asked of those is asked by a thread
 //! for each question, within a time.
 
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +48,8 @@ pub(super) struct Desk {
     /// A byte for each upgrade that has ended.
     ended: OwnedFd,
     mouth: Mouth,
+    /// So that the pipe does not end with the thread.
+    _tell: Arc<OwnedFd>,
 }
 
 impl Desk {
@@ -70,21 +75,20 @@ impl Desk {
         let (said, heard) = channel();
         let mouth = Mouth { said, waker: Arc::new(waker.map_err(failed)?) };
         let (its_shared, its_mouth) = (Arc::clone(&shared), mouth.clone());
+        let registry = poll.registry().try_clone().map_err(failed)?;
+        let tell = Arc::new(tell);
+        let its_tell = Arc::clone(&tell);
         let thread = thread::Builder::new().name("tablecloth-admin".into());
         thread
             .stack_size(limits::THREAD_STACK_BYTES)
             .spawn(move || {
-                let registry = match poll.registry().try_clone() {
-                    Ok(registry) => Rc::new(registry),
-                    Err(error) => return log::error!("{NAME} answers nobody: {error}"),
-                };
                 let clerk = Clerk {
                     poll,
-                    registry,
+                    registry: Rc::new(registry),
                     admin: Admin::new(Rc::new(listener), family),
                     workers,
                     shared: its_shared,
-                    tell: Arc::new(tell),
+                    tell: its_tell,
                     mouth: its_mouth,
                     heard,
                     asking: Arc::default(),
@@ -95,12 +99,25 @@ impl Desk {
             })
             .map_err(failed)?;
         log::info!("the admin endpoint of all workers is {address}");
-        Ok(Self { bound, asked: asked.into(), shared, ended, mouth })
+        Ok(Self { bound, asked: asked.into(), shared, ended, mouth, _tell: tell })
     }
 
-    /// Upgrades all workers, and once more if that is under way.
-    pub(super) fn upgrade(&self) {
-        self.mouth.say(Said::Hup);
+    /// Upgrades all workers, and once more if that is under way. Answers whether somebody does.
+    pub(super) fn upgrade(&self) -> bool {
+        self.mouth.say(Said::Hup)
+    }
+
+    /// Whether workers are being upgraded: nobody is to come or to go meanwhile.
+    pub(super) fn is_upgrading(&self) -> bool {
+        self.shared.hold().upgrading
+    }
+
+    /// Whether somebody is on the way to join them: nobody is to be upgraded meanwhile.
+    pub(super) fn set_coming(&self, coming: bool) {
+        let mut roster = self.shared.hold();
+        if std::mem::replace(&mut roster.coming, coming) != coming {
+            self.shared.settled.notify_all();
+        }
     }
 
     /// How an upgrade has ended since this was asked last: what went wrong.
@@ -113,8 +130,12 @@ impl Desk {
 
     /// The workers are as many as there are to be, or what went wrong.
     pub(super) fn settled(&self, trouble: Option<String>) {
-        self.shared.hold().settled = Some(trouble);
-        self.shared.settled.notify_all();
+        let mut roster = self.shared.hold();
+        // It would be the answer to the upgrade before.
+        if roster.outcome.is_none() {
+            roster.settled = Some(trouble);
+            self.shared.settled.notify_all();
+        }
     }
 
     /// One worker more.
@@ -127,10 +148,19 @@ impl Desk {
 
     /// A worker comes to its end. Until then, and behind it, what it has counted counts.
     pub(super) fn leaves(&self, number: u32) {
+        let address = of_worker(&self.asked, number);
+        // Once before it is told, because it may be gone at once then.
+        let first = fetch(&address, "/metrics", "*/*", Instant::now() + PATIENCE_WITH_ONE);
+        if let Err(error) = &first {
+            log::warn!(
+                "what worker {number} has counted is lost, unless it answers later: {error}"
+            );
+        }
+        let last = first.ok().filter(|(status, _)| *status == 200).map(|(_, text)| text);
         let mut roster = self.shared.hold();
         roster.workers.retain(|(known, _)| *known != number);
-        let address = of_worker(&self.asked, number);
-        roster.leaving.push(Leaving { number, last: None });
+        roster.leaving.push(Leaving { number, last });
+        drop(roster);
         let shared = Arc::clone(&self.shared);
         let begun = begin(move || {
             while shared.hold().leaving.iter().any(|it| it.number == number) {
@@ -175,8 +205,15 @@ impl Drop for Desk {
 pub(super) fn of_worker(asked: &str, number: u32) -> String {
     match asked.strip_prefix("unix:") {
         Some(_) => format!("{asked}.{number}"),
-        None => format!("unix:@tablecloth-{}.{number}", std::process::id()),
+        None => format!("unix:@tablecloth-{}-{:016x}.{number}", std::process::id(), nonce()),
     }
+}
+
+/// A number that no other init has: in a container they all are process 1, and names may be those of the host.
+fn nonce() -> u64 {
+    static NONCE: OnceLock<u64> = OnceLock::new();
+    // It is seeded by the kernel.
+    *NONCE.get_or_init(|| RandomState::new().build_hasher().finish())
 }
 
 /// What another thread has found out.
@@ -198,10 +235,11 @@ struct Mouth {
 }
 
 impl Mouth {
-    fn say(&self, said: Said) {
-        // The other side lives as long as the process.
-        let _ = self.said.send(said);
+    /// Answers whether somebody hears it.
+    fn say(&self, said: Said) -> bool {
+        let heard = self.said.send(said).is_ok();
         let _ = self.waker.wake();
+        heard
     }
 }
 
@@ -227,10 +265,12 @@ struct Clerk {
 impl Clerk {
     fn work(mut self) {
         let mut events = Events::with_capacity(limits::ADMIN_CLIENTS);
-        self.admin.poll(&self.registry, true);
         loop {
             let now = Instant::now();
-            let deadline = self.admin.next_deadline(now);
+            // Where epoll has no room for it, it is tried again.
+            let is_polled = self.admin.poll(&self.registry, true);
+            let again = (!is_polled).then(|| now + limits::ACCEPT_RETRY);
+            let deadline = self.admin.next_deadline(now).into_iter().chain(again).min();
             let timeout = deadline.map(|at| at.saturating_duration_since(now));
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
@@ -327,11 +367,14 @@ impl Clerk {
         let (shared, workers) = (Arc::clone(&self.shared), self.workers.clone());
         let (mouth, tell) = (self.mouth.clone(), Arc::clone(&self.tell));
         let begun = begin(move || {
-            let say = |line: &str| mouth.say(Said::Line(is_check, line.into()));
-            let end = match is_check {
+            let say = |line: &str| {
+                let _ = mouth.say(Said::Line(is_check, line.into()));
+            };
+            let end = catch_unwind(AssertUnwindSafe(|| match is_check {
                 true => check_one(&shared, &say),
                 false => upgrade_all(&shared, &workers, &tell, &say),
-            };
+            }));
+            let end = end.unwrap_or_else(|_| "failed: the thread that asks has panicked".into());
             mouth.say(Said::End(is_check, end));
         });
         if let Err(error) = begun {

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::unistd::write;
@@ -11,9 +12,10 @@ use super::desk::PATIENCE_WITH_ONE;
 use super::{Workers, sum};
 use crate::admin::{Answer, Ask, TEXT};
 use crate::control::{Control, Controlled, control, fetch};
+use crate::limits;
 
-/// How long all workers together may take to answer a question.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How many workers are asked at a time.
+const AT_A_TIME: usize = 16;
 /// How long it may take until all have come that are to come, or gone, before the answer to who has asked for an
 /// upgrade is given without it.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -35,6 +37,10 @@ pub(super) struct Roster {
     pub(super) outcome: Option<Result<(), String>>,
     /// How it went on in the init: what went wrong.
     pub(super) settled: Option<Option<String>>,
+    /// Workers are being upgraded.
+    pub(super) upgrading: bool,
+    /// Somebody is on the way to join them.
+    pub(super) coming: bool,
 }
 
 /// A worker that comes to its end. What it has counted goes on to count.
@@ -57,7 +63,9 @@ pub(super) fn check_one(shared: &Shared, say: &dyn Fn(&str)) -> String {
         return "failed: there is no worker".into();
     };
     match ask(number, &address, Control::Check, say) {
-        Ok(last) | Err(last) => last,
+        Ok(last) => last,
+        Err(last) if has_outcome(&last) => last,
+        Err(last) => format!("refused: worker {number}: {last}"),
     }
 }
 
@@ -68,12 +76,20 @@ pub(super) fn upgrade_all(
     tell: &OwnedFd,
     say: &dyn Fn(&str),
 ) -> String {
+    // Whoever joins them now is upgraded, too; one that hangs is not waited for.
+    let roster = shared.hold();
+    let waited = shared.settled.wait_timeout_while(roster, SETTLING, |it| it.coming);
+    let (mut roster, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    roster.upgrading = true;
+    let mut known = roster.workers.clone();
+    drop(roster);
     let end = |outcome: Result<(), String>| {
-        shared.hold().outcome = Some(outcome);
+        let mut roster = shared.hold();
+        (roster.outcome, roster.settled, roster.upgrading) = (Some(outcome), None, false);
+        drop(roster);
         // A pipe that is full says so already.
         let _ = write(tell, b"!");
     };
-    let mut known = shared.hold().workers.clone();
     match workers.count() {
         // Those that are too many are not upgraded any more.
         Ok(count) => known.retain(|(number, _)| Some(*number) <= count),
@@ -92,10 +108,13 @@ pub(super) fn upgrade_all(
     };
     for (number, address) in &known {
         if let Err(reason) = ask(*number, address, Control::UpgradeProven, say) {
+            let is_known = has_outcome(&reason);
             let (outcome, reason) = match reason.split_once(": ") {
-                Some((outcome @ ("failed" | "rolled back" | "refused"), rest)) => (outcome, rest),
+                Some((outcome, rest)) if is_known => (outcome, rest),
                 Some(_) | None => ("failed", &*reason),
             };
+            // Its successor may have been committed to.
+            let doubt = if is_known { "" } else { ", as far as is known" };
             let new = match number {
                 1 => "none runs the new program".into(),
                 2 => "worker 1 runs the new program".into(),
@@ -103,14 +122,11 @@ pub(super) fn upgrade_all(
             };
             end(Err(format!("the upgrade of worker {number} has failed")));
             return format!(
-                "{outcome}: worker {number}: {reason}; {new}, {} the old one",
+                "{outcome}: worker {number}: {reason}; {new}, {} the old one{doubt}",
                 old(*number)
             );
         }
     }
-    let mut roster = shared.hold();
-    roster.settled = None;
-    drop(roster);
     end(Ok(()));
     let roster = shared.hold();
     let waited = shared.settled.wait_timeout_while(roster, SETTLING, |it| it.settled.is_none());
@@ -123,6 +139,11 @@ pub(super) fn upgrade_all(
             "failed: there are {there} workers, which are upgraded, and not as many as there should be"
         ),
     }
+}
+
+/// Whether a line says what became of it.
+fn has_outcome(line: &str) -> bool {
+    ["failed: ", "rolled back: ", "refused: "].iter().any(|word| line.starts_with(word))
 }
 
 /// Asks one worker for it. Answers the last line, or as an error.
@@ -159,9 +180,34 @@ impl Write for Lines<'_> {
     }
 }
 
+/// What a worker has answered.
+type Answered = (u32, io::Result<(u16, String)>);
+
+/// Asks all of them, some at a time: one that hangs does not keep the others from answering.
+fn fetch_all(workers: &[(u32, String)], target: &str, accept: &str) -> Vec<Answered> {
+    let fetch = |(number, address): &(u32, String)| {
+        (*number, fetch(address, target, accept, Instant::now() + PATIENCE_WITH_ONE))
+    };
+    let mut answers = Vec::with_capacity(workers.len());
+    for some in workers.chunks(AT_A_TIME) {
+        thread::scope(|scope| {
+            let begin = |worker| {
+                let thread = thread::Builder::new().stack_size(limits::THREAD_STACK_BYTES);
+                (worker, thread.spawn_scoped(scope, move || fetch(worker)))
+            };
+            let begun: Vec<_> = some.iter().map(begin).collect();
+            answers.extend(begun.into_iter().map(|(worker, thread)| match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|_| fetch(worker)),
+                // There is no room for one: without it.
+                Err(_) => fetch(worker),
+            }));
+        });
+    }
+    answers
+}
+
 /// What all of them together answer to a question.
 pub(super) fn answer_of_all(shared: &Shared, ask: Ask) -> Answer {
-    let deadline = Instant::now() + PATIENCE;
     let (target, accept) = match ask {
         Ask::Metrics => ("/metrics", "*/*"),
         Ask::Status { json: true } => ("/status", "application/json"),
@@ -173,14 +219,10 @@ pub(super) fn answer_of_all(shared: &Shared, ask: Ask) -> Answer {
     // Of one moment: whoever leaves now is not to count twice.
     let roster = shared.hold();
     let workers = roster.workers.clone();
-    let leaving: Vec<_> = roster.leaving.iter().map(|it| (it.number, it.last.clone())).collect();
+    let leaving: Vec<_> = roster.leaving.iter().map(|it| it.last.clone()).collect();
     let counted = roster.counted.clone();
     drop(roster);
-    let answers = workers.iter().map(|(number, address)| {
-        let until = deadline.min(Instant::now() + PATIENCE_WITH_ONE);
-        (*number, fetch(address, target, accept, until))
-    });
-    let answers: Vec<(u32, io::Result<(u16, String)>)> = answers.collect();
+    let answers = fetch_all(&workers, target, accept);
     match ask {
         Ask::Status { json } => status(&answers, json),
         Ask::Metrics => {
@@ -191,16 +233,8 @@ pub(super) fn answer_of_all(shared: &Shared, ask: Ask) -> Answer {
                     other => return missing(*number, other),
                 }
             }
-            let mut gone = vec![&*counted];
-            for (number, last) in &leaving {
-                match last {
-                    Some(text) => gone.push(text),
-                    // In the first moment: it is asked just now.
-                    None => {
-                        return Answer::text(503, &format!("worker {number} leaves: ask again"));
-                    }
-                }
-            }
+            let gone: Vec<_> =
+                leaving.iter().flatten().map(String::as_str).chain([&*counted]).collect();
             Answer::of(200, "text/plain; version=0.0.4; charset=utf-8", sum::of(&texts, &gone))
         }
         Ask::Ready | Ask::Live | Ask::Upgrade { .. } | Ask::Check | Ask::Shutdown | Ask::Exit => {

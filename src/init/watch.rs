@@ -34,6 +34,8 @@ pub(super) struct Watch {
     pub(super) next_leave: Option<Instant>,
     pub(super) outer: Option<Outer>,
     pub(super) rollout: Option<Rollout>,
+    /// An upgrade is wanted as soon as everybody is there.
+    pub(super) hup_waits: bool,
     pub(super) outcome: Outcome,
     #[cfg(feature = "admin")]
     pub(super) desk: Option<Desk>,
@@ -78,6 +80,7 @@ impl Watch {
             next_leave: None,
             outer: Outer::of_environment(),
             rollout: None,
+            hup_waits: false,
             outcome: Outcome::default(),
             #[cfg(feature = "admin")]
             desk: init.open_desk()?,
@@ -148,6 +151,18 @@ impl Watch {
             self.count_anew();
         }
         self.outcome.is_awaited = true;
+        if let Some(outer) = &mut self.outer {
+            outer.pass_on("READY=1");
+        }
+    }
+
+    /// The first worker's upgrade is that of all of them.
+    fn upgrade_begins(&self) -> bool {
+        #[cfg(feature = "admin")]
+        if self.desk.as_ref().is_some_and(Desk::is_upgrading) {
+            return true;
+        }
+        self.rollout.is_some_and(|rollout| rollout.is_first())
     }
 
     /// The one place where it sleeps.
@@ -186,7 +201,7 @@ impl Watch {
 
     fn hear(&mut self) {
         let alone = !self.is_crew();
-        let begins = self.rollout.is_some_and(|rollout| rollout.is_first());
+        let begins = self.upgrade_begins();
         for (number, family) in self.families.iter_mut().enumerate() {
             family.hear(|words| {
                 // Of several workers the manager hears when their upgrades begin, and that they need more time; the
@@ -208,7 +223,7 @@ impl Watch {
                 outer.say_once("READY=1");
             }
             // All of them live, or the manager is to think that none does.
-            if members().all(Family::is_well) {
+            if members().filter(|it| it.ending().is_none()).all(Family::is_well) {
                 self.families.iter_mut().for_each(Family::ask_for_life);
                 outer.pass_on("WATCHDOG=1");
             }
@@ -231,13 +246,17 @@ impl Watch {
         let speak = self.members().all(Family::speaks);
         match signal {
             libc::SIGINT | libc::SIGQUIT | libc::SIGTERM => self.ask_to_stop(signal),
-            libc::SIGHUP if self.is_crew() && speak => self.upgrade_all(),
+            libc::SIGHUP if self.is_crew() && (speak || self.plan.may_change) => self.upgrade_all(),
             _ => self.families.iter().for_each(|family| family.signal(signal)),
         }
     }
 
     fn ask_to_stop(&mut self, signal: i32) {
         (self.stop, self.rollout) = (Some(signal), None);
+        #[cfg(feature = "admin")]
+        if let Some(desk) = &self.desk {
+            desk.settled(Some("the service is shutting down".into()));
+        }
         if let (true, Some(outer)) = (self.wanted.is_some(), &mut self.outer) {
             outer.say_once("STOPPING=1");
         }

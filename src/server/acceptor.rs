@@ -223,7 +223,10 @@ impl Acceptor {
             Some(Pause::Until(deadline) | Pause::NoDescriptor(deadline)) => Some(deadline),
             Some(Pause::Full) | None => {
                 let linger = self.draining.as_ref().and_then(|draining| draining.linger);
-                self.poll_again.or(linger.map(|linger| linger.look.min(linger.quiet)))
+                let full = self.pause.is_some();
+                // A full house has nothing to look for.
+                let linger = linger.map(|it| if full { it.end } else { it.look.min(it.end) });
+                self.poll_again.into_iter().chain(linger).min()
             }
         }
     }
@@ -291,9 +294,8 @@ impl Acceptor {
             Some(_) => return None,
             None => {}
         }
-        self.linger(now);
-        if let Some(draining) = &mut self.draining {
-            draining.left = draining.left.checked_sub(1)?;
+        if self.draining.as_ref().is_some_and(|draining| draining.left == 0) {
+            return None;
         }
         let mut broken = 0;
         for offset in 0..self.polled.len() {
@@ -306,8 +308,11 @@ impl Acceptor {
                 }
                 match self.polled[index].accept() {
                     Ok((stream, peer)) => {
-                        if let Some(Draining { linger: Some(linger), .. }) = &mut self.draining {
-                            linger.quiet = now + limits::LEAVING_QUIET;
+                        if let Some(draining) = &mut self.draining {
+                            draining.left -= 1;
+                            if let Some(linger) = &mut draining.linger {
+                                linger.quiet = now + limits::LEAVING_QUIET;
+                            }
                         }
                         self.next = index + 1;
                         let name = Rc::clone(&self.polled[index].name);
@@ -404,7 +409,7 @@ impl Acceptor {
     }
 
     /// Looks into the queues again, if it is time to.
-    fn linger(&mut self, now: Instant) {
+    pub(super) fn linger(&mut self, now: Instant) {
         let Some(Draining { linger: Some(linger), .. }) = &mut self.draining else { return };
         if now >= linger.look {
             linger.look = now + limits::LEAVING_LOOK;
@@ -422,9 +427,10 @@ impl Acceptor {
     /// Whether everybody was let in, or nobody more can be.
     pub(super) fn is_drained(&self, now: Instant) -> bool {
         let ready = self.polled.iter().any(|polled| polled.ready);
-        self.draining.as_ref().is_some_and(|draining| {
-            let waits = draining.linger.is_some_and(|it| now < it.quiet.min(it.end));
-            draining.left == 0 || !ready && !waits
+        self.draining.as_ref().is_some_and(|draining| match draining.linger {
+            _ if draining.left == 0 => true,
+            None => !ready,
+            Some(linger) => now >= linger.end || !ready && now >= linger.quiet,
         })
     }
 
