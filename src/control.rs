@@ -313,3 +313,51 @@ fn read_head(answer: &mut impl BufRead) -> io::Result<(u16, Option<u64>)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Somebody who answers each request by that, and hangs up.
+    fn somebody_who_answers(answer: &'static str) -> (tempfile::TempDir, String) {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("s");
+        let listener = UnixListener::bind(&path).expect("bound");
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request);
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        (place, format!("unix:{}", path.display()))
+    }
+
+    #[test]
+    fn half_an_answer_is_none() {
+        let soon = || Instant::now() + Duration::from_millis(120);
+        let (_place, whole) =
+            somebody_who_answers("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\na 1234");
+        assert_eq!(
+            fetch(&whole, "/metrics", "*/*", soon()).expect("whole"),
+            (200, "a 1234".into())
+        );
+        let (_place, half) =
+            somebody_who_answers("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\na 12");
+        let error = fetch(&half, "/metrics", "*/*", soon()).expect_err("cut off");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_told_from_one_that_is_silent() {
+        let (_place, odd) = somebody_who_answers("220 mail.example ESMTP\r\n");
+        let mut told = Vec::new();
+        let controlled = control(&odd, Control::Status, &mut told).expect("somebody is there");
+        assert_eq!(controlled, Controlled::Failed);
+        assert_eq!(told, b"what answers there is no admin endpoint\n");
+        let error = control("unix:/nowhere/at-all", Control::Live, &mut told).expect_err("nobody");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -401,3 +401,56 @@ fn a_full_house_that_also_waits_for_a_descriptor_waits_for_a_session_to_end() {
         assert!(acceptor.has_ready());
     }
 }
+
+/// Two sockets on one port, the second of which leaves.
+fn two_at_a_port() -> (Listeners, Listeners, u16) {
+    let mut shared = [first(), first()];
+    let options = SocketOptions::default().reuse_port(true);
+    let mut listen = |place: usize, asked: &str| {
+        let listeners: &mut Listeners = &mut shared[place];
+        listeners.estate.listen("web", asked, Make::Socket(&options)).expect("listens")
+    };
+    let address = listen(0, "127.0.0.1:0");
+    listen(1, &address.to_string());
+    let [stays, leaves] = shared;
+    (stays, leaves, address.port().expect("a port"))
+}
+
+#[test]
+fn who_leaves_gets_nobody_new_and_stays_open_until_it_is_quiet() {
+    let (mut stays, mut leaves, port) = two_at_a_port();
+    let (mut one, other) = (Loop::new(), Loop::new());
+    one.resume(&mut stays);
+    other.resume(&mut leaves);
+    let begun = other.1;
+    leaves.acceptor.drain(other.0.registry(), begun, Some(1));
+    let clients: Vec<_> =
+        (0..50).map(|_| TcpStream::connect(("127.0.0.1", port)).expect("connected")).collect();
+    leaves.acceptor.linger(begun);
+    assert!(leaves.acceptor.accept(begun, i32::MAX).is_none(), "the kernel sends them elsewhere");
+    assert_eq!(one.accepted(&mut stays).len(), clients.len());
+    assert!(!leaves.acceptor.is_drained(begun));
+    assert!(leaves.acceptor.deadline().is_some_and(|at| at > begun), "it sleeps meanwhile");
+    let quiet = begun + limits::LEAVING_QUIET;
+    leaves.acceptor.linger(quiet);
+    assert!(leaves.acceptor.accept(quiet, i32::MAX).is_none());
+    assert!(leaves.acceptor.is_drained(quiet));
+}
+
+#[test]
+fn who_leaves_and_is_full_sleeps_until_the_end_of_its_time() {
+    let (_stays, mut leaves, port) = two_at_a_port();
+    let place = Loop::new();
+    place.resume(&mut leaves);
+    // Whoever is sent here before it leaves waits, because there is no room.
+    let _clients: Vec<_> =
+        (0..50).map(|_| TcpStream::connect(("127.0.0.1", port)).expect("connected")).collect();
+    let begun = place.1;
+    leaves.acceptor.drain(place.0.registry(), begun, Some(1));
+    leaves.acceptor.linger(begun);
+    leaves.acceptor.pause_full(1, 0);
+    assert!(leaves.acceptor.deadline().is_some_and(|at| at >= begun + limits::LEAVING));
+    assert!(!leaves.acceptor.has_ready());
+    assert!(!leaves.acceptor.is_drained(begun + limits::LEAVING_QUIET));
+    assert!(leaves.acceptor.is_drained(begun + limits::LEAVING));
+}
