@@ -387,7 +387,9 @@ fn the_endpoint_and_standard_error_go_from_process_to_process() {
 #[test]
 fn a_successor_of_another_build_keeps_its_standard_error() {
     let (start, path) = start();
-    let mut actor = serve(start.at(1, "raw-speaks:1-3"));
+    // It plays a successor up to its probation, and no further.
+    let start = start.at(1, "raw-speaks:1-3").args(&["--probation-ms", "20000"]);
+    let mut actor = serve(start);
     let stderr = |pid: u32| fs::read_link(format!("/proc/{pid}/fd/2")).expect("open");
     let own = stderr(actor.pid());
     let (done, told) = ask(&path, Control::Upgrade);
