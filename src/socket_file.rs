@@ -10,8 +10,10 @@ use std::thread;
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::stat::Mode;
 
 use crate::address::Address;
 use crate::limits;
@@ -127,9 +129,10 @@ impl Access {
         if self.is_default() {
             return Ok(());
         }
-        let flags = libc::O_PATH | libc::O_NOFOLLOW;
-        let open = |error| ("open", error);
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(open)?;
+        // Not by the standard library: with musl it drops O_PATH, which is part of an access mode there.
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = open(path, flags, Mode::empty()).map_err(|errno| ("open", errno.into()))?;
+        let file = File::from(file);
         let found = file.metadata().map_err(|error| ("fstat", error))?;
         if !found.file_type().is_socket() {
             return Err(("open", io::Error::other("it is no socket any more")));

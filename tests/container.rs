@@ -10,6 +10,7 @@ mod harness;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -67,7 +68,7 @@ impl Container {
             command.arg("--mount-proc");
         }
         command.args(["--setuid=65532", "--setgid=65532", "/demo"]);
-        command.args(["--listen", "127.0.0.1:0", "--probation", "0"]);
+        command.args(["--listen", "127.0.0.1:0", "--probation", "0", "--admin", "/run/admin"]);
         command.env_clear().env("PATH", "/bin:/usr/bin:/sbin:/usr/sbin");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut unshare = command.spawn().expect("unshare starts");
@@ -134,6 +135,9 @@ fn a_static_demo_is_upgraded_as_process_one_in_an_empty_root_and_ends_with_its_s
         let root = place();
         fs::create_dir(root.path().join("proc")).expect("made");
         harness::copy_program(&demo, &root.path().join("demo"));
+        let run = root.path().join("run");
+        fs::create_dir(&run).expect("made");
+        fs::set_permissions(run, fs::Permissions::from_mode(0o777)).expect("set");
         Command::new("chmod").args(["-R", "a+rx"]).arg(root.path()).status().expect("chmod starts");
         let mut container = Container::start(root.path(), with_proc);
         let memory = container.memory();
