@@ -144,17 +144,25 @@ pub(crate) fn signal_name(signal: i32) -> String {
 /// tcp(7)). nix has no name for it.
 pub(crate) fn delay_acknowledgements(socket: BorrowedFd<'_>, delay: bool) -> io::Result<()> {
     let quick = libc::c_int::from(!delay);
-    let length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: the descriptor is borrowed and stays open; the value is an int, as long as is said.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_QUICKACK,
-            (&raw const quick).cast(),
-            length,
-        )
-    };
+    // SAFETY: the value is an int, as the option has it.
+    unsafe { set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &quick) }
+}
+
+/// Sets an option that nix has no name for (setsockopt(2)).
+///
+/// # Safety
+///
+/// The option's value is of type `T`, and what it points to lives until this returns.
+unsafe fn set_option<T>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
+    let (value, length) = (ptr::from_ref(value), size_of::<T>() as libc::socklen_t);
+    // SAFETY: the descriptor is borrowed and stays open; the value is as long as is said, and of the type that the
+    // caller has promised.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.cast(), length) };
     Errno::result(result)?;
     Ok(())
 }
@@ -482,36 +490,17 @@ pub(crate) fn steer_to_the_first(socket: BorrowedFd<'_>, count: u32) -> io::Resu
         step(libc::BPF_RET | libc::BPF_A, 0),
     ];
     let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
-    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    // SAFETY: the descriptor is borrowed and stays open; the program is as long as it says, and is copied.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_CBPF,
-            (&raw const program).cast(),
-            length,
-        )
-    };
-    Errno::result(result)?;
-    Ok(())
+    // SAFETY: the value is a program, which is as long as it says, and is copied before its steps go.
+    unsafe { set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program) }
 }
 
 /// The opposite: all of them get new connections. No error if they do already.
 pub(crate) fn steer_to_all(socket: BorrowedFd<'_>) {
     /// SO_DETACH_REUSEPORT_BPF, which libc has no name for on every system (asm-generic/socket.h).
     const DETACH: libc::c_int = 68;
-    let (nothing, length) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: the descriptor is borrowed and stays open; the value is an int, as long as is said, and not looked at.
-    unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            DETACH,
-            (&raw const nothing).cast(),
-            length,
-        )
-    };
+    let nothing: libc::c_int = 0;
+    // SAFETY: the value is an int, which is not looked at.
+    let _ = unsafe { set_option(socket, libc::SOL_SOCKET, DETACH, &nothing) };
 }
 
 /// Connects a socket to a name (connect(2)).
