@@ -650,11 +650,34 @@ fn a_worker_that_dies_unasked_ends_the_others() {
     assert_eq!(stage.ends(), 137);
 }
 
+/// An address that nobody listens at: workers have to be told one.
+fn free_address() -> String {
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    probe.local_addr().expect("an address").to_string()
+}
+
+/// Asks the endpoint of an init for something, as `ctl` does.
+#[cfg(feature = "admin")]
+fn ask(admin: &str, what: tablecloth::Control) -> (Option<tablecloth::Controlled>, String) {
+    let mut told = Vec::new();
+    let controlled = tablecloth::control(&format!("unix:{admin}"), what, &mut told);
+    (controlled.ok(), String::from_utf8_lossy(&told).into_owned())
+}
+
+/// A whole answer of it; nothing, if nobody is there.
+#[cfg(feature = "admin")]
+fn get(admin: &str, target: &str) -> String {
+    let mut text = String::new();
+    if let Ok(mut stream) = UnixStream::connect(admin) {
+        let _ = write!(stream, "GET {target} HTTP/1.0\r\nAccept: text/plain\r\n\r\n");
+        let _ = stream.read_to_string(&mut text);
+    }
+    text
+}
+
 #[test]
 fn two_demos_share_an_address_and_each_has_its_pid_file() {
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-    let address = probe.local_addr().expect("an address").to_string();
-    drop(probe);
+    let address = free_address();
     let start = Start::program("demo").args(&["--workers", "2", "--listen", &address]);
     let (file, load) = (start.path_of("pid"), |address: &str| Load::on(address, 2));
     let mut actor = start.args(&["--pid-file", &file, "--probation", "0"]).spawn();
@@ -674,8 +697,8 @@ fn two_demos_share_an_address_and_each_has_its_pid_file() {
         children.retain(|(pid, state)| !before.contains(pid) && *state != 'Z');
         children.len() == 2 && named(1) != before[0] && named(2) != before[1]
     });
-    let (served, _) = load.end();
-    assert!(served > 0);
+    let (served, errors) = load.end();
+    assert!(served > 0 && errors.is_empty(), "{served}: {errors:?}");
     actor.signal(actor.pid(), Signal::SIGTERM);
     assert_eq!(actor.first_exits().code(), Some(0));
 }
@@ -684,21 +707,15 @@ fn two_demos_share_an_address_and_each_has_its_pid_file() {
 #[cfg(feature = "admin")]
 #[test]
 fn demos_come_and_go_and_refuse_nobody() {
-    use tablecloth::{Control, Controlled, control};
+    use tablecloth::{Control, Controlled};
 
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-    let address = probe.local_addr().expect("an address").to_string();
-    drop(probe);
+    let address = free_address();
     let start = Start::program("demo").args(&["--listen", &address, "--log-level", "warn"]);
     let (admin, file) = (start.path_of("admin"), start.path_of("workers"));
     fs::write(&file, "3").expect("written");
     let start = start.args(&["--probation", "0", "--admin", &admin, "--workers", &file]);
     let mut actor = start.spawn();
-    let ask = |what| {
-        let mut told = Vec::new();
-        let controlled = control(&format!("unix:{admin}"), what, &mut told);
-        (controlled.ok(), String::from_utf8_lossy(&told).into_owned())
-    };
+    let ask = |what| ask(&admin, what);
     let workers = || ask(Control::Status).1.matches("worker ").count();
     until("all three are ready", || ask(Control::Ready).0 == Some(Controlled::Done));
     let load = Load::on(&address, 4);
@@ -719,10 +736,7 @@ fn demos_come_and_go_and_refuse_nobody() {
     }
     let (served, errors) = load.end();
     assert!(errors.is_empty(), "{} of {served}: {errors:?}", errors.len());
-    let mut stream = UnixStream::connect(&admin).expect("somebody is there");
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("written");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("text");
+    let text = get(&admin, "/metrics");
     let counted = format!("tablecloth_accepted_total{{listener=\"echo\"}} {served}\n");
     assert!(text.contains(&counted), "{served} in {text}");
     let (done, _) = ask(Control::Shutdown);
@@ -735,22 +749,13 @@ fn demos_come_and_go_and_refuse_nobody() {
 #[cfg(feature = "admin")]
 #[test]
 fn what_is_counted_goes_on_when_a_worker_leaves_and_comes_back() {
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-    let address = probe.local_addr().expect("an address").to_string();
-    drop(probe);
+    let address = free_address();
     let start = Start::program("demo").args(&["--listen", &address]);
     let (admin, file) = (start.path_of("admin"), start.path_of("workers"));
     fs::write(&file, "2").expect("written");
     let start = start.args(&["--probation", "0", "--admin", &admin, "--workers", &file]);
     let mut actor = start.spawn();
-    let ask = |target: &str| {
-        let mut text = String::new();
-        if let Ok(mut stream) = UnixStream::connect(&admin) {
-            let _ = write!(stream, "GET {target} HTTP/1.0\r\nAccept: text/plain\r\n\r\n");
-            let _ = stream.read_to_string(&mut text);
-        }
-        text
-    };
+    let ask = |target: &str| get(&admin, target);
     let count = || {
         let text = ask("/metrics");
         let line = text
@@ -816,20 +821,14 @@ fn what_is_counted_goes_on_when_a_worker_leaves_and_comes_back() {
 #[cfg(feature = "admin")]
 #[test]
 fn an_upgrade_of_a_worker_that_stands_still_fails_in_words() {
-    use tablecloth::{Control, Controlled, control};
+    use tablecloth::{Control, Controlled};
 
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-    let address = probe.local_addr().expect("an address").to_string();
-    drop(probe);
+    let address = free_address();
     let start = Start::program("demo").args(&["--workers", "2", "--listen", &address]);
     let (admin, file) = (start.path_of("admin"), start.path_of("pid"));
     let start = start.args(&["--pid-file", &file, "--probation", "0", "--admin", &admin]);
     let mut actor = start.spawn();
-    let ask = |what| {
-        let mut told = Vec::new();
-        let controlled = control(&format!("unix:{admin}"), what, &mut told);
-        (controlled.ok(), String::from_utf8_lossy(&told).into_owned())
-    };
+    let ask = |what| ask(&admin, what);
     until("both are ready", || ask(Control::Ready).0 == Some(Controlled::Done));
     let second: u32 =
         fs::read_to_string(format!("{file}.2")).expect("there").trim().parse().expect("a number");
@@ -884,11 +883,9 @@ fn workers_say_where_they_cannot_listen_together() {
 #[cfg(feature = "admin")]
 #[test]
 fn two_workers_are_asked_as_one() {
-    use tablecloth::{Control, Controlled, control};
+    use tablecloth::{Control, Controlled};
 
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
-    let address = probe.local_addr().expect("an address").to_string();
-    drop(probe);
+    let address = free_address();
     let releases = place();
     let program = releases.path().join("demo");
     harness::copy_program(&example("demo"), &program);
@@ -897,10 +894,8 @@ fn two_workers_are_asked_as_one() {
     let start = start.args(&["--pid-file", &file, "--probation", "0", "--admin", &admin]);
     let mut actor = start.spawn();
     let ask = |what| {
-        let mut told = Vec::new();
-        let address = format!("unix:{admin}");
-        let controlled = control(&address, what, &mut told).unwrap_or(Controlled::Failed);
-        (controlled, String::from_utf8_lossy(&told).into_owned())
+        let (controlled, told) = ask(&admin, what);
+        (controlled.unwrap_or(Controlled::Failed), told)
     };
     until("both are ready", || ask(Control::Ready).0 == Controlled::Done);
     let named = |number: u32| {
@@ -908,10 +903,7 @@ fn two_workers_are_asked_as_one() {
         text.trim().parse::<u32>().unwrap_or(0)
     };
     let count = |series: &str| {
-        let mut stream = UnixStream::connect(&admin).expect("somebody is there");
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("written");
-        let mut text = String::new();
-        stream.read_to_string(&mut text).expect("text");
+        let text = get(&admin, "/metrics");
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {series} in {text}")).parse::<f64>().expect("a number")
     };
