@@ -1,7 +1,7 @@
 //! The first process of a container, or of a service: it starts the server, and is none.
 //!
-//! `watch` is its loop. `family` is a server with all its generations, `words` what one of them says, `kin` what the
-//! kernel knows of relations, and `outer` the manager that this process has itself. Of several workers, `crew`
+//! `watch` is its loop. `family` is a server with all its generations, `words` what one of them says, `kin` who is
+//! who to this process, and `outer` the manager that this process has itself. Of several workers, `crew`
 //! upgrades one after another, `desk` answers whoever asks for all of them by `questions` to each, and `sum` adds up what
 //! they have counted.
 

@@ -80,7 +80,7 @@
 //!                                                   announcer  notify  answers
 //!              init                                 (beside both: it is a process of its own)
 //!  for both    handler  relay  config  remote  standing  report  ledger  admin
-//!  kernel      sys  program  signals  socket  socket_file  stream  pollable  room  user  io_event  token  control
+//!  kernel      sys  program  kinship  signals  socket  socket_file  stream  pollable  room  user  io_event  token  control
 //!                                                                  the only unsafe is in sys
 //!  ground      machine  timers  wire  limits  throttle  address  error  fault
 //!                                                                  no descriptor, no clock
@@ -107,6 +107,7 @@ mod handed_over;
 mod handler;
 mod init;
 mod io_event;
+mod kinship;
 mod ledger;
 #[doc(hidden)]
 pub mod limits;

@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::error::Error;
+use crate::kinship::ancestors;
 use crate::sys::{self, Command};
 use crate::wire::{INIT_VARIABLE, MAY_LEAVE, STDERR_VARIABLE, VARIABLE, WORKER_VARIABLE};
 
@@ -28,9 +29,6 @@ const DIRECTORY: &str = "PWD";
 /// is true of this one.
 const PERSONAL: [&str; 5] =
     ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID", WATCHED];
-
-/// Between a server and its init there are those before it, and wrappers.
-const MOST_ANCESTORS: usize = 64;
 
 /// Of whom systemd's watchdog wants to hear, and how often.
 const WATCHED: &str = "WATCHDOG_PID";
@@ -60,21 +58,7 @@ pub(crate) fn who_stays() -> Option<u32> {
 pub(crate) fn init_process() -> Option<(u32, OwnedFd)> {
     let init: u32 = env::var(INIT_VARIABLE).ok()?.parse().ok()?;
     let process = sys::process_descriptor(init).ok()?;
-    let mut pid = std::process::id();
-    for _ in 0..MOST_ANCESTORS {
-        pid = parent_of(pid)?;
-        if pid == init {
-            return Some((init, process));
-        }
-    }
-    None
-}
-
-/// The fourth field of `/proc/PID/stat` (proc(5)).
-fn parent_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name, in parentheses, and may contain anything.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    ancestors(std::process::id()).any(|pid| pid == init).then_some((init, process))
 }
 
 /// The program as it was started: executable, arguments, directory, environment less what was

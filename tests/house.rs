@@ -12,6 +12,7 @@ const FLOORS: [&[&str]; 4] = [
     &[
         "control",
         "io_event",
+        "kinship",
         "pollable",
         "program",
         "room",

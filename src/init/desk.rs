@@ -67,9 +67,10 @@ impl Desk {
         let known = (1..=count).map(|number| (number, of_worker(asked, number))).collect();
         let roster = Mutex::new(Roster { workers: known, ..Roster::default() });
         let shared = Arc::new(Shared { roster, settled: Condvar::new() });
-        let (ended, tell) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-            .map_err(Error::system("start the admin endpoint of the init"))?;
-        let failed = Error::system("start the admin endpoint of the init");
+        const START: &str = "start the admin endpoint of the init";
+        let (ended, tell) =
+            pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(Error::system(START))?;
+        let failed = Error::system(START);
         let poll = Poll::new().map_err(failed)?;
         let waker = Waker::new(poll.registry(), Token::single(Source::Waker).pack());
         let (said, heard) = channel();
@@ -374,7 +375,10 @@ impl Clerk {
                 true => check_one(&shared, &say),
                 false => upgrade_all(&shared, &workers, &tell, &say),
             }));
-            let end = end.unwrap_or_else(|_| "failed: the thread that asks has panicked".into());
+            let end = end.unwrap_or_else(|_| {
+                shared.hold().upgrading = false;
+                "failed: the thread that asks has panicked".into()
+            });
             mouth.say(Said::End(is_check, end));
         });
         if let Err(error) = begun {

@@ -1,48 +1,20 @@
-//! What the kernel knows of relations: `/proc/PID/stat` (proc(5)).
+//! Who is who to this process: its descendants, its children, and the heir of a server.
 
 use std::fs;
 use std::io;
 
 use nix::libc;
 
+use crate::kinship::{ancestors, stat};
 use crate::sys;
 use crate::wire::{Handoff, VARIABLE};
-
-/// No family is deeper than this; a tree that changes while it is climbed has an end.
-const MOST_STEPS: usize = 64;
-
-/// A line of `/proc/PID/stat`, as far as it is wanted.
-struct Stat {
-    is_dead: bool,
-    parent: u32,
-    /// Ticks since the system was started.
-    born: u64,
-}
-
-fn stat(pid: u32) -> Option<Stat> {
-    let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name, in parentheses, and may contain anything.
-    let mut fields = line.rsplit_once(") ")?.1.split(' ');
-    let is_dead = matches!(fields.next()?, "Z" | "X");
-    let parent = fields.next()?.parse().ok()?;
-    let born = fields.nth(17)?.parse().ok()?;
-    Some(Stat { is_dead, parent, born })
-}
 
 /// Whether a process descends from this one.
 pub(super) fn is_descendant(pid: u32) -> bool {
     let own = std::process::id();
-    let mut at = pid;
-    for _ in 0..MOST_STEPS {
-        match stat(at) {
-            Some(Stat { parent, .. }) if parent == own => return true,
-            Some(Stat { parent, .. }) if parent > 1 => at = parent,
-            Some(_) => return false,
-            // Without /proc: whoever has an id here, where this is process 1, descends from it.
-            None => return own == 1 && at == pid && pid > 1 && stat(own).is_none(),
-        }
-    }
-    false
+    // Without /proc: whoever has an id here, where this is process 1, descends from it.
+    let is_all_there_is = || own == 1 && pid > 1 && stat(pid).is_none() && stat(own).is_none();
+    ancestors(pid).any(|ancestor| ancestor == own) || is_all_there_is()
 }
 
 /// This process's children that are alive.
