@@ -20,6 +20,7 @@ mod words;
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -111,6 +112,7 @@ pub fn init() -> Result<Option<ExitCode>, Error> {
 pub struct Init {
     always: bool,
     workers: Workers,
+    files: Vec<(String, fn() -> io::Result<OwnedFd>)>,
     #[cfg(feature = "admin")]
     admin: Option<String>,
 }
@@ -229,6 +231,28 @@ impl Init {
             return Ok(None);
         };
         Desk::open(asked, count, self.workers.clone()).map(Some)
+    }
+
+    /// A file that all servers share: opened once by the init, which keeps it for as long as it lives, and got by each
+    /// server, and each worker that comes later, from [`Server::file`](crate::Server::file) or
+    /// [`Upgrader::file`](crate::Upgrader::file) by this name. A server without an init opens its own there.
+    ///
+    /// All of them share one open file description: its position and its flags, too (open(2)). A file in memory
+    /// (memfd_create(2)) is what several processes write to by
+    /// [`write_at`](std::os::unix::fs::FileExt::write_at), with a lock of fcntl(2), which belongs to a process; one
+    /// of flock(2) would belong to all of them together.
+    #[must_use]
+    pub fn file(mut self, name: impl Into<String>, open: fn() -> io::Result<OwnedFd>) -> Self {
+        self.files.push((name.into(), open));
+        self
+    }
+
+    fn open_files(&self) -> Result<Vec<(String, OwnedFd)>, Error> {
+        let open = |(name, open): &(String, fn() -> io::Result<OwnedFd>)| {
+            let opened = open().map_err(|error| io::Error::other(format!("{name}: {error}")));
+            Ok((name.clone(), opened.map_err(Error::system("open what the servers share"))?))
+        };
+        self.files.iter().map(open).collect()
     }
 
     /// In a process that is to be the init it returns when that ends, with the status to leave with. In the server it

@@ -120,6 +120,7 @@ mod remote;
 mod report;
 mod room;
 mod server;
+mod shared;
 mod signals;
 mod socket;
 mod socket_file;

@@ -14,7 +14,9 @@ use nix::sys::resource::{Resource, getrlimit};
 use crate::error::Error;
 use crate::kinship::ancestors;
 use crate::sys::{self, Command};
-use crate::wire::{INIT_VARIABLE, MAY_LEAVE, STDERR_VARIABLE, VARIABLE, WORKER_VARIABLE};
+use crate::wire::{
+    INIT_VARIABLE, MAY_LEAVE, SHARED_VARIABLE, STDERR_VARIABLE, VARIABLE, WORKER_VARIABLE,
+};
 
 /// The file that this process executes, wherever its name has gone (proc(5)).
 const RUNNING: &str = "/proc/self/exe";
@@ -23,12 +25,12 @@ const RUNNING: &str = "/proc/self/exe";
 const DIRECTORY: &str = "PWD";
 
 /// Variables that were meant for this process alone and would mislead another: who may take
-/// systemd's sockets, and whose watchdog it is (sd_listen_fds(3), sd_watchdog_enabled(3)).
+/// systemd's sockets, or what the init has opened, and whose watchdog it is (sd_listen_fds(3), sd_watchdog_enabled(3)).
 ///
 /// How often the watchdog is to hear of the service ([`WATCHDOG`]) is true of every process of it, if it
 /// is true of this one.
-const PERSONAL: [&str; 5] =
-    ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID", WATCHED];
+const PERSONAL: [&str; 6] =
+    ["LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "LISTEN_PIDFDID", WATCHED, SHARED_VARIABLE];
 
 /// Of whom systemd's watchdog wants to hear, and how often.
 const WATCHED: &str = "WATCHDOG_PID";

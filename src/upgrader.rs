@@ -53,6 +53,7 @@ use crate::program;
 use crate::remote::{PredecessorWatch, Remote};
 use crate::report::Report;
 use crate::room;
+use crate::shared;
 use crate::signals::{self, Signals};
 #[cfg(feature = "admin")]
 use crate::socket::SocketOptions;
@@ -438,6 +439,7 @@ impl Upgrader {
         let is_first = predecessor.is_none();
         let mut announcer = Announcer::new(Notify::of_environment(is_first));
         inheritance.extend(notify::sockets(is_first)?);
+        inheritance.extend(shared::take(is_first)?);
         let mut estate = Estate::new(inheritance)?;
         let mut ledger = Ledger::private();
         let is_watched = config.watches();

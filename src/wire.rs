@@ -104,6 +104,9 @@ pub const MAY_LEAVE: &str = ",may-leave";
 /// In the environment of one of several workers: where its init asks it, whatever its configuration says.
 pub const ADMIN_VARIABLE: &str = "TABLECLOTH_ADMIN";
 
+/// In the environment of a server below an init: the files that the init has opened for all its servers.
+pub const SHARED_VARIABLE: &str = "TABLECLOTH_SHARED";
+
 /// The first version with EXPECT and RETIRE, and with more in MANIFEST and SESSIONS.
 const VERSION_2: u16 = 2;
 

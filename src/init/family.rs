@@ -12,6 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, so
 use super::words::{self, Words};
 use super::{kin, outer};
 use crate::error::Error;
+use crate::shared;
 use crate::sys::{self, Command, Ending, Name, Spawned};
 use crate::wire::{ADMIN_VARIABLE, INIT_VARIABLE, MAY_LEAVE, WORKER_VARIABLE};
 
@@ -56,6 +57,8 @@ pub(super) struct Plan {
     pub(super) admin: Box<dyn Fn(u32) -> Option<String>>,
     /// There may be more workers some day, or fewer.
     pub(super) may_change: bool,
+    /// What all servers share, by name.
+    pub(super) files: Vec<(String, OwnedFd)>,
 }
 
 /// What a family is among several.
@@ -112,7 +115,11 @@ impl Family {
         };
         let variable = CString::new(format!("{INIT_VARIABLE}={}", std::process::id()))
             .map_err(Error::system(START))?;
-        let spawned = sys::spawn_with_mask(&command, &[&variable], &[], None, |_| mask);
+        let shared = shared::assignment(&plan.files).map_err(Error::system(START))?;
+        let variables: Vec<_> = [Some(variable), shared].into_iter().flatten().collect();
+        let variables: Vec<_> = variables.iter().map(CString::as_c_str).collect();
+        let files: Vec<_> = plan.files.iter().map(|(_, fd)| fd.as_fd()).collect();
+        let spawned = sys::spawn_with_mask(&command, &variables, &files, None, |_| mask);
         let Spawned { pid, process, .. } = spawned.map_err(|error| {
             let program = command.executable.to_string_lossy();
             let reason = format!("{} {program}: {}", error.step, error.source);

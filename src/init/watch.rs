@@ -69,6 +69,7 @@ impl Watch {
             mask,
             admin: Box::new(move |number| admin.admin_of(number)),
             may_change: matches!(init.workers, Workers::In(_)),
+            files: init.open_files()?,
         };
         let mut watch = Self {
             signals,
