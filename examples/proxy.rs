@@ -17,8 +17,12 @@ mod access;
 mod check;
 #[allow(dead_code, reason = "each example uses its part of it")]
 mod common;
+#[path = "proxy/connect.rs"]
+mod connect;
 #[path = "proxy/counters.rs"]
 mod counters;
+#[path = "proxy/extra.rs"]
+mod extra;
 #[path = "proxy/file.rs"]
 mod file;
 #[path = "proxy/header.rs"]
@@ -29,6 +33,8 @@ mod options;
 mod packed;
 #[path = "proxy/routes.rs"]
 mod routes;
+#[path = "proxy/serve.rs"]
+mod serve;
 #[path = "proxy/session.rs"]
 mod session;
 #[path = "proxy/settings.rs"]
@@ -43,19 +49,24 @@ use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use common::options::not_shared;
-use common::{descriptors, logging, program};
-use nix::libc::SIGUSR1;
-use options::Options;
 use routes::Route;
+use serve::Settled;
 use session::ProxySession;
 use settings::Settings;
 use tablecloth::relay::Pool;
-use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Server, Verdict};
+use tablecloth::{Accepted, Context, Handler, IoEvent, Packed, Verdict};
 use turns::Turns;
 
-/// For standard input and output, the loop, and an upgrade.
-const SPARE_DESCRIPTORS: usize = 64;
+/// The beginning of the help text.
+const USAGE: &str = "\
+A TCP proxy that is replaced on HUP while its sessions go on.
+
+usage: proxy --listen ADDRESS --to ADDRESS [--listen ADDRESS --to ADDRESS ...] [flags]
+       proxy --routes FILE [flags]
+
+An address is HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME. Host names are looked up
+at the start and with every HUP; each of their addresses is an upstream.
+";
 
 /// Relays every connection to one of its route's upstreams.
 struct Proxy {
@@ -129,113 +140,13 @@ impl Handler for Proxy {
     }
 
     fn signal(&mut self, _: &mut Context<'_>, _: i32) {
-        for route in &self.routes {
-            log::info!("{}: {}", route.name, route.counters);
-            for upstream in route.upstreams.iter() {
-                log::info!("{} to {}: {}", route.name, upstream.text, upstream.counters);
-            }
-        }
+        serve::log_counters(&self.routes);
     }
-}
-
-/// Has what happens on a route told by the admin endpoint.
-fn tell(server: &mut Server, route: &Route) -> Result<(), tablecloth::Error> {
-    let by_route = ("route", &*route.name);
-    route.counters.tell(server, &[by_route])?;
-    for upstream in route.upstreams.iter() {
-        upstream.counters.tell(server, &[by_route, ("upstream", &upstream.text)])?;
-    }
-    Ok(())
-}
-
-/// Makes the routes before the server, and says what is wrong with them after it: only then does a
-/// predecessor hear of it.
-fn serve(mut options: Options) -> Result<(), String> {
-    if options.check {
-        return check::check(options);
-    }
-    let written = match options.file.take() {
-        Some(file) => file::read(&file, &mut options),
-        None => file::of_flags(&options),
-    };
-    let settled = options.common.settle();
-    // The file may have said at which level.
-    logging::start_buffered(options.common.log_level)?;
-    let routes = settled.and(written).and_then(routes::make);
-    // A session has two descriptors: accepting pauses before there are none left for an upstream.
-    let listeners = routes.as_ref().map_or(0, Vec::len);
-    let left = descriptors::raise_limit().saturating_sub(SPARE_DESCRIPTORS + listeners);
-    let config = &mut options.common.config;
-    config.max_sessions = config.max_sessions.min(left / 2).max(1);
-    config.user_signals = vec![SIGUSR1];
-    let config = options.common.config.schemas(packed::SCHEMAS);
-    let is_watched = config.admin.is_some();
-    let mut server = Server::new(config).map_err(|error| error.to_string())?;
-    logging::go();
-    let listening = routes.and_then(|routes| {
-        let mut listening = 0;
-        let mut unknown = None;
-        for route in &routes {
-            if let Some(error) = not_shared(&route.listen) {
-                return Err(format!("{}: {error}", route.place));
-            }
-            if is_watched {
-                tell(&mut server, route).map_err(|error| error.to_string())?;
-            }
-            let bound = server.listen_with(&route.name, &route.listen, &options.common.socket);
-            let bound = match bound {
-                Ok(bound) => bound,
-                // As with an upstream: a name server that is away does not keep the others from a reload.
-                Err(error @ tablecloth::Error::Address { .. })
-                    if routes::is_name_and_port(&route.listen) =>
-                {
-                    let Route { place, .. } = route;
-                    log::warn!("{place}: the route is not used until the next HUP: {error}");
-                    unknown.get_or_insert(format!("{place}: {error}"));
-                    continue;
-                }
-                Err(error) => return Err(format!("{}: {error}", route.place)),
-            };
-            listening += 1;
-            if let Some(upstream) = route.leads_to_itself(&bound) {
-                let Route { place, listen, .. } = route;
-                return Err(format!("{place}: {listen} leads to itself, by {}", upstream.text));
-            }
-        }
-        if let (0, Some(error)) = (listening, unknown) {
-            return Err(error);
-        }
-        let turns = server.file("turns", Turns::make).map_err(|error| error.to_string())?;
-        Ok((routes, turns))
-    });
-    let (routes, turns) = match listening {
-        Ok(listening) => listening,
-        Err(error) => {
-            server.refuse(&error);
-            return Err(error);
-        }
-    };
-    let proxy = Proxy {
-        routes: routes.into_iter().map(Rc::new).collect(),
-        settings: options.settings,
-        cut_removed: options.cut_removed,
-        turns: Turns::new(turns),
-        pool: Pool::new(options.buffer_bytes),
-    };
-    logging::finish();
-    server.run(proxy).map(drop).map_err(|error| error.to_string())
 }
 
 pub(crate) fn main() -> ExitCode {
-    if let Some(status) = common::ctl::run("proxy") {
-        return status;
-    }
-    if let Some(status) = common::init::run("proxy") {
-        return status;
-    }
-    let mut config = tablecloth::Config::default();
-    config.user_signals = vec![SIGUSR1];
-    config.hold_signals();
-    let help = format!("{}\n{}", options::HELP, common::options::HELP);
-    program::run("proxy", &help, options::parse(lexopt::Parser::from_env()), serve)
+    serve::main("proxy", USAGE, packed::SCHEMAS, |_, settled, buffer_bytes| {
+        let Settled { routes, settings, cut_removed, turns } = settled;
+        Ok(Proxy { routes, settings, cut_removed, turns, pool: Pool::new(buffer_bytes) })
+    })
 }

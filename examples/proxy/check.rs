@@ -39,6 +39,9 @@ pub(crate) fn check(mut options: Options) -> Result<(), String> {
         }
         seen.push((address, place));
     }
+    for Route { place, listen, settings, .. } in &routes {
+        settings.extra.check().map_err(|error| format!("{place}: {listen}: {error}"))?;
+    }
     for (route, (address, _)) in routes.iter().zip(&seen[others..]) {
         if let Some(upstream) = route.leads_to_itself(address) {
             let Route { place, listen, .. } = route;

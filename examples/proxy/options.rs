@@ -8,14 +8,6 @@ use super::settings::{Settings, on_or_off};
 
 /// The help text, without the common flags.
 pub(crate) const HELP: &str = "\
-A TCP proxy that is replaced on HUP while its sessions go on.
-
-usage: proxy --listen ADDRESS --to ADDRESS [--listen ADDRESS --to ADDRESS ...] [flags]
-       proxy --routes FILE [flags]
-
-An address is HOST:PORT, [V6]:PORT, unix:/PATH or unix:@NAME. Host names are looked up
-at the start and with every HUP; each of their addresses is an upstream.
-
   --listen ADDRESS         where clients connect; its --to follows
   --to ADDRESS             where that leads; several, separated by commas, are used
                            in turn; one that cannot be connected to is passed over,

@@ -7,6 +7,7 @@ use tablecloth::relay::Patience;
 
 use super::access::Access;
 use super::common::options::{seconds, text};
+use super::extra::Extra;
 use super::upstreams::Policy;
 
 /// What holds for the sessions of a route.
@@ -19,6 +20,7 @@ pub(crate) struct Settings {
     pub(crate) session_log: bool,
     pub(crate) policy: Policy,
     pub(crate) access: Access,
+    pub(crate) extra: Extra,
 }
 
 impl Default for Settings {
@@ -30,6 +32,7 @@ impl Default for Settings {
             session_log: false,
             policy: Policy::default(),
             access: Access::default(),
+            extra: Extra::default(),
         }
     }
 }
@@ -58,7 +61,7 @@ impl Settings {
                 let added = self.access.add(flag == "--allow", &whom);
                 added.map_err(|expected| format!("{flag} {whom:?}: {expected}"))?;
             }
-            _ => return Ok(false),
+            _ => return self.extra.take(flag, parser),
         }
         Ok(true)
     }
@@ -70,7 +73,7 @@ impl Settings {
 }
 
 /// A number of seconds, of which 0 is never.
-fn time_or_never(parser: &mut Parser, flag: &str) -> Result<Option<Duration>, String> {
+pub(crate) fn time_or_never(parser: &mut Parser, flag: &str) -> Result<Option<Duration>, String> {
     Ok(Some(seconds(parser, flag)?).filter(|time| !time.is_zero()))
 }
 
