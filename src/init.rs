@@ -112,10 +112,13 @@ pub fn init() -> Result<Option<ExitCode>, Error> {
 pub struct Init {
     always: bool,
     workers: Workers,
-    files: Vec<(String, fn() -> io::Result<OwnedFd>)>,
+    files: Vec<(String, Open)>,
     #[cfg(feature = "admin")]
     admin: Option<String>,
 }
+
+/// What opens a file that all servers share.
+type Open = fn() -> io::Result<OwnedFd>;
 
 /// How many servers there are to be.
 #[derive(Clone, Debug, Default)]
@@ -248,7 +251,7 @@ impl Init {
     }
 
     fn open_files(&self) -> Result<Vec<(String, OwnedFd)>, Error> {
-        let open = |(name, open): &(String, fn() -> io::Result<OwnedFd>)| {
+        let open = |(name, open): &(String, Open)| {
             let opened = open().map_err(|error| io::Error::other(format!("{name}: {error}")));
             Ok((name.clone(), opened.map_err(Error::system("open what the servers share"))?))
         };
