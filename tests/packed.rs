@@ -8,8 +8,12 @@
 mod access;
 #[path = "../examples/common/mod.rs"]
 mod common;
+#[path = "../examples/proxy/connect.rs"]
+mod connect;
 #[path = "../examples/proxy/counters.rs"]
 mod counters;
+#[path = "../examples/proxy/extra.rs"]
+mod extra;
 #[path = "../examples/proxy/file.rs"]
 mod file;
 #[path = "../examples/proxy/header.rs"]
