@@ -3,10 +3,14 @@
 use lexopt::Parser;
 
 /// Settings of a route that only one of the proxies has.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Extra;
 
 impl Extra {
+    pub(crate) fn new() -> Self {
+        Self
+    }
+
     /// Takes a flag, if it is one of these; its value follows in the parser.
     #[allow(
         clippy::unused_self,

@@ -32,7 +32,7 @@ impl Default for Settings {
             session_log: false,
             policy: Policy::default(),
             access: Access::default(),
-            extra: Extra::default(),
+            extra: Extra::new(),
         }
     }
 }
