@@ -31,6 +31,8 @@ mod header;
 mod options;
 #[path = "proxy/packed.rs"]
 mod packed;
+#[path = "proxy/peer.rs"]
+mod peer;
 #[path = "proxy/routes.rs"]
 mod routes;
 #[path = "proxy/serve.rs"]
@@ -50,7 +52,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use routes::Route;
-use serve::Settled;
+use serve::{Program, Settled};
 use session::ProxySession;
 use settings::Settings;
 use tablecloth::relay::Pool;
@@ -145,7 +147,14 @@ impl Handler for Proxy {
 }
 
 pub(crate) fn main() -> ExitCode {
-    serve::main("proxy", USAGE, packed::SCHEMAS, |_, settled, buffer_bytes| {
+    let program = Program {
+        name: "proxy",
+        usage: USAGE,
+        flags: "",
+        schemas: packed::SCHEMAS,
+        init: |init| init,
+    };
+    serve::main(program, |_, settled, buffer_bytes| {
         let Settled { routes, settings, cut_removed, turns } = settled;
         Ok(Proxy { routes, settings, cut_removed, turns, pool: Pool::new(buffer_bytes) })
     })

@@ -210,13 +210,21 @@ impl Stream {
         }
     }
 
-    /// When it is to be asked again whether the listener's queue has room, if it waits for that.
-    pub(crate) fn queues_until(&self) -> Option<Instant> {
+    /// A Unix listener whose queue is full lets nobody wait in the kernel: when the stream that was
+    /// [connected](crate::Context::connect) to it is to ask again, by [`Stream::queue_up`]. `None` if it does not wait
+    /// for that. What its events say meanwhile is nothing, and it cannot move.
+    #[must_use]
+    pub fn queues_until(&self) -> Option<Instant> {
         self.queueing.as_ref().map(|queueing| queueing.next)
     }
 
-    /// Asks again, if the time has come. Answers whether it is connected.
-    pub(crate) fn queue_up(&mut self, now: Instant) -> io::Result<bool> {
+    /// Asks for a place in the queue again, if the time has come. Answers whether it has one: it can be written to
+    /// then.
+    ///
+    /// # Errors
+    ///
+    /// What the system answers (connect(2)): nobody listens there any more.
+    pub fn queue_up(&mut self, now: Instant) -> io::Result<bool> {
         let Some(queueing) = self.queueing.as_ref().filter(|queueing| queueing.next <= now) else {
             return Ok(self.queueing.is_none());
         };
@@ -374,9 +382,10 @@ impl Stream {
         }
     }
 
-    /// Whether the kernel has not sent yet all that was written. What was written to a Unix stream is with
-    /// the peer.
-    pub(crate) fn has_unsent(&self) -> bool {
+    /// Whether the kernel has not sent yet all that was written (SIOCOUTQNSD, tcp(7)): it would be thrown away with
+    /// a [reset](Stream::reset_on_close). What was written to a Unix stream is with the peer.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
         self.family() == Family::Tcp && sys::unsent(self.as_fd()).is_ok_and(|bytes| bytes > 0)
     }
 

@@ -160,7 +160,7 @@ proptest! {
         source in any_address(),
         destination in any_address(),
     ) {
-        let header = header::encode(&source, &destination);
+        let header = header::encode(&source, &destination, &[]);
         prop_assert_eq!(&header[..12], b"\r\n\r\n\0\r\nQUIT\n");
         let said = usize::from(u16::from_be_bytes([header[14], header[15]]));
         prop_assert_eq!(header.len(), 16 + said);

@@ -22,6 +22,8 @@ mod header;
 mod options;
 #[path = "../examples/proxy/packed.rs"]
 mod packed;
+#[path = "../examples/proxy/peer.rs"]
+mod peer;
 #[path = "../examples/proxy/routes.rs"]
 mod routes;
 #[path = "../examples/proxy/session.rs"]

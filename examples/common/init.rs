@@ -13,6 +13,11 @@ use super::{logging, options, output};
 /// The status to leave with, in the process that was the init. Called before anything else; the flags are looked for
 /// and not parsed, because a mistake in them is the server's to complain about.
 pub(crate) fn run(program: &str) -> Option<ExitCode> {
+    run_with(program, |init| init)
+}
+
+/// The same with an init that has more to do.
+pub(crate) fn run_with(program: &str, furnish: impl FnOnce(Init) -> Init) -> Option<ExitCode> {
     // A question is answered by one process.
     if ["--help", "-h", "--check"].into_iter().any(is_said) {
         return None;
@@ -33,6 +38,7 @@ pub(crate) fn run(program: &str) -> Option<ExitCode> {
         Some(address) => init.admin(options::admin_address(&address)),
         None => init,
     };
+    let init = furnish(init);
     if init.is_wanted() {
         let level = value_of("--log-level").and_then(|level| level.parse().ok());
         let level = level.unwrap_or(LevelFilter::Info);

@@ -11,6 +11,12 @@ impl Extra {
         Self
     }
 
+    /// Those of a route, before it has said anything itself.
+    #[allow(clippy::unused_self, reason = "others have something to hand on")]
+    pub(crate) fn for_route(&self) -> Self {
+        Self
+    }
+
     /// Takes a flag, if it is one of these; its value follows in the parser.
     #[allow(
         clippy::unused_self,

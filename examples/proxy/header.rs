@@ -15,11 +15,13 @@ const UNSPECIFIED: u8 = 0x00;
 const TCP_V4: u8 = 0x11;
 const TCP_V6: u8 = 0x21;
 
-/// The header for a connection from `source` to `destination`, which are of one family.
-pub(crate) fn encode(source: &Address, destination: &Address) -> Vec<u8> {
+/// The header for a connection from `source` to `destination`, which are of one family. `fields` is what else is
+/// known of it, each with its kind and length (section 2.2.7); it is said of clients with an address.
+pub(crate) fn encode(source: &Address, destination: &Address, fields: &[u8]) -> Vec<u8> {
     let (command, family, addresses) = match (source, destination) {
         (Address::Internet(from), Address::Internet(to)) => {
-            let (family, addresses) = internet(*from, *to);
+            let (family, mut addresses) = internet(*from, *to);
+            addresses.extend_from_slice(fields);
             (PROXY, family, addresses)
         }
         _ => (LOCAL, UNSPECIFIED, Vec::new()),

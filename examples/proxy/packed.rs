@@ -2,14 +2,14 @@
 //! leads, since when, how long it took to connect, and then the relay's own state.
 
 use std::io;
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use tablecloth::Packed;
 use tablecloth::relay::{self, Pool, Relay};
-use tablecloth::{Address, Packed};
 
+use super::peer::{peer_of, text_of};
 use super::routes::Route;
 use super::session::{LOOKED_AFTER, ProxySession};
 use super::settings::Settings;
@@ -89,33 +89,6 @@ pub(crate) fn unpack(
         is_cut: false,
         look_after: now.checked_add(LOOKED_AFTER),
     })
-}
-
-/// Before a name whose text does not say it, with two digits for each byte.
-const NAME: &str = "name:";
-
-/// A peer as a text of which [`peer_of`] makes the same peer. Clients choose their names, and a name may
-/// have any bytes in it.
-fn text_of(peer: &Address) -> String {
-    let text = peer.to_string();
-    match peer.to_name() {
-        Some(name) if peer_of(&text) != *peer => {
-            name.iter().fold(NAME.into(), |text, byte| format!("{text}{byte:02x}"))
-        }
-        Some(_) | None => text,
-    }
-}
-
-/// The peer in a text. It is never looked up: a peer has an address and no host name.
-fn peer_of(text: &str) -> Address {
-    if let Some(digits) = text.strip_prefix(NAME) {
-        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-        let name: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(byte).collect();
-        return name.map_or(Address::Unnamed, |name| Address::from_name(&name));
-    }
-    let unix = text.starts_with("unix:") && text != Address::Unnamed.to_string();
-    let parsed = if unix { text.parse().ok() } else { text.parse().ok().map(SocketAddr::into) };
-    parsed.unwrap_or(Address::Unnamed)
 }
 
 fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {

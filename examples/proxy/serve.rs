@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use nix::libc::SIGUSR1;
-use tablecloth::{Config, Error, Handler, Server};
+use tablecloth::{Config, Error, Handler, Init, Server};
 
 use super::common::options::not_shared;
-use super::common::{self, descriptors, logging, program};
+use super::common::{self, descriptors, logging};
 use super::options::{self, Options};
 use super::routes::{self, Route};
 use super::settings::Settings;
@@ -27,25 +27,36 @@ pub(crate) struct Settled {
     pub(crate) turns: Turns,
 }
 
-/// The `main` of a proxy of that name. `make` makes its handler, when the listeners are there, and gets how many
-/// bytes all sessions together may keep.
+/// What a proxy is.
+pub(crate) struct Program {
+    pub(crate) name: &'static str,
+    /// The beginning of its help text.
+    pub(crate) usage: &'static str,
+    /// The flags that only this one has, with a line end, or nothing.
+    pub(crate) flags: &'static str,
+    pub(crate) schemas: RangeInclusive<u32>,
+    /// What else its init is to do.
+    pub(crate) init: fn(Init) -> Init,
+}
+
+/// The `main` of a proxy. `make` makes its handler, when the listeners are there, and gets how many bytes all
+/// sessions together may keep.
 pub(crate) fn main<H: Handler>(
-    name: &'static str,
-    usage: &str,
-    schemas: RangeInclusive<u32>,
+    program: Program,
     make: impl FnOnce(&mut Server, Settled, usize) -> Result<H, String>,
 ) -> ExitCode {
+    let Program { name, usage, flags, schemas, init } = program;
     if let Some(status) = common::ctl::run(name) {
         return status;
     }
-    if let Some(status) = common::init::run(name) {
+    if let Some(status) = common::init::run_with(name, init) {
         return status;
     }
     let mut config = Config::default();
     config.user_signals = vec![SIGUSR1];
     config.hold_signals();
-    let help = format!("{usage}\n{}\n{}", options::HELP, common::options::HELP);
-    program::run(name, &help, options::parse(lexopt::Parser::from_env()), |options| {
+    let help = format!("{usage}\n{flags}{}\n{}", options::HELP, common::options::HELP);
+    common::program::run(name, &help, options::parse(lexopt::Parser::from_env()), |options| {
         serve(options, schemas, make)
     })
 }

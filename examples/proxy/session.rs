@@ -56,7 +56,7 @@ impl ProxySession {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, reason));
         }
         let first = match route.settings.send_proxy {
-            true => header::encode(&peer, &stream.local_address()?),
+            true => header::encode(&peer, &stream.local_address()?, &[]),
             false => Vec::new(),
         };
         let mut opening = Relay::open(stream, &first, pool)?;

@@ -68,7 +68,8 @@ impl Settings {
 
     /// Those of a route, before it has said anything itself.
     pub(crate) fn for_route(&self) -> Self {
-        Self { access: self.access.for_route(), ..self.clone() }
+        let (access, extra) = (self.access.for_route(), self.extra.for_route());
+        Self { access, extra, ..self.clone() }
     }
 }
 

@@ -23,7 +23,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
         address
     });
-    let header = header::encode(&ends[0], &ends[1]);
+    let header = header::encode(&ends[0], &ends[1], &[]);
     assert_eq!(header.len(), 16 + usize::from(u16::from_be_bytes([header[14], header[15]])));
 
     let Ok(text) = std::str::from_utf8(bytes) else { return };

@@ -1,0 +1,298 @@
+//! A client's end of a session: its socket, and the TLS on it.
+
+use std::io;
+use std::net::Shutdown;
+use std::task::Poll;
+
+use s2n_tls::config::Config;
+use s2n_tls::connection::Connection;
+use s2n_tls::enums::{Blinding, Mode, PeerKeyUpdate, Version};
+use s2n_tls::error::Error;
+use tablecloth::Stream;
+use zeroize::Zeroizing;
+
+use super::callbacks;
+use super::end::End;
+use super::rest::Rest;
+
+/// The plaintext of the longest record: there has to be room for it, or a part of it would stay where it cannot be
+/// moved from.
+pub(crate) const RECORD_BYTES: usize = 16 * 1024;
+
+/// A client's socket, and its TLS.
+pub(crate) struct Channel {
+    pub(crate) end: End,
+    tls: Connection,
+    /// Received, and not decrypted yet: a part of a record, or records whose plaintext nobody takes yet.
+    received: Vec<u8>,
+    /// Whether something of that can be decrypted.
+    has_record: bool,
+    /// Encrypted, and not taken by the socket yet.
+    unsent: Rest,
+    /// The end of the connection was read.
+    at_end: bool,
+    /// Why nothing more can be decrypted.
+    failed: Option<io::Error>,
+}
+
+/// What came of reading.
+pub(crate) enum Read {
+    /// So many bytes of plaintext.
+    Bytes(usize),
+    /// There is nothing at present.
+    Nothing,
+    /// The client has said that it is at its end.
+    End,
+    /// The connection has ended without that: there may have been more.
+    Cut,
+}
+
+/// Where a handshake stands.
+pub(crate) enum Handshake {
+    Waits,
+    Done,
+}
+
+/// A connection in words that have to be kept as secret as its keys.
+pub(crate) struct State {
+    pub(crate) keys: Zeroizing<Vec<u8>>,
+    pub(crate) received: Vec<u8>,
+    pub(crate) unsent: Vec<u8>,
+}
+
+impl Channel {
+    /// A connection whose handshake is to come.
+    pub(crate) fn accept(stream: Stream, config: &Config) -> Result<Self, Error> {
+        Ok(Self::new(stream, connection(config)?))
+    }
+
+    fn new(stream: Stream, tls: Connection) -> Self {
+        Self {
+            end: End::new(stream),
+            tls,
+            received: Vec::new(),
+            has_record: false,
+            unsent: Rest::default(),
+            at_end: false,
+            failed: None,
+        }
+    }
+
+    /// A connection that another process has taken apart, or this one. Nothing is written by this.
+    pub(crate) fn restore(stream: Stream, state: State, config: &Config) -> Result<Self, Error> {
+        let State { keys, received, unsent } = state;
+        let mut tls = connection(config)?;
+        tls.deserialize(&keys)?;
+        if matches!(tls.actual_protocol_version(), Ok(Version::TLS13)) {
+            // The peer may have asked for one, and that is not known any more.
+            tls.request_key_update(PeerKeyUpdate::KeyUpdateNotRequested)?;
+        }
+        let unsent = Rest::of(&unsent);
+        let has_record = !received.is_empty();
+        Ok(Self { received, has_record, unsent, ..Self::new(stream, tls) })
+    }
+
+    /// Takes the keys out, after which nothing can be read or written here. `None` if that cannot be at present, and
+    /// nothing has changed then.
+    pub(crate) fn take_keys(&mut self) -> Option<Zeroizing<Vec<u8>>> {
+        if self.at_end || self.failed.is_some() {
+            return None;
+        }
+        let length = self.tls.serialization_length().ok()?;
+        let mut keys = Zeroizing::new(vec![0; length]);
+        self.tls.serialize(&mut keys).ok()?;
+        Some(keys)
+    }
+
+    /// What is left when the keys were taken out: the socket, what was received, and what is to be sent.
+    pub(crate) fn into_rest(self) -> (Stream, Vec<u8>, Vec<u8>) {
+        (self.end.stream, self.received, self.unsent.bytes().to_vec())
+    }
+
+    pub(crate) fn tls(&self) -> &Connection {
+        &self.tls
+    }
+
+    /// Whether there may be plaintext to be read.
+    pub(crate) fn may_read(&self) -> bool {
+        self.has_record || self.end.readable || self.failed.is_some()
+    }
+
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Bytes that are kept here.
+    pub(crate) fn kept(&self) -> usize {
+        self.received.capacity() + self.unsent.bytes().len()
+    }
+
+    /// Goes on with the handshake as far as the client lets it. An error was told to the client, if it can be.
+    pub(crate) fn handshake(&mut self) -> io::Result<Handshake> {
+        loop {
+            callbacks::load(&self.received);
+            let read = self.receive(RECORD_BYTES);
+            let negotiated = self.tls.poll_negotiate().map_ok(drop);
+            let refused = matches!(negotiated, Poll::Ready(Err(_)));
+            if refused {
+                // Has the alert sent.
+                let _ = self.tls.poll_shutdown();
+            }
+            self.unload();
+            let sent = self.send();
+            if let Poll::Ready(Err(error)) = negotiated {
+                return Err(words(&error));
+            }
+            sent?;
+            match (negotiated, read?) {
+                (Poll::Ready(_), _) => return Ok(Handshake::Done),
+                (Poll::Pending, Some(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                (Poll::Pending, Some(_)) => {}
+                (Poll::Pending, None) => return Ok(Handshake::Waits),
+            }
+        }
+    }
+
+    /// Decrypts what there is, into a buffer with room for several records; `most` is how much may be read from the
+    /// socket at a time.
+    pub(crate) fn read(&mut self, plain: &mut [u8], most: usize) -> io::Result<Read> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        loop {
+            callbacks::load(&self.received);
+            let has_record = self.has_record && callbacks::has_record();
+            let received = if has_record { Ok(None) } else { self.receive(most) };
+            let decrypted = self.decrypt(plain);
+            self.unload();
+            match (decrypted, received?) {
+                (Ok(Read::Nothing), Some(0)) if self.at_end => return Ok(Read::Cut),
+                // A part of a record.
+                (Ok(Read::Nothing), Some(_)) => {}
+                (read, _) => return read,
+            }
+        }
+    }
+
+    /// Reads from the socket, if there may be something. `None` if there was nothing.
+    fn receive(&mut self, most: usize) -> io::Result<Option<usize>> {
+        if !self.end.readable {
+            return Ok(None);
+        }
+        let mut read = None;
+        callbacks::receive_by(most, |into| {
+            read = self.end.read(into)?;
+            Ok(read.unwrap_or_default())
+        })?;
+        self.at_end |= read == Some(0);
+        Ok(read)
+    }
+
+    fn decrypt(&mut self, plain: &mut [u8]) -> io::Result<Read> {
+        let mut filled = 0;
+        let read = loop {
+            if plain.len() - filled < RECORD_BYTES {
+                break Ok(Read::Nothing);
+            }
+            match self.tls.poll_recv(&mut plain[filled..]) {
+                Poll::Ready(Ok(0)) => {
+                    self.at_end = true;
+                    break Ok(Read::End);
+                }
+                Poll::Ready(Ok(count)) => filled += count,
+                Poll::Pending => break Ok(Read::Nothing),
+                Poll::Ready(Err(error)) => break Err(words(&error)),
+            }
+        };
+        match read {
+            read if filled == 0 => read,
+            Ok(_) => Ok(Read::Bytes(filled)),
+            Err(error) => {
+                self.failed = Some(error);
+                Ok(Read::Bytes(filled))
+            }
+        }
+    }
+
+    fn unload(&mut self) {
+        self.has_record = callbacks::has_record();
+        callbacks::unload(&mut self.received);
+    }
+
+    /// Encrypts all of it, and sends what the socket takes. Nothing was [unsent](Channel::has_unsent) before.
+    pub(crate) fn write(&mut self, plain: &[u8]) -> io::Result<()> {
+        // What is kept for it is a record in all: whatever is written is taken.
+        for piece in plain.chunks(RECORD_BYTES) {
+            let mut piece = piece;
+            while !piece.is_empty() {
+                match self.tls.poll_send(piece) {
+                    Poll::Ready(Ok(count)) => piece = piece.get(count..).unwrap_or_default(),
+                    Poll::Ready(Err(error)) => return Err(words(&error)),
+                    Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
+                }
+            }
+        }
+        self.send()
+    }
+
+    /// Sends what TLS has written just now, behind what is unsent.
+    fn send(&mut self) -> io::Result<()> {
+        let (end, unsent) = (&mut self.end, &mut self.unsent);
+        callbacks::sent(|bytes| {
+            let mut written = 0;
+            if unsent.is_empty() && end.writable && !bytes.is_empty() {
+                written = end.write(bytes)?;
+            }
+            unsent.add(&bytes[written..]);
+            Ok(())
+        })
+    }
+
+    /// Sends what is unsent, as far as the socket takes it.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        while self.end.writable && !self.unsent.is_empty() {
+            let written = self.end.write(self.unsent.bytes())?;
+            self.unsent.take(written);
+        }
+        Ok(())
+    }
+
+    /// Tells the client that nothing more comes.
+    pub(crate) fn close_notify(&mut self) -> io::Result<()> {
+        if let Poll::Ready(Err(error)) = self.tls.poll_shutdown_send().map_ok(drop) {
+            return Err(words(&error));
+        }
+        self.send()
+    }
+
+    /// Ends the sending direction of the socket, when everything was sent.
+    pub(crate) fn shut(&self) -> io::Result<()> {
+        self.end.stream.shutdown(Shutdown::Write)
+    }
+
+    /// Forgets what is to be sent: nobody takes it any more.
+    pub(crate) fn give_up(&mut self) {
+        self.unsent = Rest::default();
+    }
+
+    /// Gives TLS's buffers back to the system, for a session that waits.
+    pub(crate) fn rest(&mut self) {
+        // Refused while there is something in them.
+        let _ = self.tls.release_buffers();
+    }
+}
+
+fn connection(config: &Config) -> Result<Connection, Error> {
+    let mut tls = Connection::new(Mode::Server);
+    // It would sleep else. What it hides by that are the timings of ciphers that are not used here.
+    tls.set_blinding(Blinding::SelfService)?;
+    tls.set_config(config.clone())?;
+    tls.prefer_throughput()?;
+    callbacks::connect(&mut tls)?;
+    Ok(tls)
+}
+
+/// An error in the library's words, without the place in its source.
+pub(crate) fn words(error: &Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("TLS: {}", error.message()))
+}

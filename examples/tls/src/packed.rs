@@ -1,0 +1,191 @@
+//! A session on its way to the successor, in bytes, all of them sealed.
+//!
+//! Who may encrypt for a client, at which step:
+//!
+//! | step | the predecessor | the successor |
+//! | --- | --- | --- |
+//! | before | encrypts | has nothing |
+//! | packed | cannot: `Channel::take_keys` has taken the keys out of the connection, and wiped them there | has nothing |
+//! | sent | cannot | puts the connection together, and writes nothing: that is the promise of `Handler::unpack` |
+//! | acknowledged | cannot, and forgets what it has | encrypts |
+//! | not acknowledged, and the successor dead | reads every acknowledgement that the kernel has; if there is none, the successor has written nothing, and it puts the connection together again and encrypts | is dead |
+//!
+//! So a sequence number, and with it a nonce, is used by one of them only. An acknowledgement precedes the first byte,
+//! and what was sent before a death is read before the death is heard of (unix(7), `SOCK_SEQPACKET`).
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use s2n_tls::config::Config;
+use tablecloth::Packed;
+use zeroize::Zeroizing;
+
+use super::about::About;
+use super::channel::{Channel, State, words};
+use super::end::End;
+use super::front::Front;
+use super::peer::{peer_of, text_of};
+use super::session::{LOOKED_AFTER, Link, TlsSession};
+use super::settings::Settings;
+use super::tunnel::{Pool, Tunnel, Way};
+use super::upstreams::Upstream;
+use super::vault::Vault;
+
+/// The forms of a packed session.
+pub(crate) const SCHEMAS: RangeInclusive<u32> = 1..=1;
+
+const CONNECTING: u8 = 1;
+
+/// What is needed to put a session together.
+pub(crate) struct Kit<'a> {
+    pub(crate) fronts: &'a [Rc<Front>],
+    /// For sessions whose route is gone.
+    pub(crate) settings: &'a Settings,
+    pub(crate) config: &'a Config,
+    pub(crate) pool: &'a Pool,
+    /// One of them has sealed it.
+    pub(crate) vaults: [Option<&'a Vault>; 2],
+}
+
+/// Takes a session apart. It is given back if it cannot be at present.
+#[allow(clippy::result_large_err, reason = "it is what the caller has given")]
+pub(crate) fn pack(
+    mut session: TlsSession,
+    vault: &mut Vault,
+    now: Instant,
+) -> Result<Packed, TlsSession> {
+    let tunnel = &mut session.tunnel;
+    let queues = |end: &End| end.stream.queues_until().is_some();
+    let cannot = tunnel.is_shaking() || tunnel.is_ending() || session.is_cut;
+    if cannot || tunnel.upstream.as_ref().is_none_or(queues) {
+        return Err(session);
+    }
+    let Some(link) = &session.link else { return Err(session) };
+    let Some(keys) = tunnel.client.take_keys() else { return Err(session) };
+    session.leaves();
+    let mut state = Zeroizing::new(Vec::new());
+    let texts = [session.front.route.name.to_string(), text_of(&session.peer)];
+    for text in texts.iter().map(String::as_str).chain([&*link.upstream.text]) {
+        // Each of them is an address, which is no longer than a line of the routes.
+        state.extend((text.len() as u16).to_le_bytes());
+        state.extend(text.as_bytes());
+    }
+    link.about.pack(&mut state);
+    let age = u64::try_from(now.saturating_duration_since(session.opened).as_micros());
+    state.extend(age.unwrap_or(u64::MAX).to_le_bytes());
+    state.extend(link.connected.unwrap_or(u32::MAX).to_le_bytes());
+    let Tunnel { client, upstream, connecting, forward, back, kept, active, .. } = session.tunnel;
+    state.push(if connecting { CONNECTING } else { 0 });
+    let waited = u64::try_from(now.saturating_duration_since(active).as_micros());
+    state.extend(waited.unwrap_or(u64::MAX).to_le_bytes());
+    state.extend(forward.moved.to_le_bytes());
+    state.extend(back.moved.to_le_bytes());
+    let (stream, received, unsent) = client.into_rest();
+    for bytes in [&keys[..], &received, &unsent, kept.bytes()] {
+        state.extend((bytes.len() as u32).to_le_bytes());
+        state.extend(bytes);
+    }
+    let streams = [stream].into_iter().chain(upstream.map(|upstream| upstream.stream)).collect();
+    // A key seals as often as is wanted; if it did not, the session would be refused where it is put together.
+    let sealed = vault.seal(state).unwrap_or_default();
+    Ok(Packed::new(*SCHEMAS.end(), sealed, streams))
+}
+
+pub(crate) fn unpack(packed: Packed, kit: &Kit<'_>, now: Instant) -> io::Result<TlsSession> {
+    let Packed { schema, state, streams, .. } = packed;
+    if !SCHEMAS.contains(&schema) {
+        return Err(invalid("schema"));
+    }
+    let unsealed = kit.vaults.into_iter().flatten().find_map(|vault| vault.unseal(&state));
+    let state = unsealed.ok_or_else(|| invalid("seal"))?;
+    let mut rest = Fields(&state);
+    let name = rest.text("route")?;
+    let peer = rest.text("peer")?;
+    let leads_to = rest.text("upstream")?;
+    let about = About::unpack(&mut rest.0).ok_or_else(|| invalid("about"))?;
+    let opened = rest.time_before("age", now)?;
+    let connected = u32::from_le_bytes(rest.array("connected")?);
+    let [flags] = rest.array("flags")?;
+    let active = rest.time_before("waited", now)?;
+    let moved = [rest.moved("forward moved")?, rest.moved("back moved")?];
+    let keys = Zeroizing::new(rest.bytes("keys")?.to_vec());
+    let (received, unsent) = (rest.bytes("received")?.into(), rest.bytes("unsent")?.into());
+    let kept = rest.bytes("kept")?;
+    if !rest.0.is_empty() || flags & !CONNECTING != 0 {
+        return Err(invalid("flags"));
+    }
+    let [stream, upstream] = streams.try_into().map_err(|_| invalid("streams"))?;
+    let connecting = flags & CONNECTING != 0;
+    let client = Channel::restore(stream, State { keys, received, unsent }, kit.config)
+        .map_err(|error| words(&error))?;
+    let mut tunnel = Tunnel::new(client, now, kit.pool);
+    tunnel.to(upstream, kept, now);
+    let [forward, back] = moved.map(|moved| Way { moved, ..Way::default() });
+    (tunnel.connecting, tunnel.active) = (connecting, active);
+    (tunnel.forward, tunnel.back) = (forward, back);
+    let front = kit.fronts.iter().find(|front| *front.route.name == *name);
+    let removed = || Rc::new(Front::removed(name, kit.settings.clone()));
+    let front = front.map_or_else(removed, Rc::clone);
+    // An upstream that the route has no longer is kept by the sessions that it has.
+    let known = front.route.upstreams.iter().find(|upstream| *upstream.text == *leads_to);
+    let upstream =
+        known.map_or_else(|| Rc::new(Upstream::new(leads_to, None, 1, false)), Rc::clone);
+    front.route.counters.opened();
+    upstream.counters.opened();
+    let connected = (!connecting).then_some(connected);
+    let (tried, attempted) = (Vec::new(), now);
+    Ok(TlsSession {
+        tunnel,
+        peer: peer_of(peer),
+        front,
+        link: Some(Box::new(Link { about, upstream, tried, attempted, connected })),
+        opened,
+        is_cut: false,
+        look_after: now.checked_add(LOOKED_AFTER),
+    })
+}
+
+fn invalid(field: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("field {field:?}"))
+}
+
+/// What is left to decode.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn array<const N: usize>(&mut self, field: &str) -> io::Result<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk().ok_or_else(|| invalid(field))?;
+        self.0 = rest;
+        Ok(*taken)
+    }
+
+    fn take(&mut self, field: &str, count: usize) -> io::Result<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| invalid(field))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn text(&mut self, field: &str) -> io::Result<&'a str> {
+        let length = u16::from_le_bytes(self.array(field)?);
+        std::str::from_utf8(self.take(field, length.into())?).map_err(|_| invalid(field))
+    }
+
+    fn bytes(&mut self, field: &str) -> io::Result<&'a [u8]> {
+        let length = u32::from_le_bytes(self.array(field)?);
+        self.take(field, length as usize)
+    }
+
+    /// What is counted on from here has to be far from the end of all numbers.
+    fn moved(&mut self, field: &str) -> io::Result<u64> {
+        let moved = u64::from_le_bytes(self.array(field)?);
+        if moved > u64::MAX / 2 { Err(invalid(field)) } else { Ok(moved) }
+    }
+
+    /// A clock that does not go back so far has not been running for so long.
+    fn time_before(&mut self, field: &str, now: Instant) -> io::Result<Instant> {
+        let ago = Duration::from_micros(u64::from_le_bytes(self.array(field)?));
+        Ok(now.checked_sub(ago).unwrap_or(now))
+    }
+}
