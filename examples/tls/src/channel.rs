@@ -6,11 +6,12 @@ use std::task::Poll;
 
 use s2n_tls::config::Config;
 use s2n_tls::connection::Connection;
-use s2n_tls::enums::{Blinding, Mode, PeerKeyUpdate, Version};
+use s2n_tls::enums::{Blinding, Mode, PeerKeyUpdate};
 use s2n_tls::error::Error;
 use tablecloth::Stream;
 use zeroize::Zeroizing;
 
+use super::about::About;
 use super::callbacks;
 use super::end::End;
 use super::rest::Rest;
@@ -22,7 +23,11 @@ pub(crate) const RECORD_BYTES: usize = 16 * 1024;
 /// A client's socket, and its TLS.
 pub(crate) struct Channel {
     pub(crate) end: End,
-    tls: Connection,
+    tls: Tls,
+    /// The client has asked for new keys, and nothing was encrypted since (KeyUpdate, RFC 8446, section 4.6.3).
+    owes_keys: bool,
+    /// How often it has, as far as this was looked at.
+    key_updates: u8,
     /// Received, and not decrypted yet: a part of a record, or records whose plaintext nobody takes yet.
     received: Vec<u8>,
     /// Whether something of that can be decrypted.
@@ -33,6 +38,13 @@ pub(crate) struct Channel {
     at_end: bool,
     /// Why nothing more can be decrypted.
     failed: Option<io::Error>,
+}
+
+/// A connection of s2n-tls takes many kilobytes, which one that waits for long does without.
+enum Tls {
+    Awake(Connection),
+    /// Its keys, and the numbers of its next records.
+    Asleep(Zeroizing<Vec<u8>>),
 }
 
 /// What came of reading.
@@ -53,9 +65,10 @@ pub(crate) enum Handshake {
     Done,
 }
 
-/// A connection in words that have to be kept as secret as its keys.
+/// A connection that was taken apart.
 pub(crate) struct State {
     pub(crate) keys: Zeroizing<Vec<u8>>,
+    pub(crate) owes_keys: bool,
     pub(crate) received: Vec<u8>,
     pub(crate) unsent: Vec<u8>,
 }
@@ -63,13 +76,15 @@ pub(crate) struct State {
 impl Channel {
     /// A connection whose handshake is to come.
     pub(crate) fn accept(stream: Stream, config: &Config) -> Result<Self, Error> {
-        Ok(Self::new(stream, connection(config)?))
+        Ok(Self::new(stream, Tls::Awake(connection(config)?)))
     }
 
-    fn new(stream: Stream, tls: Connection) -> Self {
+    fn new(stream: Stream, tls: Tls) -> Self {
         Self {
             end: End::new(stream),
             tls,
+            owes_keys: false,
+            key_updates: 0,
             received: Vec::new(),
             has_record: false,
             unsent: Rest::default(),
@@ -78,39 +93,72 @@ impl Channel {
         }
     }
 
-    /// A connection that another process has taken apart, or this one. Nothing is written by this.
-    pub(crate) fn restore(stream: Stream, state: State, config: &Config) -> Result<Self, Error> {
-        let State { keys, received, unsent } = state;
-        let mut tls = connection(config)?;
-        tls.deserialize(&keys)?;
-        if matches!(tls.actual_protocol_version(), Ok(Version::TLS13)) {
-            // The peer may have asked for one, and that is not known any more.
-            tls.request_key_update(PeerKeyUpdate::KeyUpdateNotRequested)?;
-        }
-        let unsent = Rest::of(&unsent);
+    /// A connection that another process has taken apart, or this one. It sleeps: nothing is written by this.
+    pub(crate) fn restore(stream: Stream, state: State) -> Self {
+        let State { keys, owes_keys, received, unsent } = state;
         let has_record = !received.is_empty();
-        Ok(Self { received, has_record, unsent, ..Self::new(stream, tls) })
+        let unsent = Rest::of(&unsent);
+        let tls = Tls::Asleep(keys);
+        Self { owes_keys, received, has_record, unsent, ..Self::new(stream, tls) }
     }
 
-    /// Takes the keys out, after which nothing can be read or written here. `None` if that cannot be at present, and
-    /// nothing has changed then.
-    pub(crate) fn take_keys(&mut self) -> Option<Zeroizing<Vec<u8>>> {
+    /// Has the connection sleep, if it can: its handshake is done, and neither side has said that it is at its end.
+    /// Answers whether it does.
+    pub(crate) fn sleep(&mut self) -> bool {
+        let Tls::Awake(tls) = &self.tls else { return true };
         if self.at_end || self.failed.is_some() {
-            return None;
+            return false;
         }
-        let length = self.tls.serialization_length().ok()?;
+        let Ok(length) = tls.serialization_length() else { return false };
         let mut keys = Zeroizing::new(vec![0; length]);
-        self.tls.serialize(&mut keys).ok()?;
-        Some(keys)
+        if tls.serialize(&mut keys).is_err() {
+            return false;
+        }
+        // It has no keys any more: s2n-tls has wiped them, so that nothing is encrypted twice with one number.
+        self.tls = Tls::Asleep(keys);
+        true
     }
 
-    /// What is left when the keys were taken out: the socket, what was received, and what is to be sent.
-    pub(crate) fn into_rest(self) -> (Stream, Vec<u8>, Vec<u8>) {
-        (self.end.stream, self.received, self.unsent.bytes().to_vec())
+    pub(crate) fn is_asleep(&self) -> bool {
+        matches!(self.tls, Tls::Asleep(_))
     }
 
-    pub(crate) fn tls(&self) -> &Connection {
-        &self.tls
+    /// What is left of a connection that [sleeps](Channel::sleep), and its socket.
+    pub(crate) fn into_state(self) -> (Stream, State) {
+        let keys = match self.tls {
+            Tls::Asleep(keys) => keys,
+            // Without keys nobody can go on.
+            Tls::Awake(_) => Zeroizing::default(),
+        };
+        let (owes_keys, received) = (self.owes_keys, self.received);
+        let unsent = self.unsent.bytes().to_vec();
+        (self.end.stream, State { keys, owes_keys, received, unsent })
+    }
+
+    /// The connection, which is awake from here on. `moved` is for those whose handshake is over.
+    fn tls(&mut self, moved: &Config) -> io::Result<&mut Connection> {
+        if let Tls::Asleep(keys) = &self.tls {
+            let mut tls = connection(moved).map_err(|error| words(&error))?;
+            tls.deserialize(keys).map_err(|error| words(&error))?;
+            if self.owes_keys {
+                let answer = tls.request_key_update(PeerKeyUpdate::KeyUpdateNotRequested);
+                answer.map_err(|error| words(&error))?;
+            }
+            self.key_updates = 0;
+            self.tls = Tls::Awake(tls);
+        }
+        match &mut self.tls {
+            Tls::Awake(tls) => Ok(tls),
+            Tls::Asleep(_) => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// What is known of the connection, when its handshake is done.
+    pub(crate) fn about(&self) -> About {
+        match &self.tls {
+            Tls::Awake(tls) => About::of(tls),
+            Tls::Asleep(_) => About::default(),
+        }
     }
 
     /// Whether there may be plaintext to be read.
@@ -132,11 +180,12 @@ impl Channel {
         loop {
             callbacks::load(&self.received);
             let read = self.receive(RECORD_BYTES);
-            let negotiated = self.tls.poll_negotiate().map_ok(drop);
-            let refused = matches!(negotiated, Poll::Ready(Err(_)));
-            if refused {
+            // One that sleeps has its handshake behind it.
+            let Tls::Awake(tls) = &mut self.tls else { return Ok(Handshake::Done) };
+            let negotiated = tls.poll_negotiate().map_ok(drop);
+            if matches!(negotiated, Poll::Ready(Err(_))) {
                 // Has the alert sent.
-                let _ = self.tls.poll_shutdown();
+                let _ = tls.poll_shutdown();
             }
             self.unload();
             let sent = self.send();
@@ -155,7 +204,12 @@ impl Channel {
 
     /// Decrypts what there is, into a buffer with room for several records; `most` is how much may be read from the
     /// socket at a time.
-    pub(crate) fn read(&mut self, plain: &mut [u8], most: usize) -> io::Result<Read> {
+    pub(crate) fn read(
+        &mut self,
+        plain: &mut [u8],
+        most: usize,
+        moved: &Config,
+    ) -> io::Result<Read> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
@@ -163,7 +217,7 @@ impl Channel {
             callbacks::load(&self.received);
             let has_record = self.has_record && callbacks::has_record();
             let received = if has_record { Ok(None) } else { self.receive(most) };
-            let decrypted = self.decrypt(plain);
+            let decrypted = self.decrypt(plain, moved);
             self.unload();
             match (decrypted, received?) {
                 (Ok(Read::Nothing), Some(0)) if self.at_end => return Ok(Read::Cut),
@@ -188,15 +242,19 @@ impl Channel {
         Ok(read)
     }
 
-    fn decrypt(&mut self, plain: &mut [u8]) -> io::Result<Read> {
-        let mut filled = 0;
+    fn decrypt(&mut self, plain: &mut [u8], moved: &Config) -> io::Result<Read> {
+        if !callbacks::has_record() {
+            return Ok(Read::Nothing);
+        }
+        let tls = self.tls(moved)?;
+        let (mut filled, mut ended) = (0, false);
         let read = loop {
             if plain.len() - filled < RECORD_BYTES {
                 break Ok(Read::Nothing);
             }
-            match self.tls.poll_recv(&mut plain[filled..]) {
+            match tls.poll_recv(&mut plain[filled..]) {
                 Poll::Ready(Ok(0)) => {
-                    self.at_end = true;
+                    ended = true;
                     break Ok(Read::End);
                 }
                 Poll::Ready(Ok(count)) => filled += count,
@@ -204,6 +262,10 @@ impl Channel {
                 Poll::Ready(Err(error)) => break Err(words(&error)),
             }
         };
+        let key_updates = tls.key_update_counts().map_or(0, |counts| counts.recv_key_updates);
+        self.owes_keys |= key_updates != self.key_updates;
+        self.key_updates = key_updates;
+        self.at_end |= ended;
         match read {
             read if filled == 0 => read,
             Ok(_) => Ok(Read::Bytes(filled)),
@@ -220,18 +282,20 @@ impl Channel {
     }
 
     /// Encrypts all of it, and sends what the socket takes. Nothing was [unsent](Channel::has_unsent) before.
-    pub(crate) fn write(&mut self, plain: &[u8]) -> io::Result<()> {
-        // What is kept for it is a record in all: whatever is written is taken.
+    pub(crate) fn write(&mut self, plain: &[u8], moved: &Config) -> io::Result<()> {
+        let tls = self.tls(moved)?;
+        // Whatever is written is taken.
         for piece in plain.chunks(RECORD_BYTES) {
             let mut piece = piece;
             while !piece.is_empty() {
-                match self.tls.poll_send(piece) {
+                match tls.poll_send(piece) {
                     Poll::Ready(Ok(count)) => piece = piece.get(count..).unwrap_or_default(),
                     Poll::Ready(Err(error)) => return Err(words(&error)),
                     Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
                 }
             }
         }
+        self.owes_keys = false;
         self.send()
     }
 
@@ -258,8 +322,8 @@ impl Channel {
     }
 
     /// Tells the client that nothing more comes.
-    pub(crate) fn close_notify(&mut self) -> io::Result<()> {
-        if let Poll::Ready(Err(error)) = self.tls.poll_shutdown_send().map_ok(drop) {
+    pub(crate) fn close_notify(&mut self, moved: &Config) -> io::Result<()> {
+        if let Poll::Ready(Err(error)) = self.tls(moved)?.poll_shutdown_send().map_ok(drop) {
             return Err(words(&error));
         }
         self.send()
@@ -277,8 +341,10 @@ impl Channel {
 
     /// Gives TLS's buffers back to the system, for a session that waits.
     pub(crate) fn rest(&mut self) {
-        // Refused while there is something in them.
-        let _ = self.tls.release_buffers();
+        if let Tls::Awake(tls) = &mut self.tls {
+            // Refused while there is something in them.
+            let _ = tls.release_buffers();
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! | step | the predecessor | the successor |
 //! | --- | --- | --- |
 //! | before | encrypts | has nothing |
-//! | packed | cannot: `Channel::take_keys` has taken the keys out of the connection, and wiped them there | has nothing |
+//! | packed | cannot: `Channel::sleep` has taken the keys out of the connection, and s2n-tls has wiped them there | has nothing |
 //! | sent | cannot | puts the connection together, and writes nothing: that is the promise of `Handler::unpack` |
 //! | acknowledged | cannot, and forgets what it has | encrypts |
 //! | not acknowledged, and the successor dead | reads every acknowledgement that the kernel has; if there is none, the successor has written nothing, and it puts the connection together again and encrypts | is dead |
@@ -18,12 +18,11 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use s2n_tls::config::Config;
 use tablecloth::Packed;
 use zeroize::Zeroizing;
 
 use super::about::About;
-use super::channel::{Channel, State, words};
+use super::channel::{Channel, State};
 use super::end::End;
 use super::front::Front;
 use super::peer::{peer_of, text_of};
@@ -37,13 +36,13 @@ use super::vault::Vault;
 pub(crate) const SCHEMAS: RangeInclusive<u32> = 1..=1;
 
 const CONNECTING: u8 = 1;
+const OWES_KEYS: u8 = 2;
 
 /// What is needed to put a session together.
 pub(crate) struct Kit<'a> {
     pub(crate) fronts: &'a [Rc<Front>],
     /// For sessions whose route is gone.
     pub(crate) settings: &'a Settings,
-    pub(crate) config: &'a Config,
     pub(crate) pool: &'a Pool,
     /// One of them has sealed it.
     pub(crate) vaults: [Option<&'a Vault>; 2],
@@ -58,31 +57,31 @@ pub(crate) fn pack(
 ) -> Result<Packed, TlsSession> {
     let tunnel = &mut session.tunnel;
     let queues = |end: &End| end.stream.queues_until().is_some();
-    let cannot = tunnel.is_shaking() || tunnel.is_ending() || session.is_cut;
-    if cannot || tunnel.upstream.as_ref().is_none_or(queues) {
+    let cannot = session.is_cut || tunnel.is_shaking() || tunnel.is_ending();
+    if cannot || tunnel.upstream.as_ref().is_none_or(queues) || !tunnel.client.sleep() {
         return Err(session);
     }
-    let Some(link) = &session.link else { return Err(session) };
-    let Some(keys) = tunnel.client.take_keys() else { return Err(session) };
-    session.leaves();
+    let Some(link) = session.link.take() else { return Err(session) };
+    session.leaves(&link);
+    let TlsSession { tunnel, peer, front, opened, .. } = session;
+    let Link { about, upstream, connected, .. } = *link;
     let mut state = Zeroizing::new(Vec::new());
-    let texts = [session.front.route.name.to_string(), text_of(&session.peer)];
-    for text in texts.iter().map(String::as_str).chain([&*link.upstream.text]) {
+    let peer = text_of(&peer);
+    for text in [&*front.route.name, &*peer, &*upstream.text] {
         // Each of them is an address, which is no longer than a line of the routes.
         state.extend((text.len() as u16).to_le_bytes());
         state.extend(text.as_bytes());
     }
-    link.about.pack(&mut state);
-    let age = u64::try_from(now.saturating_duration_since(session.opened).as_micros());
-    state.extend(age.unwrap_or(u64::MAX).to_le_bytes());
-    state.extend(link.connected.unwrap_or(u32::MAX).to_le_bytes());
-    let Tunnel { client, upstream, connecting, forward, back, kept, active, .. } = session.tunnel;
-    state.push(if connecting { CONNECTING } else { 0 });
-    let waited = u64::try_from(now.saturating_duration_since(active).as_micros());
-    state.extend(waited.unwrap_or(u64::MAX).to_le_bytes());
+    about.pack(&mut state);
+    state.extend(micros(opened, now).to_le_bytes());
+    state.extend(connected.unwrap_or(u32::MAX).to_le_bytes());
+    let Tunnel { client, upstream, connecting, forward, back, kept, active, .. } = tunnel;
+    let (stream, State { keys, owes_keys, received, unsent }) = client.into_state();
+    let flag = |on: bool, bit: u8| if on { bit } else { 0 };
+    state.push(flag(connecting, CONNECTING) | flag(owes_keys, OWES_KEYS));
+    state.extend(micros(active, now).to_le_bytes());
     state.extend(forward.moved.to_le_bytes());
     state.extend(back.moved.to_le_bytes());
-    let (stream, received, unsent) = client.into_rest();
     for bytes in [&keys[..], &received, &unsent, kept.bytes()] {
         state.extend((bytes.len() as u32).to_le_bytes());
         state.extend(bytes);
@@ -91,6 +90,11 @@ pub(crate) fn pack(
     // A key seals as often as is wanted; if it did not, the session would be refused where it is put together.
     let sealed = vault.seal(state).unwrap_or_default();
     Ok(Packed::new(*SCHEMAS.end(), sealed, streams))
+}
+
+/// How long ago that was.
+fn micros(at: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(at).as_micros()).unwrap_or(u64::MAX)
 }
 
 pub(crate) fn unpack(packed: Packed, kit: &Kit<'_>, now: Instant) -> io::Result<TlsSession> {
@@ -113,13 +117,13 @@ pub(crate) fn unpack(packed: Packed, kit: &Kit<'_>, now: Instant) -> io::Result<
     let keys = Zeroizing::new(rest.bytes("keys")?.to_vec());
     let (received, unsent) = (rest.bytes("received")?.into(), rest.bytes("unsent")?.into());
     let kept = rest.bytes("kept")?;
-    if !rest.0.is_empty() || flags & !CONNECTING != 0 {
+    if !rest.0.is_empty() || flags & !(CONNECTING | OWES_KEYS) != 0 {
         return Err(invalid("flags"));
     }
     let [stream, upstream] = streams.try_into().map_err(|_| invalid("streams"))?;
     let connecting = flags & CONNECTING != 0;
-    let client = Channel::restore(stream, State { keys, received, unsent }, kit.config)
-        .map_err(|error| words(&error))?;
+    let owes_keys = flags & OWES_KEYS != 0;
+    let client = Channel::restore(stream, State { keys, owes_keys, received, unsent });
     let mut tunnel = Tunnel::new(client, now, kit.pool);
     tunnel.to(upstream, kept, now);
     let [forward, back] = moved.map(|moved| Way { moved, ..Way::default() });

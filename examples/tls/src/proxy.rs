@@ -5,7 +5,6 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::Instant;
 
-use s2n_tls::config::Config;
 use tablecloth::{Accepted, Context, HandedOver, Handler, IoEvent, Packed, Server, Verdict};
 
 use super::certificates;
@@ -30,8 +29,6 @@ pub(crate) struct Proxy {
     cut_removed: bool,
     turns: Turns,
     tickets: Tickets,
-    /// For connections that come from the predecessor.
-    config: Config,
     pool: Pool,
     /// What seals the sessions that leave, and what has sealed those that come.
     leaving: Option<Vault>,
@@ -54,7 +51,7 @@ impl Proxy {
             .iter()
             .map(|route| Front::new(server, Rc::clone(route), tickets.keys()).map(Rc::new));
         let fronts = fronts.collect::<Result<_, _>>()?;
-        let config = certificates::config_of_moved().map_err(|error| words(&error).to_string())?;
+        let moved = certificates::config_of_moved().map_err(|error| words(&error).to_string())?;
         Ok(Self {
             fronts,
             routes,
@@ -62,8 +59,7 @@ impl Proxy {
             cut_removed,
             turns,
             tickets,
-            config,
-            pool: Pool::new(buffer_bytes),
+            pool: Pool::new(buffer_bytes, moved),
             leaving: None,
             coming: None,
             look: None,
@@ -125,7 +121,6 @@ impl Handler for Proxy {
         let kit = Kit {
             fronts: &self.fronts,
             settings: &self.settings,
-            config: &self.config,
             pool: &self.pool,
             vaults: [self.coming.as_ref(), self.leaving.as_ref()],
         };

@@ -117,7 +117,7 @@ impl TlsSession {
 
     /// The handshake is done: connects to the upstream whose turn it is.
     fn shaken(&mut self, cx: &mut Context<'_>, turns: &Turns) -> Verdict {
-        let about = About::of(self.tunnel.client.tls());
+        let about = self.tunnel.client.about();
         self.front.shaken(about.resumed);
         let route = Rc::clone(&self.front.route);
         let local = self.tunnel.client.end.stream.local_address();
@@ -172,7 +172,8 @@ impl TlsSession {
             let hangs = link.attempted.checked_add(self.patience_with_one());
             hangs.filter(|at| is_connecting && *at > cx.now())
         });
-        if let Some(at) = [deadline, hangs, self.look_after].into_iter().flatten().min() {
+        let bedtime = self.tunnel.bedtime().filter(|at| *at > cx.now());
+        if let Some(at) = [deadline, hangs, self.look_after, bedtime].into_iter().flatten().min() {
             cx.wake_at(at);
         }
     }
@@ -232,13 +233,14 @@ impl TlsSession {
     /// It has come from a process with other routes: if it is still connecting to an upstream that its
     /// route does not have any more, it takes one that it has.
     pub(crate) fn follow_route(&mut self, cx: &mut Context<'_>) {
-        let has_address = |link: &Box<Link>| link.upstream.address.is_some();
-        let is_lost = self.tunnel.connecting && !self.link.as_ref().is_some_and(has_address);
-        if is_lost && !self.front.route.upstreams.is_empty() {
-            if let Err((upstream, error)) = self.go_on(cx) {
-                log::debug!("upstream {} of {}: {error}", upstream.text, self.front.route.name);
-                self.is_cut = true;
-            }
+        let has_address = |link: &Link| link.upstream.address.is_some();
+        let is_lost = self.tunnel.connecting && !self.link.as_deref().is_some_and(has_address);
+        if is_lost
+            && !self.front.route.upstreams.is_empty()
+            && let Err((upstream, error)) = self.go_on(cx)
+        {
+            log::debug!("upstream {} of {}: {error}", upstream.text, self.front.route.name);
+            self.is_cut = true;
         }
     }
 
@@ -265,13 +267,11 @@ impl TlsSession {
     }
 
     /// It is counted as gone, without an end: it moves.
-    pub(crate) fn leaves(&self) {
+    pub(crate) fn leaves(&self, link: &Link) {
         self.front.route.counters.left();
-        if let Some(link) = &self.link {
-            link.upstream.counters.left();
-            if link.connected.is_none() {
-                link.upstream.was_left();
-            }
+        link.upstream.counters.left();
+        if link.connected.is_none() {
+            link.upstream.was_left();
         }
     }
 

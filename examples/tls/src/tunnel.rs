@@ -10,6 +10,7 @@ use std::net::Shutdown;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use s2n_tls::config::Config;
 use tablecloth::limits;
 use tablecloth::relay::{Ending, Patience, Side};
 use tablecloth::{IoEvent, Stream};
@@ -19,16 +20,21 @@ use super::channel::{Channel, Handshake, RECORD_BYTES, Read};
 use super::end::End;
 use super::rest::Rest;
 
+/// How long a session has nothing to say before its connection sleeps. To be waked costs a tenth of a millisecond.
+const SLEEPS_AFTER: Duration = Duration::from_secs(10);
+
 /// What all sessions of a process share: a buffer of plaintext, and the bound on what they may keep.
 pub(crate) struct Pool {
     plain: Box<[u8]>,
+    /// What connections are waked with whose handshake is over.
+    moved: Config,
     bound: usize,
     used: Rc<Cell<usize>>,
 }
 
 impl Pool {
-    pub(crate) fn new(bound: usize) -> Self {
-        Self { plain: vec![0; READ_BYTES].into(), bound, used: Rc::default() }
+    pub(crate) fn new(bound: usize, moved: Config) -> Self {
+        Self { plain: vec![0; READ_BYTES].into(), moved, bound, used: Rc::default() }
     }
 
     /// How much may be read at a time: at the bound no session stops, but each keeps little.
@@ -140,6 +146,13 @@ impl Tunnel {
         (self.connecting, self.active, self.hastened) = (true, now, true);
     }
 
+    /// When it is to sleep, if nothing comes.
+    pub(crate) fn bedtime(&self) -> Option<Instant> {
+        let is_early = self.is_shaking() || self.connecting;
+        let stays = is_early || self.is_ending() || self.client.is_asleep();
+        self.active.checked_add(SLEEPS_AFTER).filter(|_| !stays)
+    }
+
     /// Whether there is a handshake still.
     pub(crate) fn is_shaking(&self) -> bool {
         self.upstream.is_none()
@@ -219,20 +232,25 @@ impl Tunnel {
                 Err(error) => Turn::Refused(error),
             };
         }
-        if self.connecting {
-            if let Some(turn) = self.connect(now, is_late) {
-                return turn;
-            }
+        if self.connecting
+            && let Some(turn) = self.connect(now, is_late)
+        {
+            return turn;
         }
+        let slept = self.client.is_asleep();
         let turn = self.pass_on(now, pool);
+        self.hastened |= slept && !self.client.is_asleep();
         // Last, so that a byte that came together with the deadline wins.
         let is_late =
             is_late && self.deadline(shaking, patience).is_some_and(|deadline| deadline <= now);
-        let turn = match turn {
-            Turn::Wait if is_late => self.time_out(now, patience),
-            turn => turn,
-        };
-        if matches!(turn, Turn::Wait) {
+        let waits = matches!(turn, Turn::Wait);
+        if waits && is_late {
+            return self.time_out(now, patience);
+        }
+        if waits {
+            if self.bedtime().is_some_and(|at| at <= now) {
+                self.client.sleep();
+            }
             self.client.rest();
         }
         self.account.set(self.client.kept() + self.kept.bytes().len());
@@ -350,7 +368,7 @@ impl Tunnel {
                 return Ok(true);
             }
             let most = pool.most();
-            match self.client.read(&mut pool.plain, most).map_err(Broken::Source)? {
+            match self.client.read(&mut pool.plain, most, &pool.moved).map_err(Broken::Source)? {
                 Read::Bytes(count) => {
                     budget = budget.saturating_sub(count);
                     let written = upstream.write(&pool.plain[..count]).map_err(Broken::Sink)?;
@@ -382,7 +400,7 @@ impl Tunnel {
             }
             if way.ended {
                 if !std::mem::replace(&mut way.over, true) {
-                    client.close_notify().map_err(Broken::Sink)?;
+                    client.close_notify(&pool.moved).map_err(Broken::Sink)?;
                     continue;
                 }
                 if !self.forward.over {
@@ -402,7 +420,7 @@ impl Tunnel {
                 Some(0) => way.ended = true,
                 Some(count) => {
                     budget = budget.saturating_sub(count);
-                    client.write(&pool.plain[..count]).map_err(Broken::Sink)?;
+                    client.write(&pool.plain[..count], &pool.moved).map_err(Broken::Sink)?;
                     way.moved += count as u64;
                 }
             }
