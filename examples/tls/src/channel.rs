@@ -34,10 +34,10 @@ pub(crate) struct Channel {
     has_record: bool,
     /// Encrypted, and not taken by the socket yet.
     unsent: Rest,
-    /// The end of the connection was read.
+    /// The end of the connection was read, or a close_notify.
     at_end: bool,
-    /// Why nothing more can be decrypted.
-    failed: Option<io::Error>,
+    /// What is to be told when the bytes before it were: an end, or why nothing more can be decrypted.
+    last: Option<io::Result<Read>>,
 }
 
 /// A connection of s2n-tls takes many kilobytes, which one that waits for long does without.
@@ -89,7 +89,7 @@ impl Channel {
             has_record: false,
             unsent: Rest::default(),
             at_end: false,
-            failed: None,
+            last: None,
         }
     }
 
@@ -106,7 +106,7 @@ impl Channel {
     /// Answers whether it does.
     pub(crate) fn sleep(&mut self) -> bool {
         let Tls::Awake(tls) = &self.tls else { return true };
-        if self.at_end || self.failed.is_some() {
+        if self.at_end || self.last.is_some() {
             return false;
         }
         let Ok(length) = tls.serialization_length() else { return false };
@@ -163,7 +163,7 @@ impl Channel {
 
     /// Whether there may be plaintext to be read.
     pub(crate) fn may_read(&self) -> bool {
-        self.has_record || self.end.readable || self.failed.is_some()
+        self.has_record || self.end.readable || self.last.is_some()
     }
 
     pub(crate) fn has_unsent(&self) -> bool {
@@ -210,8 +210,8 @@ impl Channel {
         most: usize,
         moved: &Config,
     ) -> io::Result<Read> {
-        if let Some(error) = self.failed.take() {
-            return Err(error);
+        if let Some(last) = self.last.take() {
+            return last;
         }
         loop {
             callbacks::load(&self.received);
@@ -268,9 +268,9 @@ impl Channel {
         self.at_end |= ended;
         match read {
             read if filled == 0 => read,
-            Ok(_) => Ok(Read::Bytes(filled)),
-            Err(error) => {
-                self.failed = Some(error);
+            Ok(Read::Nothing) => Ok(Read::Bytes(filled)),
+            last => {
+                self.last = Some(last);
                 Ok(Read::Bytes(filled))
             }
         }

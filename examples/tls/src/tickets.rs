@@ -183,7 +183,8 @@ mod tests {
         let begin = SystemTime::now();
         let mut secrets = Vec::new();
         for hour in 0..40 {
-            let now = begin + Duration::from_secs(hour * 3600 + hour);
+            // A key counts a minute after it was made.
+            let now = begin + (PERIOD + NOTICE) * hour as u32;
             let (first, second) =
                 if hour % 2 == 0 { (&mut one, &mut other) } else { (&mut other, &mut one) };
             assert!(first.look_at(now).unwrap(), "a new key each hour");
