@@ -84,12 +84,28 @@ impl Lanes {
         !std::mem::replace(&mut self.lanes[lane].is_down, true)
     }
 
+    /// The server has closed the connection in order. One that has carried nothing is made again
+    /// after a pause, so that a server that closes whatever it accepts is not called in a loop.
+    pub(crate) fn closed_in_order(&mut self, lane: usize, was_used: bool, now: Instant) {
+        self.lanes[lane].connection = None;
+        match was_used {
+            true => self.closed.push_front((now, lane)),
+            false => self.closed.push_back((now + REOPEN_PAUSE, lane)),
+        }
+    }
+
     pub(crate) fn connection(&self, lane: usize) -> Option<usize> {
         self.lanes[lane].connection
     }
 
     pub(crate) fn queue(&mut self, lane: usize, due: Instant) {
         self.lanes[lane].queue.push_back(due);
+        self.waiting += 1;
+    }
+
+    /// A message that was begun and of which nothing was sent: it is the first again.
+    pub(crate) fn requeue(&mut self, lane: usize, due: Instant) {
+        self.lanes[lane].queue.push_front(due);
         self.waiting += 1;
     }
 

@@ -1,0 +1,103 @@
+//! A server that answers a line with a line.
+
+use std::sync::Arc;
+
+use super::Taken;
+use crate::drops::DropKind;
+
+const LINE: &str = "hups";
+/// The longest line that is sent or expected.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+
+#[derive(Clone)]
+pub(crate) struct Line {
+    request: Arc<[u8]>,
+    expected: Arc<[u8]>,
+}
+
+impl Line {
+    pub(crate) fn new(send: Option<&str>, expect: Option<&str>) -> Result<Line, String> {
+        let send = send.unwrap_or(LINE);
+        let expect = expect.unwrap_or(send);
+        for (flag, text) in [("--send", send), ("--expect", expect)] {
+            if text.contains('\n') {
+                return Err(format!("{flag} is more than one line: --protocol line takes one"));
+            }
+            if text.len() > LINE_BYTES_MAX {
+                return Err(format!("{flag} has more than {LINE_BYTES_MAX} bytes"));
+            }
+        }
+        Ok(Line {
+            request: format!("{send}\n").into_bytes().into(),
+            expected: expect.as_bytes().into(),
+        })
+    }
+
+    pub(super) fn request(&self) -> &[u8] {
+        &self.request
+    }
+
+    pub(super) fn answer(&self) -> Answer {
+        Answer { expected: Arc::clone(&self.expected), line: Vec::new() }
+    }
+}
+
+pub(crate) struct Answer {
+    expected: Arc<[u8]>,
+    line: Vec<u8>,
+}
+
+impl Answer {
+    pub(super) fn take(&mut self, received: &[u8]) -> Result<Taken, DropKind> {
+        let end = received.iter().position(|byte| *byte == b'\n');
+        self.line.extend_from_slice(&received[..end.unwrap_or(received.len())]);
+        match end {
+            Some(end) if end + 1 < received.len() => Err(DropKind::WrongBytes),
+            Some(_) if without_return(&self.line) == &*self.expected => Ok(Taken::Whole),
+            Some(_) => Err(DropKind::WrongAnswer),
+            // With a carriage return.
+            None if self.line.len() > LINE_BYTES_MAX + 1 => Err(DropKind::WrongBytes),
+            None => Ok(Taken::Part),
+        }
+    }
+}
+
+/// A line may end with CR LF, too.
+pub(super) fn without_return(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_line_is_expected_unless_another_is_named() {
+        let line = Line::new(Some("hello"), None).expect("a line");
+        assert_eq!(line.request(), b"hello\n");
+        let mut answer = line.answer();
+        assert_eq!(answer.take(b"hel"), Ok(Taken::Part));
+        assert_eq!(answer.take(b"lo\r\n"), Ok(Taken::Whole));
+        let line = Line::new(Some("hello"), Some("good day")).expect("a line");
+        assert_eq!(line.answer().take(b"good day\n"), Ok(Taken::Whole));
+        assert_eq!(line.answer().take(b"hello\n"), Err(DropKind::WrongAnswer));
+    }
+
+    #[test]
+    fn a_second_line_was_not_asked_for() {
+        let line = Line::new(None, None).expect("a line");
+        assert_eq!(line.answer().take(b"hups\nhups\n"), Err(DropKind::WrongBytes));
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_not_kept_for_ever() {
+        let mut answer = Line::new(None, None).expect("a line").answer();
+        let fed = (0..).find(|_| answer.take(&[b'x'; 1024]).is_err());
+        assert_eq!(fed, Some(64));
+    }
+
+    #[test]
+    fn two_lines_are_refused() {
+        assert!(Line::new(Some("a\nb"), None).is_err());
+    }
+}
