@@ -21,10 +21,16 @@ pub(crate) struct Column {
 struct Row {
     name: &'static str,
     path: &'static [&'static str],
+    /// Whether it is a figure that says more as a ratio.
+    has_ratio: bool,
 }
 
 const fn row(name: &'static str, path: &'static [&'static str]) -> Row {
-    Row { name, path }
+    Row { name, path, has_ratio: false }
+}
+
+const fn figure(name: &'static str, path: &'static [&'static str]) -> Row {
+    Row { name, path, has_ratio: true }
 }
 
 const ROWS: &[Row] = &[
@@ -32,7 +38,7 @@ const ROWS: &[Row] = &[
     row("protocol", &["protocol"]),
     row("end", &["end"]),
     row("generator was late", &["generator_was_late"]),
-    row("generator late p99, µs", &["generator_late", "p99_us"]),
+    figure("generator late p99, µs", &["generator_late", "p99_us"]),
     row("dropped", &["dropped", "total"]),
     row("  of short connections", &["dropped_short", "total"]),
     row("  of long connections", &["dropped_long", "total"]),
@@ -40,28 +46,28 @@ const ROWS: &[Row] = &[
     row("closed in order", &["closed_in_order"]),
     row("long connections reopened", &["long_connections_reopened"]),
     row("long messages lost", &["long_messages_lost"]),
-    row("short connections a second", &["short_connections_per_second"]),
-    row("short latency p50, µs", &["short_latency_us", "p50"]),
-    row("short latency p99, µs", &["short_latency_us", "p99"]),
-    row("short latency p99.9, µs", &["short_latency_us", "p99_9"]),
-    row("short latency max, µs", &["short_latency_us", "max"]),
-    row("long latency p50, µs", &["long_latency_us", "p50"]),
-    row("long latency p99, µs", &["long_latency_us", "p99"]),
-    row("long latency p99.9, µs", &["long_latency_us", "p99_9"]),
-    row("long latency max, µs", &["long_latency_us", "max"]),
-    row("before any upgrade p99, µs", &["calm_latency_us", "p99"]),
-    row("after an upgrade p99, µs", &["after_upgrade_latency_us", "p99"]),
-    row("worst before an upgrade, µs", &["worst_before_signal_us"]),
-    row("worst after an upgrade, µs", &["worst_after_signal_us"]),
+    figure("short connections a second", &["short_connections_per_second"]),
+    figure("short latency p50, µs", &["short_latency_us", "p50"]),
+    figure("short latency p99, µs", &["short_latency_us", "p99"]),
+    figure("short latency p99.9, µs", &["short_latency_us", "p99_9"]),
+    figure("short latency max, µs", &["short_latency_us", "max"]),
+    figure("long latency p50, µs", &["long_latency_us", "p50"]),
+    figure("long latency p99, µs", &["long_latency_us", "p99"]),
+    figure("long latency p99.9, µs", &["long_latency_us", "p99_9"]),
+    figure("long latency max, µs", &["long_latency_us", "max"]),
+    figure("before any upgrade p99, µs", &["calm_latency_us", "p99"]),
+    figure("after an upgrade p99, µs", &["after_upgrade_latency_us", "p99"]),
+    figure("worst before an upgrade, µs", &["worst_before_signal_us"]),
+    figure("worst after an upgrade, µs", &["worst_after_signal_us"]),
     row("upgrades asked for", &["signals_sent"]),
     row("upgrades seen", &["upgrades_seen"]),
     row("commands failed", &["commands_failed"]),
-    row("command median, ms", &["command_ms", "median"]),
-    row("time to ready median, ms", &["time_to_ready_ms", "median"]),
-    row("time to old's end median, ms", &["time_to_old_end_ms", "median"]),
+    figure("command median, ms", &["command_ms", "median"]),
+    figure("time to ready median, ms", &["time_to_ready_ms", "median"]),
+    figure("time to old's end median, ms", &["time_to_old_end_ms", "median"]),
     row("processes left", &["processes_left"]),
     row("zombies", &["zombies"]),
-    row("memory anonymous last, KiB", &["memory_anonymous_last_kib"]),
+    figure("memory anonymous last, KiB", &["memory_anonymous_last_kib"]),
 ];
 
 /// The reports in files that `--json` was printed to.
@@ -80,12 +86,18 @@ pub(crate) fn read(files: &[PathBuf]) -> Result<Vec<Column>, String> {
         if reports.is_empty() {
             return Err(complain("it holds no report".to_string()));
         }
-        for report in reports {
+        let are_several = reports.len() > 1;
+        for (index, report) in reports.into_iter().enumerate() {
             check(&report).map_err(complain)?;
-            let name = report.get("name").or(report.get("addr"));
-            let name = name.and_then(Value::as_str).unwrap_or_default();
             let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-            columns.push(Column { name: format!("{stem} {name}"), report });
+            // A name that was given says more than a file's.
+            let name = report.get("name").filter(|name| Some(*name) != report.get("addr"));
+            let name = match name.and_then(Value::as_str) {
+                Some(name) => name.to_string(),
+                None if are_several => format!("{stem} {}", index + 1),
+                None => stem.to_string(),
+            };
+            columns.push(Column { name, report });
         }
     }
     match columns.len() {
@@ -131,7 +143,7 @@ pub(crate) fn table(columns: &[Column]) -> String {
         }
         let first = values.first().and_then(|value| value.as_f64());
         let cells = values.iter().enumerate().map(|(index, value)| {
-            let ratio = first.filter(|_| index > 0).zip(value.as_f64());
+            let ratio = first.filter(|_| row.has_ratio && index > 0).zip(value.as_f64());
             let ratio = ratio.filter(|(first, _)| *first > 0.0);
             let ratio = ratio.map(|(first, value)| format!(" ({:.2})", value / first));
             // All in one line, below each other.

@@ -73,6 +73,7 @@ impl Connection {
         self.is_connected
     }
 
+    /// Whether an answer has come on it.
     pub(crate) fn is_used(&self) -> bool {
         self.is_used
     }
@@ -115,9 +116,9 @@ impl Connection {
         // The server may have closed it while it was idle: then this request belongs on another.
         let is_unsent = self.exchange.as_ref().is_some_and(|exchange| exchange.sent == 0);
         if is_unsent && self.may_be_closed(protocol) {
-            match self.read(protocol, buffer)? {
-                Progress::Blocked => {}
-                progress => return Ok(progress),
+            let progress = self.read(protocol, buffer)?;
+            if !matches!(progress, Progress::Blocked) {
+                return Ok(progress);
             }
         }
         self.write(protocol, buffer)?;

@@ -10,18 +10,20 @@ use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::prelude::*;
 
 use crate::latency::micros;
-use crate::report::{Report, milliseconds};
+use crate::report::{LATE_US, Report, milliseconds};
 use crate::timeline::Slice;
 
 const SIZE: (u32, u32) = (1200, 860);
 const HEAD_PIXELS: i32 = 60;
 const TIMELINE_PIXELS: i32 = 420;
+const COMMAND_CHARACTERS_MAX: usize = 70;
 /// About as many points as there are pixels to tell them apart.
 const POINTS_MAX: usize = 1100;
 
 const LATENCY: RGBColor = RGBColor(31, 99, 166);
 const AFTER: RGBColor = RGBColor(214, 112, 0);
 const DROPPED: RGBColor = RGBColor(208, 0, 32);
+const LATE: RGBColor = RGBColor(240, 180, 90);
 const UPGRADE: RGBColor = RGBColor(110, 110, 110);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 const FONT: &str = "sans-serif";
@@ -74,7 +76,7 @@ fn draw_head(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn std::error:
     let mut line = format!(
         "{} upgrades by {}, {} short connections a second, {} long ones, {} dropped",
         report.storm.sent,
-        options.trigger,
+        shortened(&options.trigger.to_string()),
         options.short_rate,
         options.long_connections,
         report.load.drops.total()
@@ -85,6 +87,13 @@ fn draw_head(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn std::error:
     area.draw(&Text::new(title, (24, 12), (FONT, 20).into_font()))?;
     area.draw(&Text::new(line, (24, 38), (FONT, 14).into_font()))?;
     Ok(())
+}
+
+fn shortened(text: &str) -> String {
+    match text.chars().count() > COMMAND_CHARACTERS_MAX {
+        true => format!("{}...", text.chars().take(COMMAND_CHARACTERS_MAX).collect::<String>()),
+        false => text.to_string(),
+    }
 }
 
 /// Latencies are drawn by their logarithm: each line of the grid is ten times the one below.
@@ -186,6 +195,10 @@ fn draw_timeline(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn std::er
     }))?;
     // In the middle of the time that it stands for.
     let middle = |index: usize| (index as f64 + 0.5) * length.as_secs_f64();
+    let late = |(_, slice): &(usize, &Slice)| slice.late_us >= LATE_US;
+    chart.draw_series(slices.iter().enumerate().filter(late).map(|(index, slice)| {
+        Circle::new((middle(index), place(slice.late_us)), 4, LATE.filled())
+    }))?;
     let shown = |(_, slice): &(usize, &Slice)| slice.worst_us > 0;
     chart.draw_series(slices.iter().enumerate().filter(shown).map(|(index, slice)| {
         Circle::new((middle(index), place(slice.worst_us)), 2, LATENCY.filled())
@@ -199,6 +212,7 @@ fn draw_timeline(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn std::er
         area,
         &[
             (LATENCY, format!("worst latency in {} ms", milliseconds(length))),
+            (LATE, format!("generator itself late, if by {} ms or more", LATE_US / 1000)),
             (UPGRADE, format!("upgrade asked for ({})", upgrades.len())),
             (DROPPED, format!("dropped ({drops})")),
         ],
@@ -272,7 +286,7 @@ fn draw_percentiles(report: &Report, area: &Area<'_>) -> Result<(), Box<dyn std:
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
-        .x_desc("percentile of requests, each as fast as this or faster")
+        .x_desc("percentile: this part of the requests was answered as fast, or faster")
         .x_label_formatter(&name)
         .y_desc("latency")
         .y_label_formatter(&name_of_decade)

@@ -31,7 +31,9 @@ protocol
                               or closes a long connection on which it owes nothing, has closed in
                               order: that is counted, and is no drop. A request that was sent and
                               is not answered is one
-      redis                   RESP: a command, and its whole reply
+      redis                   RESP: a command, and its whole reply. On loopback the connections
+                              come from 127.0.0.2 and on: Redis takes those only with
+                              protected-mode no
       line                    a line is answered with a line
   --send TEXT                 http: the path [/]; redis: the command, in words [PING]; line: the
                               line [hups]

@@ -73,7 +73,9 @@ impl Latency {
     }
 
     pub(crate) fn record_lag(&mut self, due: Instant, sent: Instant) {
-        self.lag.saturating_record(micros(sent.saturating_duration_since(due)));
+        let late = sent.saturating_duration_since(due);
+        self.lag.saturating_record(micros(late));
+        self.timeline.record_late(due, late);
     }
 
     pub(crate) fn worst_us(&self) -> u64 {

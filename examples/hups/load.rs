@@ -11,7 +11,7 @@ use slab::Slab;
 
 use crate::connection::{Connection, Exchange, Progress};
 use crate::drops::{Class, DropKind, Drops, Example, Failure, is_client_error};
-use crate::lanes::Lanes;
+use crate::lanes::{Had, Lanes};
 use crate::latency::Latency;
 use crate::options::Options;
 use crate::protocol::Protocol;
@@ -264,11 +264,11 @@ impl Load {
                 return false;
             }
             Err(error) if is_client_error(&error) => {
-                self.lanes.dropped(lane, false, now);
+                self.lanes.dropped(lane, Had::NotConnected, now);
                 self.drops.add_client_error(&error);
             }
             Err(error) => {
-                self.fail_long(lane, false, Failure::from_error(&error, "connect"), 0);
+                self.fail_long(lane, Had::NotConnected, Failure::from_error(&error, "connect"), 0);
             }
         }
         true
@@ -304,7 +304,7 @@ impl Load {
             self.busy -= 1;
             self.lanes.requeue(connection.lane, due);
         }
-        self.lanes.closed_in_order(connection.lane, connection.is_used(), Instant::now());
+        self.lanes.closed_in_order(connection.lane, had(&connection), Instant::now());
     }
 
     fn expire(&mut self, now: Instant) {
@@ -334,14 +334,13 @@ impl Load {
             Class::Short => self.add_drop(Class::Short, failure, received_bytes),
             Class::Long => {
                 self.counts.long_lost += u64::from(connection.due().is_some());
-                let (lane, was_connected) = (connection.lane, connection.is_connected());
-                self.fail_long(lane, was_connected, failure, received_bytes);
+                self.fail_long(connection.lane, had(&connection), failure, received_bytes);
             }
         }
     }
 
-    fn fail_long(&mut self, lane: usize, was_connected: bool, failure: Failure, received: usize) {
-        if self.lanes.dropped(lane, was_connected, Instant::now()) {
+    fn fail_long(&mut self, lane: usize, had: Had, failure: Failure, received: usize) {
+        if self.lanes.dropped(lane, had, Instant::now()) {
             self.add_drop(Class::Long, failure, received);
         } else {
             self.counts.long_reopen_failures += 1;
@@ -355,5 +354,13 @@ impl Load {
         let at = Instant::now();
         self.latency.timeline.drop_at(at);
         self.drops.add(Example { at, class, failure, received_bytes });
+    }
+}
+
+fn had(connection: &Connection) -> Had {
+    match (connection.is_connected(), connection.is_used()) {
+        (false, _) => Had::NotConnected,
+        (true, false) => Had::NoAnswer,
+        (true, true) => Had::Answers,
     }
 }

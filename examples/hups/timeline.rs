@@ -1,4 +1,5 @@
-//! The run as it went: the worst latency and the dropped connections of each 10 ms.
+//! The run as it went: the worst latency and the dropped connections of each 10 ms, and how late
+//! this program itself was.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use crate::latency::micros;
 pub(crate) const SLICE: Duration = Duration::from_millis(10);
 /// As many as the longest run has (`--max-seconds`, and `--timeout-ms` after it).
 const SLICES_MAX: usize = 370_000;
+const _: () = assert!(SLICES_MAX as u64 * SLICE.as_millis() as u64 >= (3600 + 60) * 1000);
 
 pub(crate) struct Timeline {
     began: Instant,
@@ -17,12 +19,15 @@ pub(crate) struct Timeline {
 pub(crate) struct Slice {
     /// The worst latency of the requests that were due in it. None of them has come to its end: 0.
     pub(crate) worst_us: u64,
+    /// How late the request that was sent latest was sent.
+    pub(crate) late_us: u64,
     pub(crate) dropped: u32,
 }
 
 impl Slice {
     fn add(&mut self, other: Slice) {
         self.worst_us = self.worst_us.max(other.worst_us);
+        self.late_us = self.late_us.max(other.late_us);
         self.dropped += other.dropped;
     }
 }
@@ -33,11 +38,15 @@ impl Timeline {
     }
 
     pub(crate) fn record(&mut self, due: Instant, latency: Duration) {
-        self.add(due, Slice { worst_us: micros(latency), dropped: 0 });
+        self.add(due, Slice { worst_us: micros(latency), ..Slice::default() });
+    }
+
+    pub(crate) fn record_late(&mut self, due: Instant, late: Duration) {
+        self.add(due, Slice { late_us: micros(late), ..Slice::default() });
     }
 
     pub(crate) fn drop_at(&mut self, at: Instant) {
-        self.add(at, Slice { worst_us: 0, dropped: 1 });
+        self.add(at, Slice { dropped: 1, ..Slice::default() });
     }
 
     fn add(&mut self, at: Instant, slice: Slice) {

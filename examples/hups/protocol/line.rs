@@ -66,38 +66,3 @@ impl Answer {
 pub(super) fn without_return(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_same_line_is_expected_unless_another_is_named() {
-        let line = Line::new(Some("hello"), None).expect("a line");
-        assert_eq!(line.request(), b"hello\n");
-        let mut answer = line.answer();
-        assert_eq!(answer.take(b"hel"), Ok(Taken::Part));
-        assert_eq!(answer.take(b"lo\r\n"), Ok(Taken::Whole));
-        let line = Line::new(Some("hello"), Some("good day")).expect("a line");
-        assert_eq!(line.answer().take(b"good day\n"), Ok(Taken::Whole));
-        assert_eq!(line.answer().take(b"hello\n"), Err(DropKind::WrongAnswer));
-    }
-
-    #[test]
-    fn a_second_line_was_not_asked_for() {
-        let line = Line::new(None, None).expect("a line");
-        assert_eq!(line.answer().take(b"hups\nhups\n"), Err(DropKind::WrongBytes));
-    }
-
-    #[test]
-    fn a_line_without_an_end_is_not_kept_for_ever() {
-        let mut answer = Line::new(None, None).expect("a line").answer();
-        let fed = (0..).find(|_| answer.take(&[b'x'; 1024]).is_err());
-        assert_eq!(fed, Some(64));
-    }
-
-    #[test]
-    fn two_lines_are_refused() {
-        assert!(Line::new(Some("a\nb"), None).is_err());
-    }
-}
