@@ -133,7 +133,7 @@ fn storm(runs: Vec<Options>, output: &Output) -> Result<ExitCode, String> {
         }
         columns.push(Column { name: report.options.label(), report: report.to_json() });
     }
-    if output.json {
+    if output.json && !columns.is_empty() {
         print(&format!("{}\n", together(columns, count)));
     } else if columns.len() > 1 {
         print(&format!("\n{}", compare::table(&columns)));
@@ -154,12 +154,9 @@ fn complain(report: &Report, is_named: bool) -> bool {
 /// One report as it is; several as an array.
 fn together(columns: Vec<Column>, count: usize) -> Value {
     let mut reports: Vec<Value> = columns.into_iter().map(|column| column.report).collect();
-    match (count, reports.pop()) {
-        (1, Some(report)) => report,
-        (_, last) => {
-            reports.extend(last);
-            Value::Array(reports)
-        }
+    match count {
+        1 => reports.pop().unwrap_or_default(),
+        _ => Value::Array(reports),
     }
 }
 

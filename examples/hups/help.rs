@@ -55,8 +55,8 @@ upgrades
                               failed upgrade. The next one waits until the command has ended. What
                               it prints on standard output is left out
   --upgrade-admin ADDRESS     sends POST /upgrade to the admin endpoint of a server of this library
-                              (/PATH, unix:PATH or HOST:PORT), in place of a signal, and waits for
-                              what became of it. An endpoint takes commands on a Unix socket only
+                              (/PATH, unix:@NAME or HOST:PORT), in place of a signal, and waits for
+                              what became of it. An endpoint takes commands on a Unix socket only.
                               With the last two, --pid-file and --pid may be left out; then nothing
                               is known of the processes, and their figures are null
   --seed N                    for intervals and messages [the clock]

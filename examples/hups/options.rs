@@ -253,10 +253,7 @@ impl Given {
                 Err("--upgrade-command and --upgrade-admin exclude each other".into())
             }
             (Some(command), None, None) => Ok(Trigger::Command(command.clone())),
-            (None, Some(address), None) => Ok(Trigger::Admin(match address.starts_with('/') {
-                true => format!("unix:{address}"),
-                false => address.clone(),
-            })),
+            (None, Some(address), None) => Ok(Trigger::Admin(admin_address(address))),
             (Some(_), None, Some(_)) => {
                 Err("--upgrade-command and --signal exclude each other".into())
             }
@@ -290,6 +287,14 @@ impl Given {
             "line" => Line::new(send, expect).map(Protocol::Line),
             other => Err(format!("--protocol {other} is not one of {}", Protocol::NAMES)),
         }
+    }
+}
+
+/// A path is a Unix socket's, as it is for the server's own `--admin`.
+fn admin_address(text: &str) -> String {
+    match text.starts_with(['/', '.']) || !text.contains(':') {
+        true => format!("unix:{text}"),
+        false => text.to_string(),
     }
 }
 
