@@ -334,6 +334,21 @@ fn a_command_that_does_not_end_is_killed_with_the_run() {
     until("what the command had started is gone", || !is_alive(pid));
 }
 
+/// The command stops the storm itself: what was due meanwhile is sent late, and no server is to blame.
+#[test]
+fn a_run_in_which_the_generator_stood_still_is_marked() {
+    let address = line_server();
+    let command = "kill -s STOP $PPID; sleep 0.3; kill -s CONT $PPID";
+    let args = ["--protocol", "line", "--addr", &address, "--upgrade-command", command];
+    let (report, status) = storm(&args);
+    assert_in_order(&report, status);
+    assert_eq!(report["generator_was_late"], true, "{report:#}");
+    assert!(number(&report, &["generator_late", "max_us"]) > 100_000);
+    let output = hups(&[&SHORT[..], &args].concat());
+    let table = String::from_utf8(output.stdout).expect("text");
+    assert!(table.lines().any(|line| line.starts_with("MARKED")), "{table}");
+}
+
 #[test]
 fn bad_flags_are_named() {
     let line = ["--protocol", "line", "--upgrade-command", "true"];
