@@ -152,7 +152,7 @@ fn a_server_of_this_library_is_replaced_at_its_endpoint() {
     let (report, status) = storm(&["--addr", &address, "--upgrade-admin", &nowhere]);
     assert_eq!(status, Some(1));
     assert_eq!(number(&report, &["commands_failed"]), 3);
-    assert_eq!(number(&report, &["dropped", "total"]), 0);
+    assert_eq!(number(&report, &["dropped", "total"]), 0, "{report:#}");
 }
 
 /// The demo, its pid file, and what keeps it alive.
