@@ -29,6 +29,9 @@ mod drops;
 mod long;
 #[path = "../examples/hups/payload.rs"]
 mod payload;
+#[path = "../examples/hups/protocol.rs"]
+#[allow(dead_code, reason = "the storm uses all of it")]
+mod protocol;
 #[path = "reload/proxies.rs"]
 #[allow(dead_code, reason = "the rows of latency use all of it")]
 mod proxies;

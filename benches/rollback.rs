@@ -24,6 +24,9 @@ mod load;
 mod log;
 #[path = "../examples/hups/payload.rs"]
 mod payload;
+#[path = "../examples/hups/protocol.rs"]
+#[allow(dead_code, reason = "the storm uses all of it")]
+mod protocol;
 #[path = "../examples/hups/schedule.rs"]
 #[allow(dead_code, reason = "the storm uses all of it")]
 mod schedule;

@@ -38,7 +38,7 @@ struct Shell {
 impl Shell {
     fn new() -> Self {
         let place = place();
-        for program in ["demo", "proxy"] {
+        for program in ["demo", "hups", "proxy"] {
             symlink(example(program), place.path().join(program)).expect("a link");
         }
         fs::write(place.path().join("routes"), "127.0.0.1:8081 -> 127.0.0.1:9091\n")
@@ -131,7 +131,7 @@ fn each_command_of_the_page_does_what_it_says() {
 #[test]
 fn the_page_names_no_flag_that_there_is_not() {
     let shell = Shell::new();
-    let help = ["demo --help", "proxy --help", "demo ctl --help"]
+    let help = ["demo --help", "proxy --help", "demo ctl --help", "hups --help"]
         .map(|text| String::from_utf8_lossy(&shell.run(text).stdout).into_owned());
     let help = help.concat();
     let words = PAGE.split(|letter: char| !(letter.is_alphanumeric() || letter == '-'));

@@ -16,7 +16,8 @@ use slab::Slab;
 use crate::common::failed;
 use crate::connection::{Connection, Progress};
 use crate::drops::{Class, DropKind, Failure, is_client_error};
-use crate::payload::Payload;
+use crate::protocol::Protocol;
+use crate::protocol::echo::Echo;
 use crate::schedule::Schedule;
 use crate::target::{Connector, Stream, Target};
 
@@ -58,7 +59,7 @@ struct Client {
     poll: Poll,
     events: Events,
     connector: Connector,
-    payload: Payload,
+    protocol: Protocol,
     schedule: Schedule,
     buffer: Vec<u8>,
     open: Slab<(Connection, Attempt)>,
@@ -80,7 +81,7 @@ impl Client {
             poll: Poll::new().map_err(failed("make an epoll instance"))?,
             events: Events::with_capacity(1024),
             connector: Connector::new(Target::Tcp(server)),
-            payload: Payload::new(seed),
+            protocol: Protocol::Echo(Echo::new(seed, MESSAGE_BYTES)),
             schedule: Schedule::new(rate),
             buffer: vec![0; MESSAGE_BYTES + 1],
             open: Slab::new(),
@@ -138,7 +139,7 @@ impl Client {
         stream.register(self.poll.registry(), Token(key)).map_err(failed("register"))?;
         self.number += 1;
         let mut connection = Connection::new(stream, Class::Short, 0, self.number);
-        connection.begin(self.number, started, MESSAGE_BYTES);
+        connection.begin(self.number, started, &self.protocol);
         entry.insert((connection, attempt));
         self.deadlines.push_back((started + TIMEOUT, key, self.number));
         Ok(())
@@ -174,9 +175,9 @@ impl Client {
         let ready: Vec<usize> = self.events.iter().map(|event| event.token().0).collect();
         for key in ready {
             let Some((connection, _)) = self.open.get_mut(key) else { continue };
-            match connection.advance(&self.payload, &mut self.buffer) {
-                Ok(Progress::Blocked | Progress::Connected) => {}
-                Ok(Progress::Echoed(_)) => self.end(key, None),
+            match connection.advance(&self.protocol, &mut self.buffer) {
+                Ok(Progress::Blocked | Progress::Connected | Progress::ClosedInOrder) => {}
+                Ok(Progress::Answered(_) | Progress::AnsweredLast(_)) => self.end(key, None),
                 Err(failure) => self.end(key, Some(failure)),
             }
         }

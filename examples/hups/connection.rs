@@ -1,15 +1,17 @@
-//! One connection of the load and the message under way on it.
+//! One connection of the load and the request under way on it.
 
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
 use crate::drops::{Class, DropKind, Failure};
-use crate::payload::Payload;
+use crate::protocol::{Answer, Protocol, Taken};
 use crate::target::Stream;
 
 pub(crate) struct Connection {
     stream: Stream,
     is_connected: bool,
+    /// An answer has come on it.
+    is_used: bool,
     pub(crate) class: Class,
     /// The place in the load's list of long connections.
     pub(crate) lane: usize,
@@ -18,35 +20,62 @@ pub(crate) struct Connection {
     exchange: Option<Exchange>,
 }
 
-/// A message sent and its echo.
+/// A request and its answer.
 pub(crate) struct Exchange {
     pub(crate) message: u64,
     pub(crate) due: Instant,
-    pub(crate) bytes: usize,
+    /// The length of the request.
+    bytes: usize,
     sent: usize,
-    received: usize,
+    /// How much of the answer has come and was as it should be.
+    pub(crate) received: usize,
+    answer: Answer,
 }
 
 pub(crate) enum Progress {
     /// Nothing more can be done until the next event.
     Blocked,
     Connected,
-    Echoed(Exchange),
+    Answered(Exchange),
+    /// The same, and the server takes no other request on this connection.
+    AnsweredLast(Exchange),
+    /// The server has closed the connection while it owed no answer, as the protocol allows.
+    ClosedInOrder,
 }
 
 impl Connection {
     pub(crate) fn new(stream: Stream, class: Class, lane: usize, awaited: u64) -> Connection {
-        Connection { stream, is_connected: false, class, lane, awaited, exchange: None }
+        Connection {
+            stream,
+            is_connected: false,
+            is_used: false,
+            class,
+            lane,
+            awaited,
+            exchange: None,
+        }
     }
 
     /// Makes this the message under way. It is sent by [`Connection::advance`].
-    pub(crate) fn begin(&mut self, message: u64, due: Instant, bytes: usize) {
+    pub(crate) fn begin(&mut self, message: u64, due: Instant, protocol: &Protocol) {
         self.awaited = message;
-        self.exchange = Some(Exchange { message, due, bytes, sent: 0, received: 0 });
+        self.exchange = Some(Exchange {
+            message,
+            due,
+            bytes: protocol.request_bytes(self.class),
+            sent: 0,
+            received: 0,
+            answer: protocol.answer(message),
+        });
     }
 
     pub(crate) fn is_connected(&self) -> bool {
         self.is_connected
+    }
+
+    /// Whether an answer has come on it.
+    pub(crate) fn is_used(&self) -> bool {
+        self.is_used
     }
 
     pub(crate) fn received_bytes(&self) -> usize {
@@ -70,7 +99,7 @@ impl Connection {
     /// only then does an edge-triggered selector tell of more.
     pub(crate) fn advance(
         &mut self,
-        payload: &Payload,
+        protocol: &Protocol,
         buffer: &mut [u8],
     ) -> Result<Progress, Failure> {
         if !self.is_connected {
@@ -84,17 +113,30 @@ impl Connection {
                 return Ok(Progress::Connected);
             }
         }
-        self.write(payload, buffer)?;
-        self.read(payload, buffer)
+        // The server may have closed it while it was idle: then this request belongs on another.
+        let is_unsent = self.exchange.as_ref().is_some_and(|exchange| exchange.sent == 0);
+        if is_unsent && self.may_be_closed(protocol) {
+            let progress = self.read(protocol, buffer)?;
+            if !matches!(progress, Progress::Blocked) {
+                return Ok(progress);
+            }
+        }
+        self.write(protocol, buffer)?;
+        self.read(protocol, buffer)
     }
 
-    fn write(&mut self, payload: &Payload, buffer: &mut [u8]) -> Result<(), Failure> {
+    /// Whether the server may close it while it owes no answer. A short one always owes one.
+    fn may_be_closed(&self, protocol: &Protocol) -> bool {
+        self.class == Class::Long && protocol.may_close_when_idle()
+    }
+
+    fn write(&mut self, protocol: &Protocol, buffer: &mut [u8]) -> Result<(), Failure> {
         let Some(exchange) = &mut self.exchange else {
             return Ok(());
         };
         while exchange.sent < exchange.bytes {
             let length = buffer.len().min(exchange.bytes - exchange.sent);
-            payload.fill(exchange.message, exchange.sent, &mut buffer[..length]);
+            protocol.fill(self.class, exchange.message, exchange.sent, &mut buffer[..length]);
             match self.stream.write(&buffer[..length]) {
                 Ok(written) => exchange.sent += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -105,10 +147,9 @@ impl Connection {
         Ok(())
     }
 
-    fn read(&mut self, payload: &Payload, buffer: &mut [u8]) -> Result<Progress, Failure> {
+    fn read(&mut self, protocol: &Protocol, buffer: &mut [u8]) -> Result<Progress, Failure> {
         loop {
             let length = match self.stream.read(buffer) {
-                Ok(0) => return Err(Failure::new(DropKind::EndOfFile, self.stage())),
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(Progress::Blocked);
@@ -117,22 +158,35 @@ impl Connection {
                 Err(error) => return Err(Failure::from_error(&error, self.stage())),
             };
             let stage = self.stage();
-            let Some(mut exchange) = self.exchange.take() else {
-                // Nothing was asked.
-                return Err(Failure::new(DropKind::WrongBytes, stage));
+            let Some(mut exchange) = self.exchange.take_if(|exchange| exchange.sent > 0) else {
+                return match length {
+                    0 if self.may_be_closed(protocol) => Ok(Progress::ClosedInOrder),
+                    0 => Err(Failure::new(DropKind::EndOfFile, stage)),
+                    // Nothing was asked.
+                    _ => Err(Failure::new(DropKind::WrongBytes, stage)),
+                };
             };
-            let received = &buffer[..length];
-            let mismatch = payload.mismatch(exchange.message, exchange.received, received);
-            exchange.received = mismatch.unwrap_or(exchange.received + length);
-            if mismatch.is_some() || exchange.received > exchange.sent {
-                self.exchange = Some(exchange);
-                return Err(Failure::new(DropKind::WrongBytes, stage));
-            }
-            if exchange.received == exchange.bytes {
+            let taken = if length == 0 {
+                exchange.answer.take_end()
+            } else {
+                let taken = exchange.answer.take(&buffer[..length], exchange.sent);
+                let good = taken.as_ref().map_or_else(|wrong| wrong.good, |_| length);
+                exchange.received += good;
+                taken.map_err(|wrong| wrong.kind)
+            };
+            if matches!(taken, Ok(Taken::Whole | Taken::Last)) {
                 self.awaited = 0;
-                return Ok(Progress::Echoed(exchange));
+                self.is_used = true;
             }
-            self.exchange = Some(exchange);
+            match taken {
+                Ok(Taken::Whole) => return Ok(Progress::Answered(exchange)),
+                Ok(Taken::Last) => return Ok(Progress::AnsweredLast(exchange)),
+                Ok(Taken::Part) => self.exchange = Some(exchange),
+                Err(kind) => {
+                    self.exchange = Some(exchange);
+                    return Err(Failure::new(kind, stage));
+                }
+            }
         }
     }
 }

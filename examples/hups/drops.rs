@@ -25,22 +25,26 @@ impl Class {
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum DropKind {
     Refused,
     Reset,
     EndOfFile,
+    /// What came is no answer, or more than one.
     WrongBytes,
+    /// It is a whole answer, and not the one expected.
+    WrongAnswer,
     Timeout,
     Other,
 }
 
 impl DropKind {
-    pub(crate) const ALL: [DropKind; 6] = [
+    pub(crate) const ALL: [DropKind; 7] = [
         DropKind::Refused,
         DropKind::Reset,
         DropKind::EndOfFile,
         DropKind::WrongBytes,
+        DropKind::WrongAnswer,
         DropKind::Timeout,
         DropKind::Other,
     ];
@@ -51,6 +55,7 @@ impl DropKind {
             DropKind::Reset => "reset",
             DropKind::EndOfFile => "end_of_file",
             DropKind::WrongBytes => "wrong_bytes",
+            DropKind::WrongAnswer => "wrong_answer",
             DropKind::Timeout => "timeout",
             DropKind::Other => "other",
         }
@@ -89,8 +94,15 @@ pub(crate) struct Example {
     pub(crate) at: Instant,
     pub(crate) class: Class,
     pub(crate) failure: Failure,
-    /// How much of the echo had come.
+    /// How much of the answer had come.
     pub(crate) received_bytes: usize,
+}
+
+impl Example {
+    fn is_unanswered(&self) -> bool {
+        let is_closed = matches!(self.failure.kind, DropKind::EndOfFile | DropKind::Reset);
+        is_closed && self.failure.stage == "read" && self.received_bytes == 0
+    }
 }
 
 #[derive(Default)]
@@ -98,6 +110,8 @@ pub(crate) struct Drops {
     short: [u64; DropKind::ALL.len()],
     long: [u64; DropKind::ALL.len()],
     pub(crate) examples: Vec<Example>,
+    /// Those of a connection that the server closed after a request and before any of its answer.
+    pub(crate) unanswered: u64,
     pub(crate) other_errors: BTreeMap<String, u64>,
     /// What the client could not do for want of descriptors, ports or memory.
     pub(crate) client_errors: BTreeMap<String, u64>,
@@ -110,6 +124,7 @@ impl Drops {
             Class::Long => &mut self.long,
         };
         counts[example.failure.kind as usize] += 1;
+        self.unanswered += u64::from(example.is_unanswered());
         if example.failure.kind == DropKind::Other {
             let name = example.failure.errno.map_or("unknown".to_string(), errno_name);
             *self.other_errors.entry(name).or_default() += 1;

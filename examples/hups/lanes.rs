@@ -28,6 +28,15 @@ struct Lane {
     queue: VecDeque<Instant>,
 }
 
+/// How far a connection had come. One that had carried no answer is made again after a pause: a
+/// server that ends whatever it accepts is not called in a loop.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Had {
+    NotConnected,
+    NoAnswer,
+    Answers,
+}
+
 impl Lanes {
     pub(crate) fn new(count: usize, now: Instant) -> Lanes {
         Lanes {
@@ -72,16 +81,27 @@ impl Lanes {
 
     /// The connection has ended, or could not be made. Returns whether that is to be counted as
     /// a drop: only once, however often it cannot be opened again.
-    pub(crate) fn dropped(&mut self, lane: usize, was_connected: bool, now: Instant) -> bool {
-        if self.lanes[lane].connection.take().is_some() && !was_connected {
+    pub(crate) fn dropped(&mut self, lane: usize, had: Had, now: Instant) -> bool {
+        if self.lanes[lane].connection.take().is_some() && had == Had::NotConnected {
             self.opening -= 1;
         }
-        if was_connected {
-            self.closed.push_front((now, lane));
-        } else {
-            self.closed.push_back((now + REOPEN_PAUSE, lane));
-        }
+        self.open_again(lane, had, now);
         !std::mem::replace(&mut self.lanes[lane].is_down, true)
+    }
+
+    /// The server has closed the connection in order.
+    pub(crate) fn closed_in_order(&mut self, lane: usize, had: Had, now: Instant) {
+        self.lanes[lane].connection = None;
+        self.open_again(lane, had, now);
+    }
+
+    fn open_again(&mut self, lane: usize, had: Had, now: Instant) {
+        match had {
+            Had::Answers => self.closed.push_front((now, lane)),
+            Had::NotConnected | Had::NoAnswer => {
+                self.closed.push_back((now + REOPEN_PAUSE, lane));
+            }
+        }
     }
 
     pub(crate) fn connection(&self, lane: usize) -> Option<usize> {
@@ -90,6 +110,12 @@ impl Lanes {
 
     pub(crate) fn queue(&mut self, lane: usize, due: Instant) {
         self.lanes[lane].queue.push_back(due);
+        self.waiting += 1;
+    }
+
+    /// A message that was begun and of which nothing was sent: it is the first again.
+    pub(crate) fn requeue(&mut self, lane: usize, due: Instant) {
+        self.lanes[lane].queue.push_front(due);
         self.waiting += 1;
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::drops::Class;
+use crate::timeline::Timeline;
 
 /// Longer than any `--timeout-ms`.
 const HIGHEST_US: u64 = 600_000_000;
@@ -14,9 +15,14 @@ const SIGNIFICANT_DIGITS: u8 = 3;
 pub(crate) struct Latency {
     pub(crate) short: Histogram<u64>,
     pub(crate) long: Histogram<u64>,
+    /// Of all requests that were due before the first signal.
+    pub(crate) calm: Histogram<u64>,
+    /// Of all requests that were due within the window after a signal.
+    pub(crate) after_signal: Histogram<u64>,
     /// How late the client itself was in sending what was due.
     pub(crate) lag: Histogram<u64>,
     pub(crate) windows: Windows,
+    pub(crate) timeline: Timeline,
 }
 
 impl Latency {
@@ -29,9 +35,17 @@ impl Latency {
         Latency {
             short: histogram(),
             long: histogram(),
+            calm: histogram(),
+            after_signal: histogram(),
             lag: histogram(),
             windows: Windows::new(window),
+            timeline: Timeline::new(Instant::now()),
         }
+    }
+
+    /// From here on time counts.
+    pub(crate) fn start(&mut self, now: Instant) {
+        self.timeline = Timeline::new(now);
     }
 
     pub(crate) fn record(&mut self, class: Class, due: Instant, done: Instant) {
@@ -40,11 +54,28 @@ impl Latency {
             Class::Short => self.short.saturating_record(micros(latency)),
             Class::Long => self.long.saturating_record(micros(latency)),
         }
+        match self.windows.last_signal_before(due) {
+            None => self.calm.saturating_record(micros(latency)),
+            Some(signal) if due < signal + self.windows.length => {
+                self.after_signal.saturating_record(micros(latency));
+            }
+            Some(_) => {}
+        }
+        self.timeline.record(due, latency);
         self.windows.record(due, done, latency);
     }
 
+    /// A request that was given up at `now`: it took at least as long.
+    pub(crate) fn record_timeout(&mut self, due: Instant, now: Instant) {
+        let latency = now.saturating_duration_since(due);
+        self.timeline.record(due, latency);
+        self.windows.record(due, now, latency);
+    }
+
     pub(crate) fn record_lag(&mut self, due: Instant, sent: Instant) {
-        self.lag.saturating_record(micros(sent.saturating_duration_since(due)));
+        let late = sent.saturating_duration_since(due);
+        self.lag.saturating_record(micros(late));
+        self.timeline.record_late(due, late);
     }
 
     pub(crate) fn worst_us(&self) -> u64 {
@@ -87,8 +118,8 @@ impl Windows {
         self.signals.push(Window { at, before, after: Duration::ZERO });
     }
 
-    /// Also for requests that timed out: those took at least as long.
-    pub(crate) fn record(&mut self, due: Instant, done: Instant, latency: Duration) {
+    /// Also for requests that timed out.
+    fn record(&mut self, due: Instant, done: Instant, latency: Duration) {
         let following = self.signals.partition_point(|window| window.at <= due);
         if let Some(window) = self.signals.get_mut(following) {
             if due + self.length >= window.at {
@@ -111,6 +142,10 @@ impl Windows {
     pub(crate) fn last_signal_before(&self, at: Instant) -> Option<Instant> {
         let following = self.signals.partition_point(|window| window.at <= at);
         following.checked_sub(1).map(|last| self.signals[last].at)
+    }
+
+    pub(crate) fn signals(&self) -> impl Iterator<Item = Instant> {
+        self.signals.iter().map(|window| window.at)
     }
 
     /// The medians over all signals, before and after, in microseconds. Signals with no request
@@ -141,6 +176,6 @@ pub(crate) fn median(mut values: Vec<u64>) -> Option<u64> {
     }
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

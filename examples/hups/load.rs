@@ -11,10 +11,10 @@ use slab::Slab;
 
 use crate::connection::{Connection, Exchange, Progress};
 use crate::drops::{Class, DropKind, Drops, Example, Failure, is_client_error};
-use crate::lanes::Lanes;
+use crate::lanes::{Had, Lanes};
 use crate::latency::Latency;
 use crate::options::Options;
-use crate::payload::Payload;
+use crate::protocol::Protocol;
 use crate::schedule::Schedule;
 use crate::target::Connector;
 
@@ -27,8 +27,7 @@ const BATCH: usize = 64;
 pub(crate) struct Load {
     registry: Registry,
     connector: Connector,
-    payload: Payload,
-    bytes: usize,
+    protocol: Protocol,
     timeout: Duration,
     connections_max: usize,
     buffer: Vec<u8>,
@@ -60,6 +59,8 @@ pub(crate) struct Counts {
     pub(crate) long_reopen_failures: u64,
     /// Long messages that went down with their connection, or waited for it in vain.
     pub(crate) long_lost: u64,
+    /// Long connections that the server has closed as the protocol allows.
+    pub(crate) closed_in_order: u64,
     pub(crate) verified_bytes: u64,
 }
 
@@ -68,8 +69,7 @@ impl Load {
         Load {
             registry,
             connector: Connector::new(options.target.clone()),
-            payload: Payload::new(options.seed),
-            bytes: options.bytes,
+            protocol: options.protocol.clone(),
             timeout: options.timeout,
             connections_max,
             buffer: vec![0; BUFFER_BYTES],
@@ -94,6 +94,7 @@ impl Load {
     }
 
     pub(crate) fn start(&mut self, now: Instant) {
+        self.latency.start(now);
         self.short.start = Some(now);
         // Half a step off, so that the two do not fall together.
         self.long.start = Some(now + self.long.step() / 2);
@@ -179,20 +180,28 @@ impl Load {
     pub(crate) fn ready(&mut self, key: usize) {
         while let Some(connection) = self.connections.get_mut(key) {
             let (class, lane) = (connection.class, connection.lane);
-            match connection.advance(&self.payload, &mut self.buffer) {
+            match connection.advance(&self.protocol, &mut self.buffer) {
                 Ok(Progress::Blocked) => return,
                 Ok(Progress::Connected) => {
                     self.counts.long_reopened += u64::from(self.lanes.opened(lane));
                     self.send_next(lane);
                 }
-                Ok(Progress::Echoed(exchange)) => {
-                    self.echoed(class, &exchange);
+                Ok(Progress::Answered(exchange)) => {
+                    self.answered(class, &exchange);
                     match class {
                         // An ordinary close: nothing is left unread, so no reset is sent.
                         Class::Short => drop(self.connections.remove(key)),
                         Class::Long => drop(self.send_next(lane)),
                     }
                 }
+                Ok(Progress::AnsweredLast(exchange)) => {
+                    self.answered(class, &exchange);
+                    match class {
+                        Class::Short => drop(self.connections.remove(key)),
+                        Class::Long => self.closed_in_order(key),
+                    }
+                }
+                Ok(Progress::ClosedInOrder) => return self.closed_in_order(key),
                 Err(failure) => return self.fail(key, failure),
             }
         }
@@ -202,14 +211,14 @@ impl Load {
     fn send_short(&mut self, due: Instant) -> bool {
         let now = Instant::now();
         if due + self.timeout <= now {
-            self.latency.windows.record(due, now, now - due);
+            self.latency.record_timeout(due, now);
             self.add_drop(Class::Short, Failure::new(DropKind::Timeout, "connect"), 0);
             return true;
         }
         self.number += 1;
         match self.connect(Class::Short, 0) {
             Ok(key) => {
-                self.connections[key].begin(self.number, due, self.bytes);
+                self.connections[key].begin(self.number, due, &self.protocol);
                 self.deadlines.push(Reverse((due + self.timeout, key, self.number)));
                 self.busy += 1;
             }
@@ -236,7 +245,7 @@ impl Load {
         let connection = self.connections.get_mut(key).filter(|open| open.awaited == 0)?;
         let due = self.lanes.take_queued(lane)?;
         self.number += 1;
-        connection.begin(self.number, due, self.bytes);
+        connection.begin(self.number, due, &self.protocol);
         self.deadlines.push(Reverse((due + self.timeout, key, self.number)));
         self.busy += 1;
         Some(key)
@@ -255,11 +264,11 @@ impl Load {
                 return false;
             }
             Err(error) if is_client_error(&error) => {
-                self.lanes.dropped(lane, false, now);
+                self.lanes.dropped(lane, Had::NotConnected, now);
                 self.drops.add_client_error(&error);
             }
             Err(error) => {
-                self.fail_long(lane, false, Failure::from_error(&error, "connect"), 0);
+                self.fail_long(lane, Had::NotConnected, Failure::from_error(&error, "connect"), 0);
             }
         }
         true
@@ -277,14 +286,25 @@ impl Load {
         Ok(key)
     }
 
-    fn echoed(&mut self, class: Class, exchange: &Exchange) {
+    fn answered(&mut self, class: Class, exchange: &Exchange) {
         self.busy -= 1;
         self.latency.record(class, exchange.due, Instant::now());
-        self.counts.verified_bytes += exchange.bytes as u64;
+        self.counts.verified_bytes += exchange.received as u64;
         match class {
             Class::Short => self.counts.short_completed += 1,
             Class::Long => self.counts.long_completed += 1,
         }
+    }
+
+    /// The server closes a long connection and owes nothing on it: another takes its place.
+    fn closed_in_order(&mut self, key: usize) {
+        let connection = self.connections.remove(key);
+        self.counts.closed_in_order += 1;
+        if let Some(due) = connection.due() {
+            self.busy -= 1;
+            self.lanes.requeue(connection.lane, due);
+        }
+        self.lanes.closed_in_order(connection.lane, had(&connection), Instant::now());
     }
 
     fn expire(&mut self, now: Instant) {
@@ -306,7 +326,7 @@ impl Load {
         if let Some(due) = connection.due() {
             self.busy -= 1;
             if failure.kind == DropKind::Timeout {
-                self.latency.windows.record(due, now, now.saturating_duration_since(due));
+                self.latency.record_timeout(due, now);
             }
         }
         let received_bytes = connection.received_bytes();
@@ -314,14 +334,13 @@ impl Load {
             Class::Short => self.add_drop(Class::Short, failure, received_bytes),
             Class::Long => {
                 self.counts.long_lost += u64::from(connection.due().is_some());
-                let (lane, was_connected) = (connection.lane, connection.is_connected());
-                self.fail_long(lane, was_connected, failure, received_bytes);
+                self.fail_long(connection.lane, had(&connection), failure, received_bytes);
             }
         }
     }
 
-    fn fail_long(&mut self, lane: usize, was_connected: bool, failure: Failure, received: usize) {
-        if self.lanes.dropped(lane, was_connected, Instant::now()) {
+    fn fail_long(&mut self, lane: usize, had: Had, failure: Failure, received: usize) {
+        if self.lanes.dropped(lane, had, Instant::now()) {
             self.add_drop(Class::Long, failure, received);
         } else {
             self.counts.long_reopen_failures += 1;
@@ -332,6 +351,16 @@ impl Load {
     }
 
     fn add_drop(&mut self, class: Class, failure: Failure, received_bytes: usize) {
-        self.drops.add(Example { at: Instant::now(), class, failure, received_bytes });
+        let at = Instant::now();
+        self.latency.timeline.drop_at(at);
+        self.drops.add(Example { at, class, failure, received_bytes });
+    }
+}
+
+fn had(connection: &Connection) -> Had {
+    match (connection.is_connected(), connection.is_used()) {
+        (false, _) => Had::NotConnected,
+        (true, false) => Had::NoAnswer,
+        (true, true) => Had::Answers,
     }
 }

@@ -7,129 +7,179 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use lexopt::{Arg, Parser, ValueExt};
 use rustix::process::{Pid, Signal};
 
+use crate::protocol::Protocol;
+use crate::protocol::echo::Echo;
+use crate::protocol::http::Http;
+use crate::protocol::line::Line;
+use crate::protocol::redis::Redis;
 use crate::target::Target;
+use crate::trigger::Trigger;
 
-pub(crate) const HELP: &str = "\
-hups: keeps an echo server under load while a signal replaces it, and tells what clients noticed
+/// What is asked for.
+pub(crate) enum CommandLine {
+    Help,
+    /// One run after another.
+    Storm {
+        runs: Vec<Options>,
+        output: Output,
+    },
+    /// Reports of earlier runs.
+    Compare(Vec<PathBuf>),
+}
 
-usage: hups --addr ADDRESS (--pid-file FILE | --pid PID) [options]
+#[derive(Default)]
+pub(crate) struct Output {
+    pub(crate) json: bool,
+    pub(crate) svg: Option<PathBuf>,
+    pub(crate) progress: bool,
+}
 
-The server echoes what it gets. Exit status: 0 nothing was dropped, 1 something was dropped or
-the run could not be finished, 2 wrong usage or no server.
-
-server
-  --addr HOST:PORT|unix:PATH  where the load goes; loopback only, without --allow-remote
-  --pid-file FILE             names the process to signal; read anew before every signal
-  --pid PID                   the process to signal, if it stays the same
-  --allow-remote              let --addr be on another machine
-load
-  --short-rate N              connections a second for one message each [100] (0 to 20000)
-  --long-conns N              connections that are kept [10] (0 to 15000)
-  --long-rate N               messages a second, over all of those in turn [100] (0 to 50000);
-                              on a connection still busy they wait, and their latency counts
-  --bytes N                   length of a message [32] (1 to 16777216)
-  --timeout-ms N              after which a request counts as dropped [5000] (1 to 60000)
-signals
-  --hups N                    how many [10] (0 to 100000); 0: load alone, for --calm-seconds
-  --interval-ms N|MIN-MAX     between signals, or drawn between two bounds [1000] (1 to 600000)
-  --signal NAME               HUP, USR1, USR2, QUIT, TERM or WINCH [HUP]
-  --seed N                    for intervals and messages [the clock]
-time
-  --calm-seconds N            load before the first signal [2] (0 to 3600, 0.5 is possible)
-  --settle-ms N               how long the server must be quiet at the end [1500] (0 to 60000)
-  --window-ms N               before and after each signal, at most half the interval [50]
-  --max-seconds N             the run is cut off then, but for --timeout-ms [300] (1 to 3600)
-output
-  --json                      one JSON object instead of the table
-  --progress                  progress lines, also where stderr is not a terminal
-  --help
-";
-
+/// One run.
+#[derive(Clone)]
 pub(crate) struct Options {
+    /// What the report calls the server, if that is not its address.
+    pub(crate) name: Option<String>,
     pub(crate) target: Target,
     pub(crate) server: Option<Named>,
+    pub(crate) protocol: Protocol,
     pub(crate) short_rate: u32,
     pub(crate) long_connections: usize,
     pub(crate) long_rate: u32,
-    pub(crate) bytes: usize,
     pub(crate) timeout: Duration,
     pub(crate) hups: u32,
     pub(crate) interval: (Duration, Duration),
-    pub(crate) signal: Signal,
-    pub(crate) signal_name: &'static str,
+    pub(crate) trigger: Trigger,
     pub(crate) seed: u64,
     pub(crate) calm: Duration,
     pub(crate) settle: Duration,
     pub(crate) window: Duration,
     pub(crate) max_run: Duration,
-    pub(crate) json: bool,
-    pub(crate) progress: bool,
 }
 
 /// How the process to signal is named.
+#[derive(Clone)]
 pub(crate) enum Named {
     PidFile(PathBuf),
     Pid(Pid),
 }
 
-impl Options {
-    /// None if help was asked for.
-    pub(crate) fn from_command_line() -> Result<Option<Options>, String> {
+/// The flags of one server, as far as they can only be judged together.
+#[derive(Clone, Default)]
+struct Given {
+    address: Option<String>,
+    name: Option<String>,
+    pid_file: Option<PathBuf>,
+    pid: Option<i32>,
+    command: Option<String>,
+    admin: Option<String>,
+    signal: Option<(Signal, &'static str)>,
+    protocol: Option<String>,
+    send: Option<String>,
+    expect: Option<String>,
+    bytes: Option<usize>,
+    allow_remote: bool,
+}
+
+const BYTES: usize = 32;
+
+impl CommandLine {
+    pub(crate) fn read() -> Result<CommandLine, String> {
         let mut parser = Parser::from_env();
         let mut given = Given::default();
-        let mut options = Options {
-            target: Target::Unix(PathBuf::new()),
-            server: None,
-            short_rate: 100,
-            long_connections: 10,
-            long_rate: 100,
-            bytes: 32,
-            timeout: Duration::from_secs(5),
-            hups: 10,
-            interval: (Duration::from_secs(1), Duration::from_secs(1)),
-            signal: Signal::HUP,
-            signal_name: "HUP",
-            seed: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-            calm: Duration::from_secs(2),
-            settle: Duration::from_millis(1500),
-            window: Duration::from_millis(50),
-            max_run: Duration::from_secs(300),
-            json: false,
-            progress: false,
-        };
+        let mut options = Options::default();
+        let (mut runs, mut output) = (Vec::new(), Output::default());
+        let mut is_first = true;
         while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
             let Arg::Long(name) = argument else {
                 return Err(argument.unexpected().to_string());
             };
             match format!("--{name}").as_str() {
-                "--help" => return Ok(None),
-                "--json" => options.json = true,
-                "--progress" => options.progress = true,
+                "--help" => return Ok(CommandLine::Help),
+                "--compare" if is_first => return compare(parser),
+                "--compare" => {
+                    return Err("--compare runs nothing: no other flag goes with it".to_string());
+                }
+                "--json" => output.json = true,
+                "--svg" => output.svg = Some(value("--svg", &mut parser)?.into()),
+                "--progress" => output.progress = true,
                 "--allow-remote" => given.allow_remote = true,
+                "--then" => {
+                    runs.push(options.clone().checked(&given)?);
+                    given = given.of_the_next();
+                }
                 option => options.take(option, &mut parser, &mut given)?,
             }
+            is_first = false;
         }
-        options.check(given)?;
-        Ok(Some(options))
+        runs.push(options.checked(&given)?);
+        Ok(CommandLine::Storm { runs, output })
+    }
+}
+
+fn compare(mut parser: Parser) -> Result<CommandLine, String> {
+    let mut files = Vec::new();
+    while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
+        let Arg::Value(file) = argument else {
+            return Err("--compare takes files, and no other flag goes with it".to_string());
+        };
+        files.push(PathBuf::from(file));
+    }
+    match files.is_empty() {
+        true => Err("--compare needs files: reports that --json has printed".to_string()),
+        false => Ok(CommandLine::Compare(files)),
+    }
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        Options {
+            name: None,
+            target: Target::Unix(PathBuf::new()),
+            server: None,
+            protocol: Protocol::Echo(Echo::new(seed, BYTES)),
+            short_rate: 100,
+            long_connections: 10,
+            long_rate: 100,
+            timeout: Duration::from_secs(5),
+            hups: 10,
+            interval: (Duration::from_secs(1), Duration::from_secs(1)),
+            trigger: Trigger::Signal(Signal::HUP, "HUP"),
+            seed,
+            calm: Duration::from_secs(2),
+            settle: Duration::from_millis(1500),
+            window: Duration::from_millis(50),
+            max_run: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Options {
+    /// What the report calls the server.
+    pub(crate) fn label(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.target.to_string())
     }
 
     fn take(&mut self, name: &str, parser: &mut Parser, given: &mut Given) -> Result<(), String> {
-        let mut value = || -> Result<String, String> {
-            let value = parser.value().map_err(|_| format!("{name} needs a value"))?;
-            value.string().map_err(|_| format!("{name} is not UTF-8"))
-        };
+        let mut value = || value(name, parser);
         match name {
             "--addr" => given.address = Some(value()?),
+            "--name" => given.name = Some(value()?),
             "--pid-file" => given.pid_file = Some(value()?.into()),
             "--pid" => given.pid = Some(number(name, &value()?, 1, i32::MAX)?),
+            "--upgrade-command" => given.command = Some(value()?),
+            "--upgrade-admin" => given.admin = Some(value()?),
+            "--protocol" => given.protocol = Some(value()?),
+            "--send" => given.send = Some(value()?),
+            "--expect" => given.expect = Some(value()?),
+            "--bytes" => given.bytes = Some(number(name, &value()?, 1, 16 << 20)?),
+            "--signal" => given.signal = Some(signal(name, &value()?)?),
             "--short-rate" => self.short_rate = number(name, &value()?, 0, 20_000)?,
             "--long-conns" => self.long_connections = number(name, &value()?, 0, 15_000)?,
             "--long-rate" => self.long_rate = number(name, &value()?, 0, 50_000)?,
-            "--bytes" => self.bytes = number(name, &value()?, 1, 16 << 20)?,
             "--timeout-ms" => self.timeout = milliseconds(name, &value()?, 1, 60_000)?,
             "--hups" => self.hups = number(name, &value()?, 0, 100_000)?,
             "--interval-ms" => self.interval = interval(name, &value()?)?,
-            "--signal" => (self.signal, self.signal_name) = signal(name, &value()?)?,
             "--seed" => self.seed = number(name, &value()?, 0, u64::MAX)?,
             "--calm-seconds" => {
                 self.calm = Duration::from_secs_f64(number(name, &value()?, 0.0, 3600.0)?);
@@ -143,22 +193,29 @@ impl Options {
     }
 
     /// What can only be judged when everything has been read.
-    fn check(&mut self, given: Given) -> Result<(), String> {
-        let address = given.address.ok_or("--addr is missing; see --help")?;
+    fn checked(mut self, given: &Given) -> Result<Options, String> {
+        let address = given.address.as_ref().ok_or("--addr is missing; see --help")?;
         self.target =
-            Target::parse(&address).map_err(|error| format!("--addr {address}: {error}"))?;
+            Target::parse(address).map_err(|error| format!("--addr {address}: {error}"))?;
         if !self.target.is_local() && !given.allow_remote {
             return Err(format!("--addr {address} is not on loopback; see --allow-remote"));
         }
-        self.server = match (given.pid_file, given.pid) {
+        self.name.clone_from(&given.name);
+        self.server = match (&given.pid_file, given.pid) {
             (Some(_), Some(_)) => return Err("--pid-file and --pid exclude each other".into()),
-            (Some(path), None) => Some(Named::PidFile(path)),
+            (Some(path), None) => Some(Named::PidFile(path.clone())),
             (None, Some(pid)) => Pid::from_raw(pid).map(Named::Pid),
             (None, None) => None,
         };
-        if self.server.is_none() && self.hups > 0 {
-            return Err("--pid-file or --pid is missing; see --help".into());
+        self.trigger = given.trigger()?;
+        if self.server.is_none() && !self.trigger.has_outcome() && self.hups > 0 {
+            return Err(
+                "--pid-file or --pid is missing, or --upgrade-command or --upgrade-admin; \
+                        see --help"
+                    .into(),
+            );
         }
+        self.protocol = given.protocol(self.seed)?;
         if self.short_rate == 0 && self.long_connections == 0 {
             return Err("--short-rate 0 and --long-conns 0 are no load".into());
         }
@@ -171,16 +228,79 @@ impl Options {
                 self.max_run.as_secs()
             ));
         }
-        Ok(())
+        Ok(self)
     }
 }
 
-#[derive(Default)]
-struct Given {
-    address: Option<String>,
-    pid_file: Option<PathBuf>,
-    pid: Option<i32>,
-    allow_remote: bool,
+impl Given {
+    /// The flags that count for the next server, too.
+    fn of_the_next(self) -> Given {
+        Given {
+            address: None,
+            name: None,
+            pid_file: None,
+            pid: None,
+            command: None,
+            admin: None,
+            signal: None,
+            ..self
+        }
+    }
+
+    fn trigger(&self) -> Result<Trigger, String> {
+        match (&self.command, &self.admin, self.signal) {
+            (Some(_), Some(_), _) => {
+                Err("--upgrade-command and --upgrade-admin exclude each other".into())
+            }
+            (Some(command), None, None) => Ok(Trigger::Command(command.clone())),
+            (None, Some(address), None) => Ok(Trigger::Admin(admin_address(address))),
+            (Some(_), None, Some(_)) => {
+                Err("--upgrade-command and --signal exclude each other".into())
+            }
+            (None, Some(_), Some(_)) => {
+                Err("--upgrade-admin and --signal exclude each other".into())
+            }
+            (None, None, Some((signal, name))) => Ok(Trigger::Signal(signal, name)),
+            (None, None, None) => Ok(Trigger::Signal(Signal::HUP, "HUP")),
+        }
+    }
+
+    fn protocol(&self, seed: u64) -> Result<Protocol, String> {
+        let name = self.protocol.as_deref().unwrap_or("echo");
+        let (send, expect) = (self.send.as_deref(), self.expect.as_deref());
+        if self.bytes.is_some() && name != "echo" {
+            return Err(format!("--bytes is for --protocol echo; with {name} use --send"));
+        }
+        match name {
+            "echo" if send.or(expect).is_some() => {
+                Err("--send and --expect are for --protocol http, redis or line: echo sends bytes \
+                     of its own"
+                    .into())
+            }
+            "echo" => Ok(Protocol::Echo(Echo::new(seed, self.bytes.unwrap_or(BYTES)))),
+            "http" => {
+                let address = self.address.as_deref().unwrap_or_default();
+                let host = if address.starts_with("unix:") { "localhost" } else { address };
+                Http::new(host, send, expect).map(Protocol::Http)
+            }
+            "redis" => Redis::new(send, expect).map(Protocol::Redis),
+            "line" => Line::new(send, expect).map(Protocol::Line),
+            other => Err(format!("--protocol {other} is not one of {}", Protocol::NAMES)),
+        }
+    }
+}
+
+/// A path is a Unix socket's, as it is for the server's own `--admin`.
+fn admin_address(text: &str) -> String {
+    match text.starts_with(['/', '.']) || !text.contains(':') {
+        true => format!("unix:{text}"),
+        false => text.to_string(),
+    }
+}
+
+fn value(name: &str, parser: &mut Parser) -> Result<String, String> {
+    let value = parser.value().map_err(|_| format!("{name} needs a value"))?;
+    value.string().map_err(|_| format!("{name} is not UTF-8"))
 }
 
 fn number<T>(name: &str, text: &str, least: T, most: T) -> Result<T, String>

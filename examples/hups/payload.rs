@@ -6,6 +6,7 @@
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
+#[derive(Clone)]
 pub(crate) struct Payload {
     seed: u64,
 }

@@ -45,7 +45,7 @@ impl ProgressLine {
         let pause = if self.style == Style::Terminal { 250 } else { 2000 };
         self.next = Some(now + Duration::from_millis(pause));
         let text = format!(
-            "{:6.1} s  signals {}  upgrades {}  short {}  long {}  dropped {}  worst {:.1} ms",
+            "{:6.1} s  upgrades {} asked for, {} seen  short {}  long {}  dropped {}  worst {:.1} ms",
             now.saturating_duration_since(began).as_secs_f64(),
             storm.sent,
             server.map_or(0, |server| server.upgrades),

@@ -13,6 +13,11 @@ use crate::process::{Footprint, Zombies};
 use crate::server::Server;
 use crate::storm::Storm;
 
+/// The generator was late if one request in a hundred was sent later than this after it was due,
+/// or later than this part of the latency that was measured.
+pub(crate) const LATE_US: u64 = 1000;
+const LATE_PART: u64 = 10;
+
 /// Everything a run leaves behind.
 pub(crate) struct Report {
     pub(crate) end: End,
@@ -78,6 +83,17 @@ impl Report {
             let count = self.storm.undelivered;
             failures.push(format!("{count} signals found no process to go to"));
         }
+        let commands = &self.storm.commands;
+        if commands.failed > 0 {
+            let first = commands.first_failure.as_deref().unwrap_or("for an unknown reason");
+            failures.push(format!(
+                "{} of {} upgrades failed, by {}; the first: {first}",
+                commands.failed, self.storm.sent, self.options.trigger
+            ));
+        }
+        if commands.unfinished > 0 {
+            failures.push(format!("{} had not ended", self.options.trigger));
+        }
         match self.end {
             End::Complete => {}
             End::ServerGone => failures.push("the server ended without a successor".to_string()),
@@ -85,7 +101,7 @@ impl Report {
                 "the run was cut off after --max-seconds {}: {}",
                 self.options.max_run.as_secs(),
                 if self.storm.sent < self.options.hups {
-                    "signals were still to be sent"
+                    "upgrades were still to be asked for"
                 } else {
                     "the server had not become quiet"
                 }
@@ -99,6 +115,16 @@ impl Report {
         drops.of_class(Class::Short, kind) + drops.of_class(Class::Long, kind)
     }
 
+    /// Whether this program was itself so late that its figures say too much of the server.
+    pub(crate) fn generator_was_late(&self) -> bool {
+        let p99 = |histogram: &Histogram<u64>| histogram.value_at_quantile(0.99);
+        let latency = &self.load.latency;
+        let late = p99(&latency.lag);
+        let measured = [&latency.short, &latency.long];
+        let mut measured = measured.into_iter().filter(|histogram| !histogram.is_empty());
+        late > LATE_US || measured.any(|histogram| late * LATE_PART > p99(histogram))
+    }
+
     /// Processor time of the client, of one core.
     pub(crate) fn client_cpu_percent(&self) -> Option<f64> {
         let busy = self.processor_time?.as_secs_f64();
@@ -110,11 +136,10 @@ impl Report {
     }
 
     pub(crate) fn to_json(&self) -> Value {
-        let load = &self.load;
-        let drops = &load.drops;
-        let medians = load.latency.windows.medians_us();
-        let mut report = json!({
+        let mut report = object(json!({
             "addr": self.options.target.to_string(),
+            "name": self.options.label(),
+            "protocol": self.options.protocol.name(),
             "seed": self.options.seed,
             "end": match self.end {
                 End::Complete => "complete",
@@ -123,41 +148,93 @@ impl Report {
             },
             "failures": self.failures(),
             "duration_ms": milliseconds(self.elapsed),
+        }));
+        report.extend(self.dropped_json());
+        report.extend(self.load_json());
+        report.extend(self.generator_json());
+        report.extend(self.upgrades_json());
+        report.extend(self.commands_json());
+        report.extend(server_json(self.server.as_ref()));
+        report.into()
+    }
+
+    fn dropped_json(&self) -> Map<String, Value> {
+        let drops = &self.load.drops;
+        object(json!({
             "dropped": self.drops_json(|kind| self.dropped(kind)),
             "dropped_short": self.drops_json(|kind| drops.of_class(Class::Short, kind)),
             "dropped_long": self.drops_json(|kind| drops.of_class(Class::Long, kind)),
+            "dropped_unanswered": drops.unanswered,
             "other_errors": drops.other_errors,
             "client_errors": drops.client_errors,
             "client_errors_total": drops.client_error_total(),
             "first_drops": self.first_drops(),
+        }))
+    }
+
+    fn load_json(&self) -> Map<String, Value> {
+        let load = &self.load;
+        object(json!({
             "bytes_verified": load.counts.verified_bytes,
             "short_connections_due": load.short_due(),
             "short_connections_completed": load.counts.short_completed,
             "short_connections_per_second": self.short_per_second(),
             "short_latency_us": latency_json(&load.latency.short),
             "long_connections": self.options.long_connections,
+            "closed_in_order": load.counts.closed_in_order,
             "long_connections_reopened": load.counts.long_reopened,
             "long_connections_reopen_failures": load.counts.long_reopen_failures,
             "long_messages_due": load.long_due(),
             "long_messages_completed": load.counts.long_completed,
             "long_messages_lost": load.counts.long_lost,
             "long_latency_us": latency_json(&load.latency.long),
-            "client_lag_us": latency_json(&load.latency.lag),
+            "calm_latency_us": latency_json(&load.latency.calm),
+            "after_upgrade_latency_us": latency_json(&load.latency.after_signal),
+        }))
+    }
+
+    /// What is to be known of this program itself.
+    fn generator_json(&self) -> Map<String, Value> {
+        let late = &self.load.latency.lag;
+        object(json!({
+            "client_lag_us": latency_json(late),
             "client_cpu_percent": self.client_cpu_percent(),
-            "signal": self.options.signal_name,
+            "generator_late": {
+                "p50_us": late.value_at_quantile(0.5),
+                "p99_us": late.value_at_quantile(0.99),
+                "max_us": late.max(),
+            },
+            "generator_was_late": self.generator_was_late(),
+        }))
+    }
+
+    fn upgrades_json(&self) -> Map<String, Value> {
+        let windows = &self.load.latency.windows;
+        let medians = windows.medians_us();
+        object(json!({
+            "upgrade_by": self.options.trigger.name(),
+            "signal": self.options.trigger.signal_name(),
             "signals_sent": self.storm.sent,
             "signals_undelivered": self.storm.undelivered,
             "signal_retries": self.storm.retries,
             "window_ms": milliseconds(self.options.window),
-            "windows": load.latency.windows.count(),
+            "windows": windows.count(),
             "worst_before_signal_us": medians.map(|(before, _)| before),
             "worst_after_signal_us": medians.map(|(_, after)| after),
             "worst_after_to_before_ratio": medians.map(ratio),
-        });
-        if let (Value::Object(report), Some(server)) = (&mut report, &self.server) {
-            report.extend(server_json(server));
-        }
-        report
+        }))
+    }
+
+    /// What became of the upgrades whose end is told. Null if a signal asked for them.
+    fn commands_json(&self) -> Map<String, Value> {
+        let commands = self.options.trigger.has_outcome().then_some(&self.storm.commands);
+        object(json!({
+            "commands_ended": commands.map(|commands| commands.times.len()),
+            "commands_failed": commands.map(|commands| commands.failed),
+            "commands_unfinished": commands.map(|commands| commands.unfinished),
+            "command_statuses": commands.map(|commands| &commands.statuses),
+            "command_ms": commands.map(|commands| times_json(&commands.times)),
+        }))
     }
 
     fn drops_json(&self, count: impl Fn(DropKind) -> u64) -> Value {
@@ -193,31 +270,39 @@ impl Report {
     }
 }
 
-fn server_json(report: &ServerReport) -> Map<String, Value> {
-    let server = &report.server;
-    let first = server.first.least;
-    let last = server.last.least;
+/// All null if no process is known.
+fn server_json(report: Option<&ServerReport>) -> Map<String, Value> {
+    let server = report.map(|report| &report.server);
+    let first = server.and_then(|server| server.first.least);
+    let last = server.and_then(|server| server.last.least);
     let footprint = |sample: Option<Footprint>, value: fn(Footprint) -> u64| sample.map(value);
-    let Value::Object(object) = json!({
-        "server_pid": server.serving.as_raw_pid(),
-        "upgrades_seen": report.upgrades(),
-        "upgrades_started_after_last_signal": report.upgrades_after_last_signal(),
-        "time_to_ready_ms": times_json(&server.ready_times),
-        "time_to_old_end_ms": times_json(&server.end_times),
-        "processes_at_start": server.processes_at_start,
-        "processes_left": report.processes_left,
-        "zombies": report.zombies.of_others,
-        "zombies_of_init": report.zombies.of_init,
+    object(json!({
+        "server_pid": server.map(|server| server.serving.as_raw_pid()),
+        "upgrades_seen": report.and_then(ServerReport::upgrades),
+        "upgrades_started_after_last_signal":
+            report.and_then(ServerReport::upgrades_after_last_signal),
+        "time_to_ready_ms": server.map(|server| times_json(&server.ready_times)),
+        "time_to_old_end_ms": server.map(|server| times_json(&server.end_times)),
+        "processes_at_start": server.map(|server| server.processes_at_start),
+        "processes_left": report.map(|report| report.processes_left),
+        "zombies": report.map(|report| report.zombies.of_others),
+        "zombies_of_init": report.map(|report| report.zombies.of_init),
         "descriptors_first": footprint(first, |sample| sample.descriptors),
         "descriptors_last": footprint(last, |sample| sample.descriptors),
         "memory_anonymous_first_kib": footprint(first, |sample| sample.anonymous_kib),
         "memory_anonymous_last_kib": footprint(last, |sample| sample.anonymous_kib),
         "memory_resident_first_kib": footprint(first, |sample| sample.resident_kib),
         "memory_resident_last_kib": footprint(last, |sample| sample.resident_kib),
-    }) else {
-        return Map::new();
-    };
-    object
+    }))
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            Map::new()
+        }
+    }
 }
 
 fn latency_json(histogram: &Histogram<u64>) -> Value {

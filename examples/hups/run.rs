@@ -52,7 +52,7 @@ enum Phase {
 
 impl Run {
     /// An error here is of the command line, or there is no server.
-    pub(crate) fn new(options: Options) -> Result<Run, String> {
+    pub(crate) fn new(options: Options, shows_progress: bool) -> Result<Run, String> {
         let connections_max = raise_descriptor_limit();
         let wanted = options.long_connections + usize::from(options.short_rate > 0);
         if wanted > connections_max {
@@ -62,11 +62,10 @@ impl Run {
                 options.long_connections
             ));
         }
-        probe(&options)?;
         let poll = Poll::new().map_err(|error| error.to_string())?;
         let registry = || poll.registry().try_clone().map_err(|error| error.to_string());
         let server = match &options.server {
-            Some(named) => Some(Server::find(named, &options, registry()?)?),
+            Some(named) => Some(Server::find(named, registry()?)?),
             None => None,
         };
         let now = Instant::now();
@@ -74,7 +73,7 @@ impl Run {
             load: Load::new(&options, registry()?, connections_max),
             server,
             storm: Storm::new(&options),
-            progress: ProgressLine::new(options.progress),
+            progress: ProgressLine::new(shows_progress),
             phase: Phase::Calm { until: now + options.calm },
             began: now,
             events: Events::with_capacity(EVENTS),
@@ -108,6 +107,7 @@ impl Run {
         }
         self.progress.clear();
         self.load.close();
+        self.storm.commands.stop();
         let elapsed = self.began.elapsed();
         let busy = own_processor_time().zip(processor_time).map(|(after, before)| after - before);
         Ok(Report {
@@ -139,19 +139,16 @@ impl Run {
         self.load.tick(now);
         if let Some(server) = &mut self.server {
             server.tick(now);
-            if let Some(at) = self.storm.tick(server, now)? {
-                self.load.latency.windows.signal(at);
-            }
+        }
+        if let Some(at) = self.storm.tick(self.server.as_mut(), now)? {
+            self.load.latency.windows.signal(at);
         }
         self.progress.tick(now, self.began, &self.load, &self.storm, self.server.as_ref());
         match (self.phase, &mut self.server) {
-            (Phase::Calm { until }, server) if now >= until => match server {
-                Some(_) if self.options.hups > 0 => {
-                    self.storm.start(now);
-                    self.phase = Phase::Storm;
-                }
-                _ => self.phase = Phase::Settling { since: now },
-            },
+            (Phase::Calm { until }, _) if now >= until => {
+                self.storm.start(now);
+                self.phase = Phase::Storm;
+            }
             (Phase::Calm { .. }, Some(server)) if self.options.hups == 0 => server.first.start(now),
             (Phase::Storm, Some(server)) => {
                 let half = self.options.interval.0 / 2;
@@ -171,7 +168,16 @@ impl Run {
                 }
             }
             (Phase::Measuring, Some(server)) if server.last.is_over() => self.drain(now),
-            (Phase::Settling { .. }, None) => self.drain(now),
+            (Phase::Storm, None) if self.storm.is_over() => {
+                self.phase = Phase::Settling { since: now };
+            }
+            (Phase::Settling { since }, None) => {
+                // Without an upgrade there is nothing to settle.
+                let settle = self.options.settle;
+                if self.options.hups == 0 || now >= since + settle {
+                    self.drain(now);
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -198,7 +204,7 @@ impl Run {
     fn wait(&mut self, now: Instant) -> Result<(), String> {
         let mut until = now + LONGEST_WAIT;
         let server = self.server.as_ref().map(Server::next_at);
-        for at in [self.load.next_at(now), self.storm.next_at(), server].into_iter().flatten() {
+        for at in [self.load.next_at(now), self.storm.next_at(now), server].into_iter().flatten() {
             until = until.min(at);
         }
         let timeout = until.saturating_duration_since(Instant::now());
@@ -238,7 +244,7 @@ fn raise_descriptor_limit() -> usize {
 }
 
 /// Makes one connection, so that a wrong address is told at once.
-fn probe(options: &Options) -> Result<(), String> {
+pub(crate) fn probe(options: &Options) -> Result<(), String> {
     let name = |error: std::io::Error| format!("--addr {}: {error}", options.target);
     let began = Instant::now();
     let stream = Connector::new(options.target.clone()).connect().map_err(name)?;

@@ -11,7 +11,7 @@ use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, test_kill_process};
 
-use crate::options::{Named, Options};
+use crate::options::Named;
 use crate::process::{self, Footprint, Program, Zombies};
 
 /// Above any that the load uses.
@@ -26,7 +26,6 @@ const SAMPLE_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Server {
     registry: Registry,
     pid_file: Option<PathBuf>,
-    signal: Signal,
     program: Program,
     pub(crate) serving: Pid,
     /// When the serving process got its first signal.
@@ -60,11 +59,7 @@ struct Watched {
 }
 
 impl Server {
-    pub(crate) fn find(
-        named: &Named,
-        options: &Options,
-        registry: Registry,
-    ) -> Result<Server, String> {
+    pub(crate) fn find(named: &Named, registry: Registry) -> Result<Server, String> {
         let (serving, pid_file) = match named {
             Named::Pid(pid) => (*pid, None),
             Named::PidFile(path) => (read_pid(path)?, Some(path.clone())),
@@ -78,7 +73,6 @@ impl Server {
         let mut server = Server {
             registry,
             pid_file,
-            signal: options.signal,
             program,
             serving,
             signalled: None,
@@ -148,19 +142,39 @@ impl Server {
     }
 
     /// Sends the signal to the process that the pid file names now.
-    pub(crate) fn signal(&mut self, is_last: bool) -> Result<Instant, Errno> {
-        // Whatever starts between this look and the signal counts as started after it.
-        let mut present = is_last.then(|| self.scan(Instant::now()));
-        self.follow_pid_file();
-        if let Some(pids) = &mut present {
-            pids.extend(process::children(self.serving.as_raw_pid()));
-        }
+    pub(crate) fn signal(&mut self, signal: Signal, is_last: bool) -> Result<Instant, Errno> {
+        let present = self.present(is_last);
         if process::has_ended(self.serving.as_raw_pid()) {
             // A signal to a process that was not waited for would be lost without an error.
             return Err(Errno::SRCH);
         }
         let at = Instant::now();
-        kill_process(self.serving, self.signal)?;
+        kill_process(self.serving, signal)?;
+        self.told(at, present);
+        Ok(at)
+    }
+
+    /// Somebody else is about to tell the serving process to replace itself.
+    pub(crate) fn expect_upgrade(&mut self, is_last: bool) -> Instant {
+        let present = self.present(is_last);
+        let at = Instant::now();
+        self.told(at, present);
+        at
+    }
+
+    /// Which processes are there, if the upgrade to come is the last one: whatever starts after
+    /// this look counts as started after the upgrade was asked for.
+    fn present(&mut self, is_last: bool) -> Option<BTreeSet<i32>> {
+        let mut present = is_last.then(|| self.scan(Instant::now()));
+        self.follow_pid_file();
+        if let Some(pids) = &mut present {
+            pids.extend(process::children(self.serving.as_raw_pid()));
+        }
+        present
+    }
+
+    /// The serving process was told at `at` to replace itself.
+    fn told(&mut self, at: Instant, present: Option<BTreeSet<i32>>) {
         self.at_last_signal = present;
         self.changed_at = at;
         self.signalled.get_or_insert(at);
@@ -168,7 +182,6 @@ impl Server {
         if let Some(watched) = self.watched.iter_mut().find(|watched| watched.pid == serving) {
             watched.signalled.get_or_insert(at);
         }
-        Ok(at)
     }
 
     /// Whether for so long nothing has changed and no more processes are there than at the start.

@@ -28,7 +28,10 @@ impl Table {
     fn load(&mut self, report: &Report) {
         let load = &report.load;
         let seconds = report.elapsed.as_secs_f64();
-        self.row("server", &report.options.target);
+        let target = report.options.target.to_string();
+        let name = report.options.label();
+        let name = if name == target { target } else { format!("{name}, {target}") };
+        self.row("server", format!("{name}, {}", report.options.protocol.name()));
         self.row("duration", format!("{seconds:.1} s, seed {}", report.options.seed));
         self.row(
             "short connections",
@@ -51,6 +54,10 @@ impl Table {
                 load.counts.long_reopen_failures
             ),
         );
+        if report.options.protocol.may_close_when_idle() {
+            let count = load.counts.closed_in_order;
+            self.row("closed in order", format!("{count} long connections, by the server"));
+        }
         self.row("bytes verified", load.counts.verified_bytes);
         let percent = report.client_cpu_percent();
         self.row("client processor", percent.map_or(none(), |percent| format!("{percent} %")));
@@ -62,10 +69,18 @@ impl Table {
         for (name, histogram) in [
             ("short connections", &latency.short),
             ("long connections", &latency.long),
-            ("client's own lag", &latency.lag),
+            ("before any upgrade", &latency.calm),
+            ("after an upgrade", &latency.after_signal),
+            ("generator late", &latency.lag),
         ] {
             let values = percentiles(histogram).map(|value| value.to_string());
             self.cells(name, &values);
+        }
+        if report.generator_was_late() {
+            self.row(
+                "MARKED",
+                "the generator itself was late: these latencies say too much; see --help",
+            );
         }
     }
 
@@ -78,6 +93,10 @@ impl Table {
             let name = kind.name().replace('_', " ");
             self.cells(&name, &[short, long, short + long].map(|count| count.to_string()));
         }
+        if drops.unanswered > 0 {
+            let text = "of these were closed after a request, before any of its answer";
+            self.row("  unanswered", format!("{} {text}", drops.unanswered));
+        }
         for (name, count) in &drops.other_errors {
             self.row(&format!("  other: {name}"), count);
         }
@@ -87,8 +106,11 @@ impl Table {
         for example in &drops.examples {
             let at = milliseconds(example.at.saturating_duration_since(report.began));
             let signal = report.load.latency.windows.last_signal_before(example.at);
-            let signal = signal.map_or("before any signal".to_string(), |signal| {
-                format!("{:.1} ms after a signal", milliseconds(example.at - signal))
+            let signal = signal.map_or("before any upgrade".to_string(), |signal| {
+                format!(
+                    "{:.1} ms after an upgrade was asked for",
+                    milliseconds(example.at - signal)
+                )
             });
             let errno = example.failure.errno.map_or(String::new(), errno_name);
             self.row(
@@ -106,11 +128,18 @@ impl Table {
 
     fn signals(&mut self, report: &Report) {
         let storm = &report.storm;
-        self.heading("signals", &[]);
-        self.row(
-            &format!("{} sent", report.options.signal_name),
-            format!("{}, {} undelivered, {} retries", storm.sent, storm.undelivered, storm.retries),
-        );
+        self.heading("upgrades", &[]);
+        self.row("asked for by", &report.options.trigger);
+        match report.options.trigger.signal_name() {
+            Some(name) => self.row(
+                &format!("{name} sent"),
+                format!(
+                    "{}, {} undelivered, {} retries",
+                    storm.sent, storm.undelivered, storm.retries
+                ),
+            ),
+            None => self.commands(report),
+        }
         let windows = &report.load.latency.windows;
         let name = format!("worst in {} ms", milliseconds(report.options.window));
         match windows.medians_us() {
@@ -118,7 +147,7 @@ impl Table {
             Some(medians) => self.row(
                 &name,
                 format!(
-                    "{} µs before, {} µs after, ratio {} (medians over {} signals)",
+                    "{} µs before, {} µs after, ratio {} (medians over {} upgrades)",
                     medians.0,
                     medians.1,
                     ratio(medians),
@@ -126,6 +155,21 @@ impl Table {
                 ),
             ),
         }
+    }
+
+    fn commands(&mut self, report: &Report) {
+        let commands = &report.storm.commands;
+        self.row(
+            "asked for",
+            format!(
+                "{} times, {} failed, {} did not end",
+                report.storm.sent, commands.failed, commands.unfinished
+            ),
+        );
+        for (status, count) in &commands.statuses {
+            self.row(&format!("  status {status}"), count);
+        }
+        self.row("time of each", times(&commands.times));
     }
 
     fn server(&mut self, report: &ServerReport) {
