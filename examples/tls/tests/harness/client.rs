@@ -77,6 +77,8 @@ pub(crate) struct Client {
     /// The lengths of the records that came, by their heads.
     pub(crate) records: Vec<usize>,
     partial: Vec<u8>,
+    /// Received, and not read by TLS yet.
+    unread: Vec<u8>,
 }
 
 impl Client {
@@ -87,7 +89,7 @@ impl Client {
         socket.set_nodelay(true).unwrap();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let tls = ClientConnection::new(Arc::clone(config), name).unwrap();
-        Self { tls, socket, records: Vec::new(), partial: Vec::new() }
+        Self { tls, socket, records: Vec::new(), partial: Vec::new(), unread: Vec::new() }
     }
 
     /// With its handshake done.
@@ -132,19 +134,20 @@ impl Client {
         self.socket.write_all(&records).unwrap();
     }
 
-    /// Reads what has come; 0 is the end of the connection.
+    /// Has TLS read what has come, a piece at a time: it takes no more while there is plaintext to be heard. 0 is the
+    /// end of the connection.
     fn receive(&mut self) -> io::Result<usize> {
-        let mut buffer = [0; 4096];
-        let count = self.socket.read(&mut buffer)?;
-        self.note(&buffer[..count]);
-        let mut rest = &buffer[..count];
-        while !rest.is_empty() {
-            self.tls.read_tls(&mut rest)?;
-            self.tls.process_new_packets().map_err(io::Error::other)?;
+        if self.unread.is_empty() {
+            let mut buffer = [0; 16 * 1024];
+            let count = self.socket.read(&mut buffer)?;
+            self.note(&buffer[..count]);
+            self.unread.extend(&buffer[..count]);
         }
-        if count == 0 {
-            self.tls.read_tls(&mut io::empty())?;
-        }
+        let (mut rest, before) = (&self.unread[..], self.unread.len());
+        let count = self.tls.read_tls(&mut rest)?;
+        let left = rest.len();
+        self.tls.process_new_packets().map_err(io::Error::other)?;
+        self.unread.drain(..before - left);
         Ok(count)
     }
 
