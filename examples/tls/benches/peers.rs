@@ -27,6 +27,9 @@ use common::process;
 use load::Load;
 use proxies::{Kind, Proxy};
 
+/// Longer than ours keeps a quiet session awake.
+const QUIET: Duration = Duration::from_secs(13);
+
 fn main() -> ExitCode {
     flags::report("peers", run())
 }
@@ -71,16 +74,26 @@ fn run() -> Result<(), String> {
         }
     }
     println!();
-    head(&format!("memory of {sessions} sessions, bytes each"), ["at once", "after 25 s"]);
+    head(
+        &format!("memory, bytes a session: {sessions} sessions"),
+        ["at once", "after 13 s", "each more"],
+    );
     for kind in &kinds {
         let proxy = Proxy::start(kind, place.path(), Load::RoundTrips.upstream())?;
         let before = proxy.memory()?;
-        let clients = load::idle(proxy.address, sessions as usize);
+        let mut clients = load::idle(proxy.address, sessions as usize);
         sleep(Duration::from_millis(500));
-        let each = |memory: f64| format!("{:.0}", (memory - before) / sessions as f64);
-        let at_once = each(proxy.memory()?);
-        sleep(Duration::from_secs(25));
-        line(kind.name, [at_once, each(proxy.memory()?)]);
+        let at_once = proxy.memory()?;
+        sleep(QUIET);
+        let later = proxy.memory()?;
+        // Those that come when the first ones have been quiet for long.
+        for _ in 0..2 {
+            clients.extend(load::idle(proxy.address, sessions as usize));
+            sleep(QUIET);
+        }
+        let each = |memory: f64, count: u64| format!("{:.0}", memory / count as f64);
+        let more = each(proxy.memory()? - later, 2 * sessions);
+        line(kind.name, [each(at_once - before, sessions), each(later - before, sessions), more]);
         drop(clients);
     }
     println!();
