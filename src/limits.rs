@@ -298,6 +298,12 @@ pub const SLOW_HANDLER: Duration = Duration::from_millis(100);
 /// How long sessions are packed, or put together, in one turn.
 pub const MOVING_TIME: Duration = Duration::from_millis(1);
 
+/// How long a packet of sessions is filled, if there are [`FEW_SESSIONS`] in it: the first one in it stands still until
+/// the last one is packed. Where a handler packs fast, a packet is full before that.
+pub const FILLING_TIME: Duration = Duration::from_micros(100);
+/// Fewer than that are not worth a packet, as long as there are more.
+pub const FEW_SESSIONS: usize = 8;
+
 /// How long the end of the program waits for a process that was killed with SIGKILL, so that no
 /// zombie is left to somebody else. Longer than the kernel takes to free the memory of a large one.
 pub const REAP_WAIT: Duration = Duration::from_secs(2);

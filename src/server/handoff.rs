@@ -163,6 +163,12 @@ impl Load {
         self.sessions.len() >= limits::SESSIONS_PER_PACKET
     }
 
+    /// Whether those in it have waited long enough for others.
+    fn is_due(&self, now: Instant) -> bool {
+        let enough = self.sessions.len() >= limits::FEW_SESSIONS;
+        enough && now.duration_since(self.since) >= limits::FILLING_TIME
+    }
+
     fn has_room_for(&self, session: &Outgoing) -> bool {
         let fits = self.bytes + session.size() <= self.most;
         let descriptors = self.descriptors + session.riding();
@@ -339,7 +345,8 @@ impl<H: Handler> Wing<H> {
         let mut load = Load::new(most);
         let begun = Instant::now();
         for _ in 0..limits::DRAINS_PER_TURN {
-            let late = begun.elapsed() >= limits::MOVING_TIME;
+            let now = Instant::now();
+            let late = now.duration_since(begun) >= limits::MOVING_TIME || load.is_due(now);
             if self.handoff.is_window_full() || load.is_full() || late {
                 break;
             }
