@@ -5,7 +5,7 @@
 //!
 //! There are 500 short connections a second and 50 long-lived clients, which do not come back once they
 //! are broken. Then one of these happens (`faults/fault.rs`): the successor is killed before it is
-//! ready, or 50 ms after; it is stopped 50 ms after ready, for three seconds; HUP comes twice, a
+//! ready, or some time after; it is stopped 50 ms after ready, for three seconds; HUP comes twice, a
 //! millisecond apart; the program is a bad one. A server is run from a file of its own, and that file is
 //! another one for the time of the fault: that is how every peer meets the same fault. In the end the
 //! file is good again, and HUP comes once more.

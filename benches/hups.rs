@@ -30,6 +30,8 @@ mod tables;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
 use common::flags::{self, Flag, Other};
 use common::peers::free_port;
@@ -37,8 +39,13 @@ use common::process::{self, Started};
 use common::{failed, programs};
 use peer::{Group, PEERS, Peer, Setup};
 use running::Running;
+use rustix::process::Pid;
 use storm::{Load, Outcome, Times};
 
+/// Between two looks at the server's processes.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// After the storm, for whoever has waited for the clients' end.
+const SETTLE: Duration = Duration::from_millis(500);
 /// This program is the upstream if this is its first argument.
 const SERVE_ECHO: &str = "serve-echo";
 
@@ -160,18 +167,27 @@ impl Bench {
             address: free_port()?,
             upstream: self.upstream,
         };
-        let running = Running::start(peer, setup)?;
+        let mut running = Running::start(peer, setup)?;
         let mut storm = Command::new(&self.storm);
         storm.arg(format!("--addr={}", running.setup.address));
         storm.arg(format!("--name={}", peer.name)).arg(format!("--seed={round}"));
         storm.args(running.upgrade_flags()?).args(load.flags()).args(self.times.flags());
-        let output = storm.arg("--json").stdin(Stdio::null()).output();
-        let output = output.map_err(failed("run the storm"))?;
+        storm.arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut storm = storm.spawn().map_err(failed("run the storm"))?;
+        running.beside(Pid::from_child(&storm));
+        let mut most = 0;
+        // Its report is shorter than what a pipe takes.
+        while storm.try_wait().map_err(failed("wait for the storm"))?.is_none() {
+            most = most.max(running.living());
+            sleep(LOOK_PAUSE);
+        }
+        let output = storm.wait_with_output().map_err(failed("read the storm's report"))?;
+        sleep(SETTLE);
         if let Some(keep) = &self.keep {
             let file = keep.join(name).with_extension("json");
             std::fs::write(&file, &output.stdout).map_err(failed(file.display()))?;
         }
-        let outcome = Outcome::read(&output, running.logged_upgrades()?);
+        let outcome = Outcome::read(&output, running.logged_upgrades()?, most, running.living());
         outcome.map_err(failed(format_args!("{}, {}", peer.name, load.name())))
     }
 }

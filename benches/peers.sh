@@ -60,7 +60,7 @@ tableflip() {
 # One that a distribution has: its name, the package, and how to ask it for its version.
 installed() {
     if command -v "$1" >/dev/null; then
-        say "$1" "installed: $("$1" $3 2>&1 | sed -n '1s/.*version[: ]*//p')"
+        say "$1" "installed: $("$1" $3 2>&1 | sed -n '1s/.*version[: ]*//; 1s/ - .*//p')"
     else
         say "$1" "missing: apt-get install $2"
     fi

@@ -11,8 +11,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::common::{failed, process};
 use crate::running::Running;
 
-/// From ready until the successor is killed or stopped.
+/// From ready until the successor is stopped, or killed the first time.
 const AFTER_READY: Duration = Duration::from_millis(50);
+/// From ready until it is killed the other times: within our probation of a second, and after it.
+const LATE: Duration = Duration::from_millis(700);
+const TOO_LATE: Duration = Duration::from_millis(1500);
 /// How long a successor lives that is killed before it is ready.
 const BEFORE_READY: Duration = Duration::from_millis(200);
 const BETWEEN_HUPS: Duration = Duration::from_millis(1);
@@ -30,6 +33,8 @@ const FAILS: &str = "#!/bin/sh\nexit 1\n";
 pub(crate) enum Fault {
     KilledBeforeReady,
     KilledAfterReady,
+    KilledLate,
+    KilledTooLate,
     Stopped,
     TwoHups,
     BadProgram,
@@ -60,9 +65,11 @@ impl Times {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Fault; 5] = [
+    pub(crate) const ALL: [Fault; 7] = [
         Fault::KilledBeforeReady,
         Fault::KilledAfterReady,
+        Fault::KilledLate,
+        Fault::KilledTooLate,
         Fault::Stopped,
         Fault::TwoHups,
         Fault::BadProgram,
@@ -72,6 +79,8 @@ impl Fault {
         match self {
             Fault::KilledBeforeReady => "killed before ready",
             Fault::KilledAfterReady => "killed 50 ms after ready",
+            Fault::KilledLate => "killed 700 ms after ready",
+            Fault::KilledTooLate => "killed 1.5 s after ready",
             Fault::Stopped => "stopped 50 ms after ready",
             Fault::TwoHups => "two HUPs, 1 ms apart",
             Fault::BadProgram => "a bad program",
@@ -96,19 +105,15 @@ impl Fault {
                 });
                 let child = child.ok_or("no successor was started")?;
                 sleep(BEFORE_READY);
-                let at = Instant::now();
-                kill_process(child, Signal::KILL).map_err(failed("kill the successor"))?;
+                let at = kill(child)?;
                 file.restore()?;
                 Ok(at)
             }
-            Fault::KilledAfterReady => {
-                let successor = upgraded(server, old)?;
-                let at = Instant::now();
-                kill_process(successor, Signal::KILL).map_err(failed("kill the successor"))?;
-                Ok(at)
-            }
+            Fault::KilledAfterReady => kill(upgraded(server, old, AFTER_READY)?),
+            Fault::KilledLate => kill(upgraded(server, old, LATE)?),
+            Fault::KilledTooLate => kill(upgraded(server, old, TOO_LATE)?),
             Fault::Stopped => {
-                let successor = upgraded(server, old)?;
+                let successor = upgraded(server, old, AFTER_READY)?;
                 let at = Instant::now();
                 kill_process(successor, Signal::STOP).map_err(failed("stop the successor"))?;
                 sleep(times.stopped);
@@ -139,11 +144,17 @@ pub(crate) fn hup(server: Pid) -> Result<(), String> {
     kill_process(server, Signal::HUP).map_err(failed("send HUP"))
 }
 
-/// Has it upgraded, and answers with the successor, some time after it was ready.
-fn upgraded(server: &Running, old: Pid) -> Result<Pid, String> {
+fn kill(successor: Pid) -> Result<Instant, String> {
+    let at = Instant::now();
+    kill_process(successor, Signal::KILL).map_err(failed("kill the successor"))?;
+    Ok(at)
+}
+
+/// Has it upgraded, and answers with the successor when that was ready for so long.
+fn upgraded(server: &Running, old: Pid, for_so_long: Duration) -> Result<Pid, String> {
     hup(old)?;
     let successor = await_within(UPGRADE_TIMEOUT, || server.named().filter(|pid| *pid != old));
-    sleep(AFTER_READY);
+    sleep(for_so_long);
     successor.ok_or_else(|| "a good upgrade is not carried out".to_owned())
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use rustix::process::Pid;
 
-use crate::common::peers::{is_installed, nginx_stream_module};
+use crate::common::peers::{installed, nginx_stream_module};
 use crate::common::{failed, programs};
 
 /// Only within a group is like compared with like.
@@ -125,7 +125,7 @@ pub(crate) const PEERS: [Peer; 14] = [
     Peer::proxy(
         "nginx USR2",
         Source::Installed("nginx", "apt-get install nginx libnginx-mod-stream"),
-        nginx,
+        nginx_daemon,
         Upgrade::Script(nginx_upgrade),
     ),
     Peer::proxy(
@@ -183,8 +183,8 @@ impl Peer {
                 let how = format!("not in {}: benches/peers.sh says why", built.display());
                 if path.exists() { Ok(path) } else { Err(how) }
             }
-            Source::Installed(program, _) if is_installed(program) => Ok(program.into()),
-            Source::Installed(_, how) | Source::Missing(how) => Err(how.to_owned()),
+            Source::Installed(program, how) => installed(program).ok_or_else(|| how.to_owned()),
+            Source::Missing(how) => Err(how.to_owned()),
         })
     }
 
@@ -273,9 +273,19 @@ fn haproxy(setup: &Setup) -> Result<Command, String> {
 }
 
 fn nginx(setup: &Setup) -> Result<Command, String> {
+    nginx_with(setup, "off")
+}
+
+/// A master that does not lose its parent at the start takes itself for a new binary whose old one is
+/// still there, and ignores USR2.
+fn nginx_daemon(setup: &Setup) -> Result<Command, String> {
+    nginx_with(setup, "on")
+}
+
+fn nginx_with(setup: &Setup, daemon: &str) -> Result<Command, String> {
     let file = setup.place.join("nginx.conf");
     let text = format!(
-        "{}daemon off;\nworker_processes 1;\nuser root;\npid {};\nerror_log stderr notice;\n\
+        "{}daemon {daemon};\nworker_processes 1;\nuser root;\npid {};\nerror_log stderr notice;\n\
          events {{ worker_connections 8000; }}\n\
          stream {{ server {{ listen {}; proxy_pass {}; }} }}\n",
         nginx_stream_module(),

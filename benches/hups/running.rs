@@ -72,16 +72,26 @@ impl Running {
         Ok(Some(lines.saturating_sub(at_start) as u64))
     }
 
-    /// All its processes that live.
+    /// Something else that this bench has started meanwhile.
+    pub(crate) fn beside(&mut self, other: Pid) {
+        self.others.push(other);
+    }
+
+    /// All its processes, those among them that were not waited for.
     pub(crate) fn processes(&self) -> Vec<Pid> {
         let own = rustix::process::getpid();
-        // Orphans have become this process's children, which it waits for.
-        for child in process::children(own).iter().filter(|pid| !self.others.contains(pid)) {
-            let _ = waitpid(Some(*child), WaitOptions::NOHANG);
-        }
-        let mut all = process::descendants(own);
+        let mut all = process::children(own);
         all.retain(|pid| !self.others.contains(pid));
+        // Orphans have become this process's children, which it waits for.
+        all.retain(|pid| !matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(Some(_))));
+        let heirs: Vec<Pid> = all.iter().flat_map(|pid| process::descendants(*pid)).collect();
+        all.extend(heirs);
         all
+    }
+
+    /// How many of them have not ended.
+    pub(crate) fn living(&self) -> usize {
+        self.processes().into_iter().filter(|pid| !process::has_ended(*pid)).count()
     }
 }
 

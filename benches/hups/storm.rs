@@ -99,15 +99,24 @@ pub(crate) struct Outcome {
     pub(crate) after: Option<Latency>,
     /// From asking to the new process in the pid file: median and least of the storm.
     pub(crate) to_pid_ms: Option<(f64, f64)>,
-    pub(crate) left: Option<u64>,
-    pub(crate) generator_was_late: bool,
+    /// Of its processes: the most at a time, and those after the end.
+    pub(crate) most: usize,
+    pub(crate) left: usize,
+    /// How late the storm itself was in sending: the 99th percentile.
+    pub(crate) late_p99_us: Option<f64>,
     /// The server ended without a successor.
     pub(crate) is_gone: bool,
 }
 
 impl Outcome {
-    /// What the storm has printed. `logged` is how many upgrades the server's own log tells of.
-    pub(crate) fn read(output: &Output, logged: Option<u64>) -> Result<Outcome, String> {
+    /// What the storm has printed, and what was seen beside it. `logged` is how many upgrades the
+    /// server's own log tells of.
+    pub(crate) fn read(
+        output: &Output,
+        logged: Option<u64>,
+        most: usize,
+        left: usize,
+    ) -> Result<Outcome, String> {
         let report: Value = serde_json::from_slice(&output.stdout).map_err(|error| {
             format!("no report ({error}): {}", String::from_utf8_lossy(&output.stderr).trim())
         })?;
@@ -122,8 +131,9 @@ impl Outcome {
             calm: latency(&report["calm_latency_us"]),
             after: latency(&report["after_upgrade_latency_us"]),
             to_pid_ms: times["median"].as_f64().zip(times["min"].as_f64()),
-            left: number("processes_left"),
-            generator_was_late: report["generator_was_late"].as_bool().unwrap_or(false),
+            most,
+            left,
+            late_p99_us: report["generator_late"]["p99_us"].as_f64(),
             is_gone: report["end"] == "server_gone",
         })
     }

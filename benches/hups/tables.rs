@@ -12,7 +12,10 @@ pub(crate) struct Row {
 
 pub(crate) fn print(group: Group, load: Load, rows: &[Row]) {
     println!("\n{}: {}\n", group.name(), load.words());
-    line("upgrades", ["asked", "done", "dropped", "of", "to pid, ms", "least", "ratio", "left"]);
+    line(
+        "upgrades",
+        ["asked", "done", "dropped", "of", "to pid, ms", "least", "ratio", "most", "left"],
+    );
     let ours = rows.first().and_then(|row| row.outcomes.as_ref().ok());
     let our_time = ours.map_or(f64::NAN, |outcomes| times(outcomes).0);
     for Row { name, outcomes } in rows {
@@ -22,12 +25,12 @@ pub(crate) fn print(group: Group, load: Load, rows: &[Row]) {
         }
     }
     println!();
-    println!("{:<14}{:^36}  {:^54}", "", "in calm", "within 50 ms after it was asked");
+    println!("{:<14}{:^40}{:^60}", "", "in calm", "within 50 ms after it was asked");
     let percentiles = ["p50", "p99", "p99.9", "worst"];
-    let mut head = [""; 10];
+    let mut head = [""; 11];
     head[..4].copy_from_slice(&percentiles);
     head[4..8].copy_from_slice(&percentiles);
-    head[8..].copy_from_slice(&["least p99", "ratio"]);
+    head[8..].copy_from_slice(&["least p99", "ratio", "own p99"]);
     line("latency, µs", head);
     let our_p99 = ours.map_or(f64::NAN, |outcomes| middle(outcomes, after, |latency| latency.p99));
     for Row { name, outcomes } in rows {
@@ -40,18 +43,19 @@ pub(crate) fn print(group: Group, load: Load, rows: &[Row]) {
 pub(crate) fn legend() {
     println!(
         "\nasked, done, dropped, of: sums of the rounds; of: short connections and messages that were \
-         due\nto pid: from asking to the new process in the pid file, median of the rounds' medians \
-         (a command's own time counts)\nleast: of all upgrades; latency: medians of the rounds; \
-         ratio: to the first row\nleft: processes at the end, the most of the rounds; 2 of nginx and \
-         HAProxy are a master and its worker\n*: the generator was late, and these latencies say too \
-         much\ngone: in a round nobody served any more"
+         due\nto pid: from asking to the new process in the pid file, median of the rounds' medians; \
+         a command's own time counts\nleast: of all upgrades; latency: medians of the rounds; \
+         ratio: to the first row\nmost: processes at a time; left: half a second after the clients \
+         have left; the most of the rounds; a master and a service manager count\nown p99: how late \
+         the storm itself has sent, which is in these latencies\ngone: in a round nobody served any \
+         more"
     );
 }
 
 fn upgrades(name: &str, outcomes: &[Outcome], our_time: f64) {
     let sum = |figure: fn(&Outcome) -> u64| outcomes.iter().map(figure).sum::<u64>().to_string();
     let (middle, least) = times(outcomes);
-    let left = outcomes.iter().filter_map(|outcome| outcome.left).max();
+    let most = |figure: fn(&Outcome) -> usize| outcomes.iter().map(figure).max().unwrap_or(0);
     let gone = if outcomes.iter().any(|outcome| outcome.is_gone) { " gone" } else { "" };
     let cells = [
         sum(|outcome| outcome.asked),
@@ -61,7 +65,8 @@ fn upgrades(name: &str, outcomes: &[Outcome], our_time: f64) {
         figure(middle, 2),
         figure(least, 2),
         figure(middle / our_time, 2),
-        left.map_or("-".to_owned(), |left| left.to_string()) + gone,
+        most(|outcome| outcome.most).to_string(),
+        most(|outcome| outcome.left).to_string() + gone,
     ];
     line(name, cells.each_ref().map(String::as_str));
 }
@@ -73,8 +78,6 @@ fn times(outcomes: &[Outcome]) -> (f64, f64) {
 }
 
 fn latencies(name: &str, outcomes: &[Outcome], our_p99: f64) {
-    let was_late = outcomes.iter().any(|outcome| outcome.generator_was_late);
-    let name = format!("{name}{}", if was_late { " *" } else { "" });
     let figures: [fn(Latency) -> f64; 4] = [
         |latency| latency.p50,
         |latency| latency.p99,
@@ -85,10 +88,11 @@ fn latencies(name: &str, outcomes: &[Outcome], our_p99: f64) {
     let later = figures.map(|part| figure(middle(outcomes, after, part), 0));
     let p99 = middle(outcomes, after, |latency| latency.p99);
     let least = least(outcomes.iter().filter_map(after).map(|latency| latency.p99));
-    let last = [figure(least, 0), figure(p99 / our_p99, 2)];
+    let own = median(outcomes.iter().filter_map(|outcome| outcome.late_p99_us));
+    let last = [figure(least, 0), figure(p99 / our_p99, 2), figure(own, 0)];
     let cells: Vec<&str> = calm.iter().chain(&later).chain(&last).map(String::as_str).collect();
-    if let Ok(cells) = <[&str; 10]>::try_from(cells) {
-        line(&name, cells);
+    if let Ok(cells) = <[&str; 11]>::try_from(cells) {
+        line(name, cells);
     }
 }
 
@@ -114,7 +118,7 @@ fn figure(value: f64, decimals: usize) -> String {
 
 /// Narrower than the tables of other benches: there are many columns.
 fn line<const N: usize>(name: &str, cells: [&str; N]) {
-    let width = if N > 8 { 9 } else { 11 };
+    let width = if N > 9 { 10 } else { 11 };
     let cells: String = cells.iter().map(|cell| format!("{cell:>width$}")).collect();
     println!("{}", format!("{name:<14}{cells}").trim_end());
 }
