@@ -2,12 +2,14 @@
 //! clients notice, and what is left.
 //!
 //!     benches/peers.sh
-//!     cargo bench --bench hups -- [--quick] [--peers FOLDER] [--rounds N] [--only NAME,...] [--keep FOLDER]
+//!     cargo bench --bench hups -- [--quick] [--peers FOLDER] [--rounds N] [--only NAME,...] \
+//!         [--loads NAME,...] [--keep FOLDER]
 //!
-//! The storm is the example `hups`. There are three loads: short connections, long-lived ones, and
-//! both; and two groups, echo servers and proxies before one echo server, so that like is compared with
-//! like. A round has every peer once, one after the other. Ours comes twice: what lies between its two
-//! rows is noise. Nothing fails on a figure. A peer that is missing is a row that says how to get it.
+//! The storm is the example `hups`. There are four loads: short connections, long-lived ones, both,
+//! and short ones in a burst of upgrades; and two groups, echo servers and proxies before one echo
+//! server, so that like is compared with like. A round has every peer once, one after the other. Ours
+//! comes twice: what lies between its two rows is noise. Nothing fails on a figure. A peer that is
+//! missing is a row that says how to get it.
 //!
 //! The peers are run as their manuals have it (`hups/peer.rs`). Two words on that: `activation` is
 //! systemd's socket activation with a restart, but the service manager is a program of ours
@@ -58,7 +60,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
-    let (mut rounds, mut quick, mut built, mut only, mut keep) = (3, false, None, None, None);
+    let (mut rounds, mut quick) = (3, false);
+    let (mut built, mut only, mut loads, mut keep) = (None, None, None, None);
     let about =
         "every peer under the same storm: who is dropped, how late answers are, who is left";
     let mut numbers =
@@ -70,6 +73,11 @@ fn run() -> Result<(), String> {
             name: "only",
             value: &mut only,
             help: "names of peers, or groups, and commas",
+        },
+        Other::Text {
+            name: "loads",
+            value: &mut loads,
+            help: "short, long, both, burst, and commas",
         },
         Other::Text { name: "keep", value: &mut keep, help: "a folder for the storm's reports" },
     ];
@@ -91,6 +99,10 @@ fn run() -> Result<(), String> {
             continue;
         }
         for load in Load::ALL {
+            let named = |loads: &String| loads.split(',').any(|name| name == load.name());
+            if !loads.as_ref().is_none_or(named) {
+                continue;
+            }
             bench.measure(group, &peers, load, rounds)?;
         }
     }
@@ -171,7 +183,7 @@ impl Bench {
         let mut storm = Command::new(&self.storm);
         storm.arg(format!("--addr={}", running.setup.address));
         storm.arg(format!("--name={}", peer.name)).arg(format!("--seed={round}"));
-        storm.args(running.upgrade_flags()?).args(load.flags()).args(self.times.flags());
+        storm.args(running.upgrade_flags()?).args(load.flags()).args(self.times.flags(load));
         storm.arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut storm = storm.spawn().map_err(failed("run the storm"))?;
         running.beside(Pid::from_child(&storm));

@@ -4,22 +4,28 @@ use std::process::Output;
 
 use serde_json::Value;
 
+/// Upgrades asked for in a burst.
+const BURST: u32 = 100;
+
 /// What the clients do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Load {
     Short,
     Long,
     Both,
+    /// Short ones, with upgrades asked for faster than any of them is carried out.
+    Burst,
 }
 
 impl Load {
-    pub(crate) const ALL: [Load; 3] = [Load::Short, Load::Long, Load::Both];
+    pub(crate) const ALL: [Load; 4] = [Load::Short, Load::Long, Load::Both, Load::Burst];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Load::Short => "short",
             Load::Long => "long",
             Load::Both => "both",
+            Load::Burst => "burst",
         }
     }
 
@@ -27,6 +33,7 @@ impl Load {
         match self {
             Load::Short => "1000 short connections a second",
             Load::Long => "50 long-lived clients, 500 messages a second",
+            Load::Burst => "1000 short connections a second, upgrades asked for 1 to 5 ms apart",
             Load::Both => {
                 "500 short connections a second and 50 long-lived clients, 500 messages a second"
             }
@@ -35,7 +42,7 @@ impl Load {
 
     pub(crate) fn flags(self) -> [&'static str; 3] {
         match self {
-            Load::Short => ["--short-rate=1000", "--long-conns=0", "--long-rate=0"],
+            Load::Short | Load::Burst => ["--short-rate=1000", "--long-conns=0", "--long-rate=0"],
             Load::Long => ["--short-rate=0", "--long-conns=50", "--long-rate=500"],
             Load::Both => ["--short-rate=500", "--long-conns=50", "--long-rate=500"],
         }
@@ -66,12 +73,16 @@ impl Times {
         )
     }
 
-    pub(crate) fn flags(self) -> [String; 6] {
+    pub(crate) fn flags(self, load: Load) -> [String; 6] {
         let Times { calm_seconds, hups, interval_ms, settle_ms, max_seconds } = self;
+        let (hups, interval) = match load {
+            Load::Short | Load::Long | Load::Both => (hups, interval_ms.to_string()),
+            Load::Burst => (BURST, "1-5".to_owned()),
+        };
         [
             format!("--calm-seconds={calm_seconds}"),
             format!("--hups={hups}"),
-            format!("--interval-ms={interval_ms}"),
+            format!("--interval-ms={interval}"),
             format!("--settle-ms={settle_ms}"),
             format!("--max-seconds={max_seconds}"),
             // Whoever is not answered for so long counts as dropped.
@@ -93,6 +104,8 @@ pub(crate) struct Latency {
 pub(crate) struct Outcome {
     pub(crate) asked: u64,
     pub(crate) carried_out: u64,
+    /// One has started after the last was asked for. `None` where the pid file does not tell.
+    pub(crate) after_last: Option<bool>,
     pub(crate) dropped: u64,
     pub(crate) due: u64,
     pub(crate) calm: Option<Latency>,
@@ -125,6 +138,7 @@ impl Outcome {
         Ok(Outcome {
             asked: number("signals_sent").unwrap_or(0),
             carried_out: logged.or(number("upgrades_seen")).unwrap_or(0),
+            after_last: number("upgrades_started_after_last_signal").map(|count| count > 0),
             dropped: report["dropped"]["total"].as_u64().unwrap_or(0),
             due: number("short_connections_due").unwrap_or(0)
                 + number("long_messages_due").unwrap_or(0),

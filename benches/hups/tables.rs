@@ -14,7 +14,7 @@ pub(crate) fn print(group: Group, load: Load, rows: &[Row]) {
     println!("\n{}: {}\n", group.name(), load.words());
     line(
         "upgrades",
-        ["asked", "done", "dropped", "of", "to pid, ms", "least", "ratio", "most", "left"],
+        ["asked", "done", "last", "dropped", "of", "to pid, ms", "least", "ratio", "most", "left"],
     );
     let ours = rows.first().and_then(|row| row.outcomes.as_ref().ok());
     let our_time = ours.map_or(f64::NAN, |outcomes| times(outcomes).0);
@@ -43,7 +43,7 @@ pub(crate) fn print(group: Group, load: Load, rows: &[Row]) {
 pub(crate) fn legend() {
     println!(
         "\nasked, done, dropped, of: sums of the rounds; of: short connections and messages that were \
-         due\nto pid: from asking to the new process in the pid file, median of the rounds' medians; \
+         due\nlast: rounds in which an upgrade has started after the last was asked for\nto pid: from asking to the new process in the pid file, median of the rounds' medians; \
          a command's own time counts\nleast: of all upgrades; latency: medians of the rounds; \
          ratio: to the first row\nmost: processes at a time; left: half a second after the clients \
          have left; the most of the rounds; a master and a service manager count\nown p99: how late \
@@ -57,9 +57,15 @@ fn upgrades(name: &str, outcomes: &[Outcome], our_time: f64) {
     let (middle, least) = times(outcomes);
     let most = |figure: fn(&Outcome) -> usize| outcomes.iter().map(figure).max().unwrap_or(0);
     let gone = if outcomes.iter().any(|outcome| outcome.is_gone) { " gone" } else { "" };
+    let known = || outcomes.iter().filter_map(|outcome| outcome.after_last);
+    let last = match known().count() {
+        0 => "-".to_owned(),
+        count => format!("{} of {count}", known().filter(|is_so| *is_so).count()),
+    };
     let cells = [
         sum(|outcome| outcome.asked),
         sum(|outcome| outcome.carried_out),
+        last,
         sum(|outcome| outcome.dropped),
         sum(|outcome| outcome.due),
         figure(middle, 2),
@@ -118,7 +124,7 @@ fn figure(value: f64, decimals: usize) -> String {
 
 /// Narrower than the tables of other benches: there are many columns.
 fn line<const N: usize>(name: &str, cells: [&str; N]) {
-    let width = if N > 9 { 10 } else { 11 };
+    let width = if N > 10 { 10 } else { 11 };
     let cells: String = cells.iter().map(|cell| format!("{cell:>width$}")).collect();
     println!("{}", format!("{name:<14}{cells}").trim_end());
 }
