@@ -24,6 +24,10 @@ pub(crate) fn print(group: Group, load: Load, rows: &[Row]) {
             Err(how) => println!("{name:<14} missing: {how}"),
         }
     }
+    if load == Load::Burst {
+        // No request is far enough from the next upgrade.
+        return;
+    }
     println!();
     println!("{:<14}{:^40}{:^60}", "", "in calm", "within 50 ms after it was asked");
     let percentiles = ["p50", "p99", "p99.9", "worst"];
