@@ -1,7 +1,7 @@
 //! HAProxy and nginx, where they are installed.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::failed;
@@ -16,6 +16,13 @@ pub(crate) fn is_installed(program: &str) -> bool {
     let mut version = Command::new(program);
     version.arg("-v").stdout(Stdio::null()).stderr(Stdio::null());
     version.status().is_ok_and(|status| status.success())
+}
+
+/// The whole path of a program, without which nginx does not find its own file again.
+pub(crate) fn installed(program: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH")?;
+    let mut paths = std::env::split_paths(&folders).map(|folder| folder.join(program));
+    paths.find(|path| path.is_file())
 }
 
 /// The line of nginx's configuration that loads the stream module where it is one of its own.

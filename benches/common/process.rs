@@ -92,11 +92,22 @@ pub(crate) fn reap(pid: Pid) -> Result<(), String> {
     })
 }
 
-/// The children of a process's main thread, which inherits those of threads that have ended.
+/// The children of all of a process's threads.
 pub(crate) fn children(pid: Pid) -> Vec<Pid> {
-    let pid = pid.as_raw_pid();
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?)).collect()
+    let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).into_iter().flatten();
+    let lists = tasks.flatten().map(|task| fs::read_to_string(task.path().join("children")));
+    let mut all = Vec::new();
+    for list in lists.flatten() {
+        all.extend(list.split_whitespace().filter_map(|word| Pid::from_raw(word.parse().ok()?)));
+    }
+    all
+}
+
+/// Whether a process has ended and was not waited for, or is gone.
+pub(crate) fn has_ended(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).unwrap_or_default();
+    // The name stands in parentheses and may hold parentheses itself.
+    stat.rsplit_once(") ").is_none_or(|(_, after)| after.starts_with(['Z', 'X']))
 }
 
 /// What descends from a process.
