@@ -34,13 +34,15 @@ struct Wire {
     end: usize,
     /// What is still to be read of the record that is being read.
     of_record: usize,
+    /// How many records may be read still.
+    allowed: usize,
     outgoing: Vec<u8>,
 }
 
 impl Wire {
     fn new() -> Self {
         let incoming = vec![0; LONGEST + READ_BYTES];
-        Self { incoming, start: 0, end: 0, of_record: 0, outgoing: Vec::new() }
+        Self { incoming, start: 0, end: 0, of_record: 0, allowed: 0, outgoing: Vec::new() }
     }
 
     fn received(&self) -> &[u8] {
@@ -61,7 +63,9 @@ impl Wire {
 
     fn read(&mut self, into: &mut [u8]) -> Option<usize> {
         if self.of_record == 0 {
-            self.of_record = self.next_record()?;
+            let record = self.next_record().filter(|_| self.allowed > 0)?;
+            self.allowed -= 1;
+            self.of_record = record;
         }
         let count = into.len().min(self.of_record).min(self.end - self.start);
         into[..count].copy_from_slice(&self.received()[..count]);
@@ -85,6 +89,7 @@ pub(crate) fn load(received: &[u8]) {
             wire.incoming.resize(received.len() + READ_BYTES, 0);
         }
         (wire.start, wire.end, wire.of_record) = (0, received.len(), 0);
+        wire.outgoing.clear();
         wire.incoming[..received.len()].copy_from_slice(received);
     });
 }
@@ -106,6 +111,20 @@ pub(crate) fn receive_by(
 /// Whether TLS can go on with what is here.
 pub(crate) fn has_record() -> bool {
     WIRE.with_borrow(|wire| wire.next_record().is_some_and(|length| length > 0))
+}
+
+/// Lets TLS read so many records from here on, and no more. Answers how long the next one is, if there is one: TLS may read
+/// many in one call otherwise, and each of them may cost much.
+pub(crate) fn allow(records: usize) -> Option<usize> {
+    WIRE.with_borrow_mut(|wire| {
+        wire.allowed = records;
+        wire.next_record().filter(|length| *length > 0)
+    })
+}
+
+/// Forgets what TLS has written and nobody has sent: it was for a session whose turn has failed.
+pub(crate) fn forget_unsent() {
+    WIRE.with_borrow_mut(|wire| wire.outgoing.clear());
 }
 
 /// Takes what TLS has not read, into an empty buffer.
@@ -188,12 +207,14 @@ mod tests {
             assert_eq!(rest, record[..there]);
         }
         load(&record[..3]);
+        assert_eq!(allow(1), None);
         let more = receive_by(READ_BYTES, |into| {
             into[..5].copy_from_slice(&[0, 2, b'a', b'b', 22]);
             Ok(5)
         });
         assert_eq!(more.unwrap(), 5);
         assert!(has_record());
+        assert_eq!(allow(1), Some(7));
         // As s2n-tls reads: the head, and then what that says.
         assert_eq!(reads(HEAD).unwrap(), record[..HEAD]);
         assert_eq!(reads(2).unwrap(), b"ab");
@@ -208,6 +229,8 @@ mod tests {
         for bytes in [&b"GET / HTTP/1.1\r\n"[..], &[0x80, 46, 1, 3, 1], &[22, 3, 1, 255, 255]] {
             load(bytes);
             assert!(has_record());
+            assert_eq!(reads(100), None);
+            assert_eq!(allow(1), Some(bytes.len()));
             assert_eq!(reads(100).unwrap(), bytes);
         }
     }

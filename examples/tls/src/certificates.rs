@@ -79,7 +79,7 @@ pub(crate) fn config_of_moved() -> Result<Config, Error> {
 
 fn bare(oldest: Oldest) -> Result<Builder, Error> {
     let mut config = Config::builder();
-    // Nobody's certificate is looked at.
+    // The proxy does not verify client certificates.
     config.with_system_certs(false)?;
     let policy = match oldest {
         Oldest::Tls12 => POLICY,

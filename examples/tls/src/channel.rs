@@ -6,19 +6,23 @@ use std::task::Poll;
 
 use s2n_tls::config::Config;
 use s2n_tls::connection::Connection;
-use s2n_tls::enums::{Blinding, Mode, PeerKeyUpdate};
+use s2n_tls::enums::{Blinding, Mode, PeerKeyUpdate, Version};
 use s2n_tls::error::Error;
 use tablecloth::Stream;
 use zeroize::Zeroizing;
 
 use super::about::About;
-use super::callbacks;
+use super::callbacks::{self, READ_BYTES};
 use super::end::End;
 use super::rest::Rest;
 
 /// The plaintext of the longest record: there has to be room for it, or a part of it would stay where it cannot be
 /// moved from.
 pub(crate) const RECORD_BYTES: usize = 16 * 1024;
+/// A record takes as much of a turn as one of that length, however short it is.
+const RECORD_COST: usize = 1024;
+/// How often a client may renew its keys without saying anything. Each time costs two derivations.
+const IDLE_UPDATES: u32 = 32;
 
 /// A client's socket, and its TLS.
 pub(crate) struct Channel {
@@ -26,8 +30,10 @@ pub(crate) struct Channel {
     tls: Tls,
     /// The client has asked for new keys, and nothing was encrypted since (KeyUpdate, RFC 8446, section 4.6.3).
     owes_keys: bool,
-    /// How often it has, as far as this was looked at.
+    /// How often it has renewed its keys, as far as this was looked at.
     key_updates: u8,
+    /// How often since the last byte of plaintext.
+    idle_updates: u32,
     /// Received, and not decrypted yet: a part of a record, or records whose plaintext nobody takes yet.
     received: Vec<u8>,
     /// Whether something of that can be decrypted.
@@ -36,6 +42,10 @@ pub(crate) struct Channel {
     unsent: Rest,
     /// The end of the connection was read, or a close_notify.
     at_end: bool,
+    /// TLS reads nothing more, because TLS 1.2 ends in both directions at once: what comes is thrown away.
+    deaf: bool,
+    /// The sending direction of the socket was ended.
+    shut: bool,
     /// What is to be told when the bytes before it were: an end, or why nothing more can be decrypted.
     last: Option<io::Result<Read>>,
 }
@@ -51,6 +61,8 @@ enum Tls {
 pub(crate) enum Read {
     /// So many bytes of plaintext.
     Bytes(usize),
+    /// Something came that is no plaintext, and there may be more.
+    Other,
     /// There is nothing at present.
     Nothing,
     /// The client has said that it is at its end.
@@ -85,10 +97,13 @@ impl Channel {
             tls,
             owes_keys: false,
             key_updates: 0,
+            idle_updates: 0,
             received: Vec::new(),
             has_record: false,
             unsent: Rest::default(),
             at_end: false,
+            deaf: false,
+            shut: false,
             last: None,
         }
     }
@@ -103,7 +118,8 @@ impl Channel {
     }
 
     /// Has the connection sleep, if it can: its handshake is done, and neither side has said that it is at its end.
-    /// Answers whether it does.
+    /// Answers whether it does. (A KeyUpdate of which one record has a part and the next one the rest is lost between
+    /// the two. Nobody sends five bytes in two records, and only this client's connection would break.)
     pub(crate) fn sleep(&mut self) -> bool {
         let Tls::Awake(tls) = &self.tls else { return true };
         if self.at_end || self.last.is_some() {
@@ -178,8 +194,10 @@ impl Channel {
     /// Goes on with the handshake as far as the client lets it. An error was told to the client, if it can be.
     pub(crate) fn handshake(&mut self) -> io::Result<Handshake> {
         loop {
+            self.flush()?;
             callbacks::load(&self.received);
             let read = self.receive(RECORD_BYTES);
+            callbacks::allow(usize::MAX);
             // One that sleeps has its handshake behind it.
             let Tls::Awake(tls) = &mut self.tls else { return Ok(Handshake::Done) };
             let negotiated = tls.poll_negotiate().map_ok(drop);
@@ -203,28 +221,51 @@ impl Channel {
     }
 
     /// Decrypts what there is, into a buffer with room for several records; `most` is how much may be read from the
-    /// socket at a time.
+    /// socket. Answers also how much of a turn that has taken, in bytes.
     pub(crate) fn read(
         &mut self,
         plain: &mut [u8],
         most: usize,
         moved: &Config,
-    ) -> io::Result<Read> {
+    ) -> (io::Result<Read>, usize) {
         if let Some(last) = self.last.take() {
-            return last;
+            return (last, 0);
         }
-        loop {
-            callbacks::load(&self.received);
-            let has_record = self.has_record && callbacks::has_record();
-            let received = if has_record { Ok(None) } else { self.receive(most) };
-            let decrypted = self.decrypt(plain, moved);
-            self.unload();
-            match (decrypted, received?) {
-                (Ok(Read::Nothing), Some(0)) if self.at_end => return Ok(Read::Cut),
-                // A part of a record.
-                (Ok(Read::Nothing), Some(_)) => {}
-                (read, _) => return read,
+        if self.deaf {
+            return self.throw_away(most);
+        }
+        callbacks::load(&self.received);
+        let had_record = self.has_record && callbacks::has_record();
+        let received = if had_record { Ok(None) } else { self.receive(most) };
+        let (decrypted, cost) = self.decrypt(plain, moved);
+        self.unload();
+        let cost = cost.max(received.as_ref().map_or(0, |read| read.unwrap_or_default()));
+        let read = match (decrypted, received) {
+            (Ok(Read::Nothing), Ok(Some(0))) => Ok(Read::Cut),
+            // A part of a record, or one without plaintext.
+            (Ok(Read::Nothing), Ok(Some(_))) => Ok(Read::Other),
+            (Ok(Read::Nothing), Ok(None)) if had_record => Ok(Read::Other),
+            (Ok(Read::Nothing), Err(error)) => Err(error),
+            (read, Err(error)) => {
+                self.last = Some(Err(error));
+                read
             }
+            (read, Ok(_)) => read,
+        };
+        (read, cost)
+    }
+
+    /// Reads until the client has ended the connection, so that no reset overtakes what was said to it.
+    fn throw_away(&mut self, most: usize) -> (io::Result<Read>, usize) {
+        (self.received, self.has_record) = (Vec::new(), false);
+        callbacks::load(&[]);
+        let received = self.receive(most);
+        callbacks::load(&[]);
+        match received {
+            Ok(Some(0)) => (Ok(Read::End), 0),
+            Ok(Some(count)) => (Ok(Read::Other), count),
+            Ok(None) => (Ok(Read::Nothing), 0),
+            Err(error) => (Err(error), 0),
         }
     }
 
@@ -242,38 +283,58 @@ impl Channel {
         Ok(read)
     }
 
-    fn decrypt(&mut self, plain: &mut [u8], moved: &Config) -> io::Result<Read> {
-        if !callbacks::has_record() {
-            return Ok(Read::Nothing);
-        }
-        let tls = self.tls(moved)?;
-        let (mut filled, mut ended) = (0, false);
+    /// Decrypts records one by one. Answers also what that has cost.
+    fn decrypt(&mut self, plain: &mut [u8], moved: &Config) -> (io::Result<Read>, usize) {
+        let (mut filled, mut cost) = (0, 0);
         let read = loop {
-            if plain.len() - filled < RECORD_BYTES {
+            if plain.len() - filled < RECORD_BYTES || cost >= READ_BYTES {
                 break Ok(Read::Nothing);
             }
-            match tls.poll_recv(&mut plain[filled..]) {
+            let Some(length) = callbacks::allow(1) else { break Ok(Read::Nothing) };
+            cost += length.max(RECORD_COST);
+            let tls = match self.tls(moved) {
+                Ok(tls) => tls,
+                Err(error) => break Err(error),
+            };
+            let received = tls.poll_recv(&mut plain[filled..]);
+            let updates = tls.key_update_counts().map_or(0, |counts| counts.recv_key_updates);
+            self.note_key_updates(updates);
+            match received {
                 Poll::Ready(Ok(0)) => {
-                    ended = true;
+                    self.at_end = true;
                     break Ok(Read::End);
                 }
-                Poll::Ready(Ok(count)) => filled += count,
-                Poll::Pending => break Ok(Read::Nothing),
+                Poll::Ready(Ok(count)) => {
+                    filled += count;
+                    self.idle_updates = 0;
+                }
+                Poll::Pending if self.idle_updates > IDLE_UPDATES => {
+                    break Err(io::Error::other("TLS: its keys are renewed again and again"));
+                }
+                // A record without plaintext.
+                Poll::Pending => {}
                 Poll::Ready(Err(error)) => break Err(words(&error)),
             }
         };
-        let key_updates = tls.key_update_counts().map_or(0, |counts| counts.recv_key_updates);
-        self.owes_keys |= key_updates != self.key_updates;
-        self.key_updates = key_updates;
-        self.at_end |= ended;
-        match read {
+        let read = match read {
             read if filled == 0 => read,
             Ok(Read::Nothing) => Ok(Read::Bytes(filled)),
             last => {
                 self.last = Some(last);
                 Ok(Read::Bytes(filled))
             }
-        }
+        };
+        (read, cost)
+    }
+
+    /// The client has renewed its keys so often, which is counted up to 255 from when the connection was waked.
+    fn note_key_updates(&mut self, updates: u8) {
+        // Beyond that each record may be one.
+        let is_beyond = updates == u8::MAX;
+        self.owes_keys |= updates != self.key_updates || is_beyond;
+        let more = updates.saturating_sub(self.key_updates).max(is_beyond.into());
+        self.idle_updates += u32::from(more);
+        self.key_updates = updates;
     }
 
     fn unload(&mut self) {
@@ -283,6 +344,7 @@ impl Channel {
 
     /// Encrypts all of it, and sends what the socket takes. Nothing was [unsent](Channel::has_unsent) before.
     pub(crate) fn write(&mut self, plain: &[u8], moved: &Config) -> io::Result<()> {
+        callbacks::forget_unsent();
         let tls = self.tls(moved)?;
         // Whatever is written is taken.
         for piece in plain.chunks(RECORD_BYTES) {
@@ -321,17 +383,27 @@ impl Channel {
         Ok(())
     }
 
-    /// Tells the client that nothing more comes.
+    /// Tells the client that nothing more comes. In TLS 1.2 that is the end of both directions (RFC 5246, section 7.2.1).
     pub(crate) fn close_notify(&mut self, moved: &Config) -> io::Result<()> {
+        callbacks::forget_unsent();
+        self.deaf |= !self.has_two_ends(moved)?;
         if let Poll::Ready(Err(error)) = self.tls(moved)?.poll_shutdown_send().map_ok(drop) {
             return Err(words(&error));
         }
         self.send()
     }
 
+    /// Whether one direction can end and the other one go on.
+    pub(crate) fn has_two_ends(&mut self, moved: &Config) -> io::Result<bool> {
+        Ok(matches!(self.tls(moved)?.actual_protocol_version(), Ok(Version::TLS13)))
+    }
+
     /// Ends the sending direction of the socket, when everything was sent.
-    pub(crate) fn shut(&self) -> io::Result<()> {
-        self.end.stream.shutdown(Shutdown::Write)
+    pub(crate) fn shut(&mut self) {
+        if !std::mem::replace(&mut self.shut, true) {
+            // Fails if the client has ended the other one, and all is said then.
+            let _ = self.end.stream.shutdown(Shutdown::Write);
+        }
     }
 
     /// Forgets what is to be sent: nobody takes it any more.
@@ -350,7 +422,8 @@ impl Channel {
 
 fn connection(config: &Config) -> Result<Connection, Error> {
     let mut tls = Connection::new(Mode::Server);
-    // It would sleep else. What it hides by that are the timings of ciphers that are not used here.
+    // Otherwise s2n-tls would call nanosleep(2) on the loop's thread after an error. What it hides by that are the timings of
+    // ciphers that are not used here.
     tls.set_blinding(Blinding::SelfService)?;
     tls.set_config(config.clone())?;
     tls.prefer_throughput()?;

@@ -65,6 +65,8 @@ at the start and with every HUP; each of their addresses is an upstream.
 ";
 
 fn main() -> ExitCode {
+    // Before anything is read, and in the init, too, which has the keys of tickets.
+    secrecy::hide_memory();
     let program = Program {
         name: "tls-proxy",
         usage: USAGE,
@@ -72,8 +74,5 @@ fn main() -> ExitCode {
         schemas: packed::SCHEMAS,
         init: |init| init.file(tickets::NAME, Tickets::make),
     };
-    serve::main(program, |server, settled, buffer_bytes| {
-        secrecy::hide_memory();
-        Proxy::new(server, settled, buffer_bytes)
-    })
+    serve::main(program, Proxy::new)
 }

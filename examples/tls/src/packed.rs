@@ -35,6 +35,9 @@ use super::vault::Vault;
 /// The forms of a packed session.
 pub(crate) const SCHEMAS: RangeInclusive<u32> = 1..=1;
 
+/// Numbers and lengths, and what is known of TLS.
+const HEAD_BYTES: usize = 2048;
+
 const CONNECTING: u8 = 1;
 const OWES_KEYS: u8 = 2;
 
@@ -65,9 +68,15 @@ pub(crate) fn pack(
     session.leaves(&link);
     let TlsSession { tunnel, peer, front, opened, .. } = session;
     let Link { about, upstream, connected, .. } = *link;
-    let mut state = Zeroizing::new(Vec::new());
     let peer = text_of(&peer);
-    for text in [&*front.route.name, &*peer, &*upstream.text] {
+    let Tunnel { client, upstream: end, connecting, forward, back, kept, active, .. } = tunnel;
+    let (stream, State { keys, owes_keys, received, unsent }) = client.into_state();
+    let texts = [&*front.route.name, &*peer, &*upstream.text];
+    let parts = [&keys[..], &received, &unsent, kept.bytes()];
+    let lengths = texts.iter().map(|text| text.len()).chain(parts.iter().map(|part| part.len()));
+    // It never grows: what it left behind then would not be zeroed.
+    let mut state = Zeroizing::new(Vec::with_capacity(HEAD_BYTES + lengths.sum::<usize>()));
+    for text in texts {
         // Each of them is an address, which is no longer than a line of the routes.
         state.extend((text.len() as u16).to_le_bytes());
         state.extend(text.as_bytes());
@@ -75,19 +84,17 @@ pub(crate) fn pack(
     about.pack(&mut state);
     state.extend(micros(opened, now).to_le_bytes());
     state.extend(connected.unwrap_or(u32::MAX).to_le_bytes());
-    let Tunnel { client, upstream, connecting, forward, back, kept, active, .. } = tunnel;
-    let (stream, State { keys, owes_keys, received, unsent }) = client.into_state();
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
     state.push(flag(connecting, CONNECTING) | flag(owes_keys, OWES_KEYS));
     state.extend(micros(active, now).to_le_bytes());
     state.extend(forward.moved.to_le_bytes());
     state.extend(back.moved.to_le_bytes());
-    for bytes in [&keys[..], &received, &unsent, kept.bytes()] {
+    for bytes in parts {
         state.extend((bytes.len() as u32).to_le_bytes());
         state.extend(bytes);
     }
-    let streams = [stream].into_iter().chain(upstream.map(|upstream| upstream.stream)).collect();
-    // A key seals as often as is wanted; if it did not, the session would be refused where it is put together.
+    let streams = [stream].into_iter().chain(end.map(|end| end.stream)).collect();
+    // Sealing does not fail at these sizes. An empty state would be refused by `unpack`.
     let sealed = vault.seal(state).unwrap_or_default();
     Ok(Packed::new(*SCHEMAS.end(), sealed, streams))
 }

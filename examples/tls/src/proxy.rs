@@ -12,6 +12,7 @@ use super::channel::words;
 use super::front::Front;
 use super::packed::{self, Kit};
 use super::routes::Route;
+use super::secrecy;
 use super::serve::{self, Settled};
 use super::session::TlsSession;
 use super::settings::Settings;
@@ -33,6 +34,10 @@ pub(crate) struct Proxy {
     /// What seals the sessions that leave, and what has sealed those that come.
     leaving: Option<Vault>,
     coming: Option<Vault>,
+    /// The successor is dead, and what it had not taken is back by the next tick.
+    forgets: bool,
+    /// Not every front has the newest keys of tickets.
+    is_stale: bool,
     /// When the keys of tickets are looked at next.
     look: Option<Instant>,
 }
@@ -62,6 +67,8 @@ impl Proxy {
             pool: Pool::new(buffer_bytes, moved),
             leaving: None,
             coming: None,
+            forgets: false,
+            is_stale: false,
             look: None,
         })
     }
@@ -70,12 +77,14 @@ impl Proxy {
         self.fronts.iter().find(|front| *front.route.name == *listener)
     }
 
-    /// New connections get tickets by the newest key.
+    /// New connections get tickets by the keys that count by now.
     fn renew(&mut self) -> io::Result<()> {
-        if self.tickets.look()? {
+        self.is_stale |= self.tickets.look()?;
+        if self.is_stale {
             for front in &self.fronts {
                 front.renew(self.tickets.keys()).map_err(|error| words(&error))?;
             }
+            self.is_stale = false;
         }
         Ok(())
     }
@@ -87,9 +96,12 @@ impl Handler for Proxy {
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<TlsSession> {
         let front = self.front(&accepted.listener).ok_or(io::ErrorKind::NotFound)?;
         let front = Rc::clone(front);
-        // Nobody is accepted before the predecessor has ceased to accept, and to take turns.
+        // Nobody is accepted before the predecessor has ceased to accept. A handshake that ends there later may still take
+        // a turn, which the two count separately then.
         self.turns.read(&self.routes);
         if self.look.is_none() {
+            // The first process has changed its user by now, and with that the kernel has forgotten it (prctl(2)).
+            secrecy::hide_memory();
             self.tick(cx);
         }
         TlsSession::open(cx, accepted, front, &self.pool)
@@ -138,7 +150,7 @@ impl Handler for Proxy {
         _: RangeInclusive<u32>,
     ) -> io::Result<Option<HandedOver>> {
         let (vault, file) = Vault::make()?;
-        self.leaving = Some(vault);
+        (self.leaving, self.forgets) = (Some(vault), false);
         Ok(Some(HandedOver::new(*packed::SCHEMAS.end(), Vec::new()).with(vec![file])))
     }
 
@@ -149,12 +161,19 @@ impl Handler for Proxy {
         Ok(())
     }
 
+    fn successor_gone(&mut self, _: &mut Context<'_>) {
+        self.forgets = true;
+    }
+
     /// All sessions that it had have come.
     fn predecessor_gone(&mut self, _: &mut Context<'_>) {
         self.coming = None;
     }
 
     fn tick(&mut self, cx: &mut Context<'_>) {
+        if std::mem::take(&mut self.forgets) {
+            self.leaving = None;
+        }
         if let Err(error) = self.renew() {
             log::warn!("the keys of tickets stay as they are: {error}");
         }

@@ -118,7 +118,6 @@ impl TlsSession {
     /// The handshake is done: connects to the upstream whose turn it is.
     fn shaken(&mut self, cx: &mut Context<'_>, turns: &Turns) -> Verdict {
         let about = self.tunnel.client.about();
-        self.front.shaken(about.resumed);
         let route = Rc::clone(&self.front.route);
         let local = self.tunnel.client.end.stream.local_address();
         let first = match (route.settings.send_proxy, local) {
@@ -126,6 +125,7 @@ impl TlsSession {
             (true, Err(error)) => return self.refuse(cx.now(), &error),
             (false, _) => Vec::new(),
         };
+        self.front.shaken(about.resumed);
         let mut tried = Vec::new();
         let connected = connect(cx, &route, &mut tried, false, |_| Ok(()));
         turns.write(&route);
@@ -219,7 +219,10 @@ impl TlsSession {
             link.tried.push(link.upstream.place());
         }
         // It has the same token as the next one: nothing more may be heard of it.
-        drop(self.tunnel.upstream.take());
+        if let Some(upstream) = self.tunnel.upstream.take() {
+            // A process that is being spawned may have the socket still: it has to leave the loop by itself.
+            drop(upstream.stream.into_fd());
+        }
         let sent = |_: &mut Stream| Ok(());
         let (upstream, stream) = connect(cx, &self.front.route, &mut link.tried, false, sent)?;
         link.upstream.counters.left();

@@ -41,11 +41,12 @@ const KEY_BYTES: usize = 8 + NAME_BYTES + SECRET_BYTES;
 
 /// A key, which is zeroed when it is dropped.
 #[derive(Clone)]
-pub(crate) struct Key(Zeroizing<[u8; KEY_BYTES]>);
+pub(crate) struct Key(Box<Zeroizing<[u8; KEY_BYTES]>>);
 
 impl Key {
     fn new(begins: Duration) -> io::Result<Self> {
-        let mut key = Zeroizing::new([0; KEY_BYTES]);
+        // Where it stays: a copy of it would not be zeroed.
+        let mut key = Box::new(Zeroizing::new([0; KEY_BYTES]));
         rand::fill(&mut key[8..]).map_err(|_| io::Error::other("no random bytes are to be had"))?;
         key[..8].copy_from_slice(&begins.as_secs().to_le_bytes());
         Ok(Self(key))
@@ -116,18 +117,18 @@ impl Tickets {
             // The first one counts at once: nobody has to read it before.
             let begins = if keys.is_empty() { now } else { now + NOTICE };
             let all = self.read_all()?;
-            let free = (0..KEYS).min_by_key(|place| all.get(*place).map_or(0, Key::seconds));
+            let counts = |key: &Key| if is_of(key, now) { key.seconds() } else { 0 };
+            let free = (0..KEYS).min_by_key(|place| all.get(*place).map_or(0, counts));
             let key = Key::new(begins)?;
-            self.file.write_all_at(&*key.0, (free.unwrap_or_default() * KEY_BYTES) as u64)?;
+            self.file.write_all_at(&**key.0, (free.unwrap_or_default() * KEY_BYTES) as u64)?;
         }
         self.read(now)
     }
 
     /// The keys that count, or will, in the order in which they begin.
     fn read(&self, now: Duration) -> io::Result<Vec<Key>> {
-        let lives = (ENCRYPTS + DECRYPTS).as_secs();
         let mut keys = self.read_all()?;
-        keys.retain(|key| key.seconds() > 0 && key.seconds() + lives > now.as_secs());
+        keys.retain(|key| is_of(key, now));
         keys.sort_by_key(Key::seconds);
         Ok(keys)
     }
@@ -135,8 +136,8 @@ impl Tickets {
     fn read_all(&self) -> io::Result<Vec<Key>> {
         let mut keys = Vec::new();
         for place in 0..KEYS {
-            let mut key = Zeroizing::new([0; KEY_BYTES]);
-            match self.file.read_exact_at(&mut *key, (place * KEY_BYTES) as u64) {
+            let mut key = Box::new(Zeroizing::new([0; KEY_BYTES]));
+            match self.file.read_exact_at(&mut **key, (place * KEY_BYTES) as u64) {
                 Ok(()) => keys.push(Key(key)),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                 Err(error) => return Err(error),
@@ -163,6 +164,13 @@ impl Tickets {
             ))),
         }
     }
+}
+
+/// Whether a key counts, or will soon. One of a time when the clock was ahead does not.
+fn is_of(key: &Key, now: Duration) -> bool {
+    let lives = (ENCRYPTS + DECRYPTS).as_secs();
+    let ends = key.seconds().saturating_add(lives);
+    (1..=(now + 2 * NOTICE).as_secs()).contains(&key.seconds()) && ends > now.as_secs()
 }
 
 /// Whether the newest key has given tickets for as long as it should.
@@ -200,6 +208,9 @@ mod tests {
             assert!(hour == 0 || newest.begins() > now, "everybody reads it before it counts");
             secrets.push(newest.secret().to_vec());
         }
+        // The clock goes back.
+        assert!(one.look_at(begin).unwrap());
+        assert!(one.keys().iter().any(|key| key.begins() <= begin + 2 * NOTICE));
         secrets.sort();
         secrets.dedup();
         assert_eq!(secrets.len(), 40);

@@ -37,7 +37,7 @@ impl Pool {
         Self { plain: vec![0; READ_BYTES].into(), moved, bound, used: Rc::default() }
     }
 
-    /// How much may be read at a time: at the bound no session stops, but each keeps little.
+    /// How much may be read at a time. When the pool is full, sessions keep going, but each reads one record at a time.
     fn most(&self) -> usize {
         if self.used.get() < self.bound { READ_BYTES } else { RECORD_BYTES }
     }
@@ -222,6 +222,10 @@ impl Tunnel {
         if let Some(upstream) = &mut self.upstream {
             upstream.note(event.of(1));
         }
+        if self.connecting {
+            // What is left of the handshake. An error is found again when there is more to be said.
+            let _ = self.client.flush();
+        }
         let is_late = event.is_timeout()
             && self.deadline(shaking, patience).is_some_and(|deadline| deadline <= now);
         if self.is_shaking() {
@@ -233,7 +237,7 @@ impl Tunnel {
             };
         }
         if self.connecting
-            && let Some(turn) = self.connect(now, is_late)
+            && let Some(turn) = self.connect(now, patience)
         {
             return turn;
         }
@@ -268,7 +272,8 @@ impl Tunnel {
     }
 
     /// Until the upstream is connected to, or not.
-    fn connect(&mut self, now: Instant, is_late: bool) -> Option<Turn> {
+    fn connect(&mut self, now: Instant, patience: Patience) -> Option<Turn> {
+        let is_late = self.active.checked_add(patience.connect).is_some_and(|last| last <= now);
         let upstream = self.upstream.as_mut()?;
         if upstream.stream.queues_until().is_some() {
             match upstream.stream.queue_up(now) {
@@ -368,17 +373,23 @@ impl Tunnel {
                 return Ok(true);
             }
             let most = pool.most();
-            match self.client.read(&mut pool.plain, most, &pool.moved).map_err(Broken::Source)? {
+            let (read, cost) = self.client.read(&mut pool.plain, most, &pool.moved);
+            budget = budget.saturating_sub(cost);
+            match read.map_err(Broken::Source)? {
                 Read::Bytes(count) => {
-                    budget = budget.saturating_sub(count);
                     let written = upstream.write(&pool.plain[..count]).map_err(Broken::Sink)?;
                     way.moved += written as u64;
                     self.kept = Rest::of(&pool.plain[written..count]);
                 }
+                Read::Other => {}
                 Read::Nothing => return Ok(false),
-                Read::End => way.ended = true,
-                // Nothing more is to come from the upstream, so that nobody waits for more of the client.
-                Read::Cut if self.back.over => way.ended = true,
+                Read::End => {
+                    way.ended = true;
+                    // The other direction has ended with it, and what the upstream says now is for nobody.
+                    if !self.client.has_two_ends(&pool.moved).map_err(Broken::Source)? {
+                        self.back.ended = true;
+                    }
+                }
                 Read::Cut => {
                     let reason = "the connection ended without a close_notify";
                     let error = io::Error::new(io::ErrorKind::UnexpectedEof, reason);
@@ -399,12 +410,13 @@ impl Tunnel {
                 return Ok(false);
             }
             if way.ended {
-                if !std::mem::replace(&mut way.over, true) {
+                // An upstream that has broken off is not at its end: the reset tells.
+                if !std::mem::replace(&mut way.over, true) && self.breaking.is_none() {
                     client.close_notify(&pool.moved).map_err(Broken::Sink)?;
                     continue;
                 }
-                if !self.forward.over {
-                    client.shut().map_err(Broken::Sink)?;
+                if !self.forward.over && self.breaking.is_none() {
+                    client.shut();
                 }
                 return Ok(false);
             }

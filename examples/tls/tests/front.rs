@@ -214,6 +214,156 @@ fn what_is_cut_off_does_not_look_whole() {
     }
 }
 
+/// Whoever ends first, the other one hears all that was said before, and an end.
+#[test]
+fn both_sides_end_in_either_order() {
+    const BYTES: usize = 4 * 1024 * 1024;
+    let (ends, end) = mpsc::channel();
+    let to = upstream(move |mut stream| {
+        let mut first = [0; 1];
+        stream.read_exact(&mut first).unwrap();
+        let answer = vec![7; BYTES];
+        match &first {
+            // It ends first, and goes on to listen.
+            b"u" => {
+                stream.write_all(&answer).unwrap();
+                stream.shutdown(std::net::Shutdown::Write).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                let mut heard = Vec::new();
+                let read = stream.read_to_end(&mut heard).map_err(|error| error.kind());
+                ends.send(read).unwrap();
+            }
+            // It answers when the client is at its end.
+            _ => {
+                let mut heard = Vec::new();
+                let read = stream.read_to_end(&mut heard).map_err(|error| error.kind());
+                let _ = stream.write_all(&answer);
+                ends.send(read).unwrap();
+            }
+        }
+    });
+    let proxy = Proxy::start(&to, &[]);
+    for (version, has_two_ends) in VERSIONS.into_iter().zip([false, true]) {
+        let config = config(version, &[]);
+        // The upstream ends, and the client has nothing more to say.
+        let mut client = Client::connect(proxy.address, &config, "localhost");
+        client.say(b"u");
+        assert_eq!(client.hear_all(BYTES).unwrap(), vec![7; BYTES]);
+        assert_eq!(client.hear(1).unwrap(), b"", "an end that was said");
+        client.close_notify();
+        drop(client);
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap(), Ok(0), "{version:?}");
+        // The upstream ends, and the client has more to say, which only TLS 1.3 has room for.
+        let mut client = Client::connect(proxy.address, &config, "localhost");
+        client.say(b"u");
+        assert_eq!(client.hear_all(BYTES).unwrap(), vec![7; BYTES]);
+        assert_eq!(client.hear(1).unwrap(), b"");
+        let text = if has_two_ends { BYTES } else { 0 };
+        client.say(&vec![9; text]);
+        client.close_notify();
+        client.shutdown();
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap(), Ok(text), "{version:?}");
+        // The client ends, and is still to hear the answer, which only TLS 1.3 has room for.
+        let mut client = Client::connect(proxy.address, &config, "localhost");
+        client.say(b"client");
+        client.close_notify();
+        assert_eq!(end.recv_timeout(PATIENCE).unwrap(), Ok(5), "{version:?}");
+        if has_two_ends {
+            assert_eq!(client.hear_all(BYTES).unwrap(), vec![7; BYTES]);
+        }
+        assert_eq!(client.hear(1).unwrap(), b"", "the end is said back");
+    }
+}
+
+/// The reset is found by a write, or by an event, and not by a read.
+#[test]
+fn an_upstream_that_resets_in_the_middle_is_no_end_for_the_client() {
+    let to = upstream(|mut stream| {
+        let _ = stream.read(&mut [0; 1]);
+        stream.write_all(&[7; 1000]).unwrap();
+        // With bytes that nobody has read it ends by a reset.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    });
+    let proxy = Proxy::start(&to, &[]);
+    for version in VERSIONS {
+        for _ in 0..5 {
+            let mut client = Client::connect(proxy.address, &config(version, &[]), "localhost");
+            let mut socket = client.socket.try_clone().unwrap();
+            let records = client.records_of(&vec![1; 8 * 1024 * 1024]);
+            let sending = std::thread::spawn(move || drop(socket.write_all(&records)));
+            let end = loop {
+                match client.hear(1000) {
+                    Ok(text) if text.is_empty() => break Ok(()),
+                    Ok(_) => {}
+                    Err(error) => break Err(error),
+                }
+            };
+            assert!(end.is_err(), "an end that nobody has said");
+            sending.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_unix_upstream_with_a_full_queue_is_waited_for() {
+    use nix::sys::socket::{Backlog, UnixAddr, bind, listen, socket};
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("upstream");
+    let kind = nix::sys::socket::SockType::Stream;
+    let none = nix::sys::socket::SockFlag::empty();
+    let server = socket(nix::sys::socket::AddressFamily::Unix, kind, none, None).unwrap();
+    bind(std::os::fd::AsRawFd::as_raw_fd(&server), &UnixAddr::new(&path).unwrap()).unwrap();
+    listen(&server, Backlog::new(0).unwrap()).unwrap();
+    // The queue has room for one.
+    let _first = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    let server = std::os::unix::net::UnixListener::from(server);
+    let proxy = Proxy::start(&format!("unix:{}", path.display()), &[]);
+    let mut client = Client::connect(proxy.address, &config(VERSIONS[1], &[]), "localhost");
+    client.say(b"hello");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let _first = server.accept().unwrap();
+    let (mut stream, _) = server.accept().unwrap();
+    let mut heard = [0; 5];
+    stream.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"hello");
+}
+
+/// Records without plaintext between those with some: nothing is lost, and nobody waits.
+#[test]
+fn keys_are_renewed_in_the_middle_of_bulk_and_not_for_ever() {
+    let proxy = Proxy::start(&echo(), &[]);
+    let mut client = Client::connect(proxy.address, &config(VERSIONS[1], &[]), "localhost");
+    for round in 0..10 {
+        let mut records = Vec::new();
+        for piece in 0..40 {
+            records.extend(client.records_of(&[piece; 16 * 1024]));
+            client.tls.refresh_traffic_keys().unwrap();
+            while client.tls.wants_write() {
+                client.tls.write_tls(&mut records).unwrap();
+            }
+        }
+        let mut socket = client.socket.try_clone().unwrap();
+        let sending = std::thread::spawn(move || socket.write_all(&records).unwrap());
+        let heard = client.hear_all(40 * 16 * 1024).unwrap();
+        let pieces = heard.chunks(16 * 1024).enumerate();
+        assert!(
+            pieces.into_iter().all(|(piece, it)| it.iter().all(|byte| usize::from(*byte) == piece)),
+            "round {round}"
+        );
+        sending.join().unwrap();
+    }
+    let mut records = Vec::new();
+    for _ in 0..100 {
+        client.tls.refresh_traffic_keys().unwrap();
+        while client.tls.wants_write() {
+            client.tls.write_tls(&mut records).unwrap();
+        }
+    }
+    client.socket.write_all(&records).unwrap();
+    let end = client.hear(1).unwrap_err();
+    assert_ne!(end.kind(), ErrorKind::WouldBlock, "it does nothing else, and is cut off");
+}
+
 #[test]
 fn who_does_not_speak_tls_is_gone_soon_and_who_says_nothing_after_the_timeout() {
     let proxy = Proxy::start(&echo(), &["--handshake-timeout", "0.2"]);
