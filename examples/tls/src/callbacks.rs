@@ -127,6 +127,11 @@ pub(crate) fn forget_unsent() {
     WIRE.with_borrow_mut(|wire| wire.outgoing.clear());
 }
 
+/// Whether TLS has read something of what was put here.
+pub(crate) fn was_read() -> bool {
+    WIRE.with_borrow(|wire| wire.start > 0)
+}
+
 /// Takes what TLS has not read, into an empty buffer.
 pub(crate) fn unload(into: &mut Vec<u8>) {
     WIRE.with_borrow_mut(|wire| {

@@ -38,6 +38,8 @@ pub(crate) struct Channel {
     received: Vec<u8>,
     /// Whether something of that can be decrypted.
     has_record: bool,
+    /// TLS has read something.
+    begun: bool,
     /// Encrypted, and not taken by the socket yet.
     unsent: Rest,
     /// The end of the connection was read, or a close_notify.
@@ -100,6 +102,7 @@ impl Channel {
             idle_updates: 0,
             received: Vec::new(),
             has_record: false,
+            begun: false,
             unsent: Rest::default(),
             at_end: false,
             deaf: false,
@@ -137,6 +140,25 @@ impl Channel {
 
     pub(crate) fn is_asleep(&self) -> bool {
         matches!(self.tls, Tls::Asleep(_))
+    }
+
+    /// A client that has said nothing yet, or not all of its first word: its socket, and what it has said. None if TLS
+    /// has read of it already.
+    pub(crate) fn into_untouched(self) -> (Stream, Vec<u8>) {
+        (self.end.stream, self.received)
+    }
+
+    pub(crate) fn is_untouched(&self) -> bool {
+        !self.begun && !self.at_end && !self.is_asleep()
+    }
+
+    /// The other way round.
+    pub(crate) fn accept_with(
+        stream: Stream,
+        received: Vec<u8>,
+        config: &Config,
+    ) -> Result<Self, Error> {
+        Ok(Self { received, ..Self::accept(stream, config)? })
     }
 
     /// What is left of a connection that [sleeps](Channel::sleep), and its socket.
@@ -201,6 +223,7 @@ impl Channel {
             // One that sleeps has its handshake behind it.
             let Tls::Awake(tls) = &mut self.tls else { return Ok(Handshake::Done) };
             let negotiated = tls.poll_negotiate().map_ok(drop);
+            self.begun |= callbacks::was_read();
             if matches!(negotiated, Poll::Ready(Err(_))) {
                 // Has the alert sent.
                 let _ = tls.poll_shutdown();

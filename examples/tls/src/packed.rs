@@ -18,11 +18,11 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tablecloth::Packed;
+use tablecloth::{Packed, Stream};
 use zeroize::Zeroizing;
 
 use super::about::About;
-use super::channel::{Channel, State};
+use super::channel::{Channel, State, words};
 use super::end::End;
 use super::front::Front;
 use super::peer::{peer_of, text_of};
@@ -37,6 +37,10 @@ pub(crate) const SCHEMAS: RangeInclusive<u32> = 1..=1;
 
 /// Numbers and lengths, and what is known of TLS.
 const HEAD_BYTES: usize = 2048;
+
+/// What the first byte says.
+const UNTOUCHED: u8 = 0;
+const ESTABLISHED: u8 = 1;
 
 const CONNECTING: u8 = 1;
 const OWES_KEYS: u8 = 2;
@@ -58,6 +62,9 @@ pub(crate) fn pack(
     vault: &mut Vault,
     now: Instant,
 ) -> Result<Packed, TlsSession> {
+    if session.tunnel.is_shaking() && session.tunnel.client.is_untouched() && !session.is_cut {
+        return Ok(pack_untouched(session, vault, now));
+    }
     let tunnel = &mut session.tunnel;
     let queues = |end: &End| end.stream.queues_until().is_some();
     let cannot = session.is_cut || tunnel.is_shaking() || tunnel.is_ending();
@@ -65,7 +72,7 @@ pub(crate) fn pack(
         return Err(session);
     }
     let Some(link) = session.link.take() else { return Err(session) };
-    session.leaves(&link);
+    session.leaves(Some(&link));
     let TlsSession { tunnel, peer, front, opened, .. } = session;
     let Link { about, upstream, connected, .. } = *link;
     let peer = text_of(&peer);
@@ -76,6 +83,7 @@ pub(crate) fn pack(
     let lengths = texts.iter().map(|text| text.len()).chain(parts.iter().map(|part| part.len()));
     // It never grows: what it left behind then would not be zeroed.
     let mut state = Zeroizing::new(Vec::with_capacity(HEAD_BYTES + lengths.sum::<usize>()));
+    state.push(ESTABLISHED);
     for text in texts {
         // Each of them is an address, which is no longer than a line of the routes.
         state.extend((text.len() as u16).to_le_bytes());
@@ -99,6 +107,46 @@ pub(crate) fn pack(
     Ok(Packed::new(*SCHEMAS.end(), sealed, streams))
 }
 
+/// A client of which TLS has read nothing: it is as good as one that was just accepted.
+fn pack_untouched(session: TlsSession, vault: &mut Vault, now: Instant) -> Packed {
+    session.leaves(None);
+    let TlsSession { tunnel, peer, front, opened, .. } = session;
+    let (stream, received) = tunnel.client.into_untouched();
+    let peer = text_of(&peer);
+    let mut state = Zeroizing::new(vec![UNTOUCHED]);
+    for text in [&*front.route.name, &*peer] {
+        state.extend((text.len() as u16).to_le_bytes());
+        state.extend(text.as_bytes());
+    }
+    state.extend(micros(opened, now).to_le_bytes());
+    state.extend((received.len() as u32).to_le_bytes());
+    state.extend(received);
+    Packed::new(*SCHEMAS.end(), vault.seal(state).unwrap_or_default(), vec![stream])
+}
+
+fn unpack_untouched(
+    mut rest: Fields<'_>,
+    streams: Vec<Stream>,
+    kit: &Kit<'_>,
+    now: Instant,
+) -> io::Result<TlsSession> {
+    let (name, peer) = (rest.text("route")?, rest.text("peer")?);
+    let opened = rest.time_before("age", now)?;
+    let received = rest.bytes("received")?.into();
+    let [stream] = streams.try_into().map_err(|_| invalid("streams"))?;
+    // Where its route is gone nobody would take it: it stays with the predecessor, whose route it was.
+    let front = kit.fronts.iter().find(|front| *front.route.name == *name);
+    let front = Rc::clone(front.ok_or(io::ErrorKind::NotFound)?);
+    let config = front.config().ok_or(io::ErrorKind::NotFound)?;
+    let client = Channel::accept_with(stream, received, &config).map_err(|error| words(&error))?;
+    let mut tunnel = Tunnel::new(client, now, kit.pool);
+    tunnel.active = opened;
+    front.route.counters.opened();
+    let look_after = now.checked_add(LOOKED_AFTER);
+    let (peer, link, is_cut) = (peer_of(peer), None, false);
+    Ok(TlsSession { tunnel, peer, front, link, opened, is_cut, look_after })
+}
+
 /// How long ago that was.
 fn micros(at: Instant, now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(at).as_micros()).unwrap_or(u64::MAX)
@@ -112,6 +160,11 @@ pub(crate) fn unpack(packed: Packed, kit: &Kit<'_>, now: Instant) -> io::Result<
     let unsealed = kit.vaults.into_iter().flatten().find_map(|vault| vault.unseal(&state));
     let state = unsealed.ok_or_else(|| invalid("seal"))?;
     let mut rest = Fields(&state);
+    match rest.array("kind")? {
+        [UNTOUCHED] => return unpack_untouched(rest, streams, kit, now),
+        [ESTABLISHED] => {}
+        [_] => return Err(invalid("kind")),
+    }
     let name = rest.text("route")?;
     let peer = rest.text("peer")?;
     let leads_to = rest.text("upstream")?;

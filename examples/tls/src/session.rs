@@ -270,8 +270,9 @@ impl TlsSession {
     }
 
     /// It is counted as gone, without an end: it moves.
-    pub(crate) fn leaves(&self, link: &Link) {
+    pub(crate) fn leaves(&self, link: Option<&Link>) {
         self.front.route.counters.left();
+        let Some(link) = link else { return };
         link.upstream.counters.left();
         if link.connected.is_none() {
             link.upstream.was_left();

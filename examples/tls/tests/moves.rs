@@ -158,10 +158,14 @@ fn a_handshake_is_waited_for_and_then_the_session_moves() {
         shaking.tls.write_tls(&mut hello).unwrap();
         shaking.socket.write_all(&hello[..20]).unwrap();
         until("the connection", || proxy.metric("tablecloth_sessions") >= 1.0);
+        // Who has not said all of his first message yet moves.
+        proxy.upgrade();
+        shaking.socket.write_all(&hello[20..]).unwrap();
+        assert!(shaking.socket.peek(&mut [0; 1]).unwrap() > 0, "the answer has come");
         let old = proxy.pid();
         proxy.signal(Signal::SIGHUP);
         until("the new process", || proxy.pid() != old);
-        shaking.socket.write_all(&hello[20..]).unwrap();
+        assert!(harness::is_alive(old), "it waits for the handshake");
         shaking.shake().unwrap();
         shaking.echo(b"in the old process or in the new one");
         until("the old process to go", || !harness::is_alive(old));
