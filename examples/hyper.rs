@@ -7,18 +7,15 @@
 mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
-use std::{convert::Infallible, process::ExitCode, sync::Arc};
+use std::{convert::Infallible, process::ExitCode, sync::Arc, time::Duration, time::Instant};
 
 use common::program::{Options, Program, words};
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONNECTION, HeaderValue};
-use hyper::{Request, Response, server::conn::http1, service::service_fn};
+use hyper::{Request, Response, body, header, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo as Io;
 use tablecloth::{Phase, Upgrader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::{io::Interest, io::unix::AsyncFd, time::sleep_until};
+use tokio::{io::Interest, io::unix::AsyncFd, time::sleep, time::sleep_until};
 
 const PROGRAM: Program = Program {
     name: "hyper",
@@ -28,11 +25,10 @@ const PROGRAM: Program = Program {
 
 /// When the process drains, the next answer says that it is the last one: a request may be on its way.
 async fn serve_client(stream: TcpStream, drains: Arc<AtomicBool>) {
-    let answer = service_fn(|_: Request<Incoming>| async {
-        let mut response = Response::new(Full::new(Bytes::from("hello\n")));
-        if drains.load(Relaxed) {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+    let answer = service_fn(|_: Request<body::Incoming>| async {
+        let mut response = Response::new(Full::new(body::Bytes::from("hello\n")));
+        let close = (header::CONNECTION, header::HeaderValue::from_static("close"));
+        response.headers_mut().extend(drains.load(Relaxed).then_some(close));
         Ok::<_, Infallible>(response)
     });
     let _ = http1::Builder::new().serve_connection(Io::new(stream), answer).await;
@@ -42,17 +38,21 @@ async fn serve_all(upgrader: Upgrader, listener: TcpListener) -> Result<(), Stri
     #[allow(deprecated, reason = "what came after it is unsafe; an upgrader keeps its descriptor")]
     let mut upgrader = AsyncFd::with_interest(upgrader, Interest::READABLE).map_err(words)?;
     let (drains, mut clients) = (Arc::new(AtomicBool::new(false)), tokio::task::JoinSet::new());
+    let mut pauses = false; // Accepting does, after a failure: no descriptor is left, or no memory.
     loop {
-        let far = Instant::now() + Duration::from_secs(3600);
-        let deadline = upgrader.get_ref().next_deadline().unwrap_or(far);
+        let deadline = upgrader.get_ref().next_deadline();
         tokio::select! {
             ready = upgrader.readable() => ready.map_err(words)?.clear_ready(),
-            () = sleep_until(deadline.into()) => {}
-            accepted = listener.accept(), if upgrader.get_ref().is_serving() => match accepted {
+            () = sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {}
+            () = sleep(Duration::from_millis(50)), if pauses => pauses = false,
+            client = listener.accept(), if !pauses && upgrader.get_ref().is_serving() => match client {
                 Ok((stream, _)) => drop(clients.spawn_local(serve_client(stream, Arc::clone(&drains)))),
-                Err(error) => log::warn!("accept: {error}"),
+                Err(error) => {
+                    log::warn!("accept: {error}");
+                    pauses = true;
+                }
             },
-            Some(_) = clients.join_next() => {}
+            Some(_) = clients.join_next() => pauses = false,
         }
         let phase = upgrader.get_mut().turn(Some(Duration::ZERO)).map_err(words)?;
         drains.store(phase == Phase::Draining, Relaxed);

@@ -45,7 +45,8 @@ fn main() -> Result<(), Error> {
     let config = Config::default();
     config.hold_signals();
     let mut server = Server::new(config)?;
-    server.listen("shout", "127.0.0.1:8080")?;
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8080".into());
+    server.listen("shout", &address)?;
     server.run(Shout)?;
     Ok(())
 }

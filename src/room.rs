@@ -83,4 +83,14 @@ mod tests {
         assert_eq!(Room { limit: 16, looked: now }.ceiling(now, 0), 8);
         assert_eq!(Room { limit: u64::MAX, looked: now }.ceiling(now, 0), RawFd::MAX);
     }
+
+    #[test]
+    fn a_limit_that_somebody_has_changed_is_noticed_a_second_later() {
+        let now = Instant::now();
+        let mut room = Room { limit: 4, looked: now };
+        let later = now + limits::LIMIT_INTERVAL;
+        assert_eq!(room.ceiling(later - std::time::Duration::from_nanos(1), 0), 2);
+        assert_eq!(room.ceiling(later, 0), Room::new(later).ceiling(later, 0));
+        assert_ne!(room.limit, 4);
+    }
 }

@@ -8,7 +8,7 @@ mod harness;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use harness::{Actor, Client, Start, descriptors_of, limit_descriptors, until};
+use harness::{Actor, Client, Start, descriptors_of, until};
 use nix::sys::signal::Signal;
 
 const PLACES: usize = 10;
@@ -107,11 +107,8 @@ fn a_successor_that_may_have_fewer_sessions_takes_all_that_there_are() {
 
 #[test]
 fn with_every_descriptor_for_clients_taken_an_upgrade_has_its_own() {
-    let mut actor = Start::actor().args(&["--schema", "1"]).serve();
+    let mut actor = Start::actor().args(&["--schema", "1"]).behind("ulimit -n 64;").serve();
     let first = actor.pid();
-    limit_descriptors(first, 64);
-    // It looks once a second how many there may be.
-    std::thread::sleep(Duration::from_millis(1100));
     let mut guests = served(&mut actor, 8);
     let mut outside: Vec<_> =
         (0..100).map(|_| TcpStream::connect(actor.address()).expect("it waits")).collect();
@@ -135,10 +132,8 @@ fn with_every_descriptor_for_clients_taken_an_upgrade_has_its_own() {
 
 #[test]
 fn where_sessions_stay_their_descriptors_are_not_counted_for_the_successor() {
-    let mut actor = Start::actor().serve();
+    let mut actor = Start::actor().behind("ulimit -n 64;").serve();
     let first = actor.pid();
-    limit_descriptors(first, 64);
-    std::thread::sleep(Duration::from_millis(1100));
     let outside: Vec<_> =
         (0..100).map(|_| TcpStream::connect(actor.address()).expect("it waits")).collect();
     actor.wait_for("the descriptors that are left are kept for an upgrade");

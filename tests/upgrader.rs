@@ -10,8 +10,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
-use harness::{Actor, PATIENCE, Start, is_alive, until};
+use harness::{Actor, PATIENCE, Start, is_alive, limit_descriptors, until};
 use nix::sys::signal::Signal;
 
 fn porter() -> Actor {
@@ -222,4 +223,44 @@ fn hyper_is_replaced_ten_times_and_no_request_fails() {
         }
         Ok(())
     });
+}
+
+/// EMFILE: the connection waits in the queue, and hyper's loop does not spin over it.
+#[test]
+fn hyper_without_descriptors_pauses_accepting_and_resumes_by_itself() {
+    let mut server = Start::program("hyper").args(&["--listen", "127.0.0.1:0"]).spawn();
+    server.wait_for("listening on ");
+    let pid = server.pid();
+    // It serves, and has all its descriptors.
+    assert_eq!(hello(&mut server.connect().stream), "200 OK");
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("there");
+    let open: Vec<u64> =
+        open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let lowest_free = (0..).find(|number| !open.contains(number)).expect("there is one");
+    let start = Instant::now();
+    let before = limit_descriptors(pid, lowest_free);
+    let mut waiting: Vec<_> = (0..20).map(|_| server.connect()).collect();
+    for _ in 0..5 {
+        server.wait_for("accept: Too many open files");
+    }
+    let failures = server.count("accept: ") as u128;
+    // One at once, one more if the first session ends only now, and then one in 50 ms.
+    assert!(failures <= start.elapsed().as_millis() / 50 + 2, "{failures} failures");
+    limit_descriptors(pid, before);
+    for client in &mut waiting {
+        assert_eq!(hello(&mut client.stream), "200 OK", "those that waited are served");
+    }
+    drop(waiting);
+    server.signal(pid, Signal::SIGTERM);
+    server.wait_for("finish the process.");
+}
+
+/// The status of one request, after which the server closes.
+fn hello(stream: &mut TcpStream) -> String {
+    let request = b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let status = answer.lines().next().and_then(|line| line.strip_prefix("HTTP/1.1 "));
+    status.expect("a status").to_owned()
 }

@@ -182,8 +182,8 @@ pub(crate) const VOIDS: [&str; 4] = [ALONE, NO_SOCKET, ON_SPAWN, IN_HELLO];
 
 const ALONE: &str = "a process that stands still with nobody beside it is merely late";
 const NO_SOCKET: &str = "garbage takes a handoff socket, and somebody at its other end";
-const ON_SPAWN: &str = "what needs memory that may be refused is the spawn; in any other place a Rust \
-                        program that gets none aborts, which is to be killed";
+const ON_SPAWN: &str = "only the spawn can survive a failed allocation, and anywhere else a Rust program \
+                        aborts, which equals kill -9";
 const IN_HELLO: &str = "the protocol is said in HELLO, and there alone";
 
 const COMMITTED: Expected = Expected::All(Outcome::Committed);

@@ -3,29 +3,49 @@
 //! `cargo +nightly fuzz run --fuzz-dir tests/fuzz packed -- -max_total_time=60`
 
 #![no_main]
-#![allow(dead_code, reason = "of the proxy a part is tried out here")]
+#![allow(dead_code, reason = "only a part of the proxy is tried out here")]
 
-use std::rc::Rc;
-use std::time::{Duration, Instant};
-
-use libfuzzer_sys::fuzz_target;
-use tablecloth::relay::{Patience, Pool, Relay};
-use tablecloth::{IoEvent, Packed, Stream};
-
+#[path = "../../../examples/proxy/access.rs"]
+mod access;
 #[path = "../../../examples/common/mod.rs"]
 mod common;
+#[path = "../../../examples/proxy/connect.rs"]
+mod connect;
+#[path = "../../../examples/proxy/counters.rs"]
+mod counters;
+#[path = "../../../examples/proxy/extra.rs"]
+mod extra;
+#[path = "../../../examples/proxy/file.rs"]
+mod file;
 #[path = "../../../examples/proxy/header.rs"]
 mod header;
 #[path = "../../../examples/proxy/options.rs"]
 mod options;
 #[path = "../../../examples/proxy/packed.rs"]
 mod packed;
+#[path = "../../../examples/proxy/peer.rs"]
+mod peer;
 #[path = "../../../examples/proxy/routes.rs"]
 mod routes;
 #[path = "../../../examples/proxy/session.rs"]
 mod session;
+#[path = "../../../examples/proxy/settings.rs"]
+mod settings;
+#[path = "../../../examples/proxy/turns.rs"]
+mod turns;
+#[path = "../../../examples/proxy/upstreams.rs"]
+mod upstreams;
 
-const PATIENCE: Patience = Patience { connect: Duration::from_secs(1), idle: None };
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use libfuzzer_sys::fuzz_target;
+use settings::Settings;
+use tablecloth::relay::{Patience, Pool, Relay};
+use tablecloth::{IoEvent, Packed, Stream};
+
+const PATIENCE: Patience =
+    Patience { connect: Duration::from_secs(1), idle: None, half_closed: None };
 
 fuzz_target!(|state: &[u8]| {
     let (now, mut pool) = (Instant::now(), Pool::new(1024 * 1024));
@@ -38,10 +58,13 @@ fuzz_target!(|state: &[u8]| {
         let _ = relay.turn(IoEvent::default(), now, PATIENCE, &mut pool);
         let _ = relay.flush(now, &mut pool);
     }
-    let packed = Packed::new(packed::SCHEMA, state.into(), streams());
-    let routes = [Rc::new(routes::Route::removed("127.0.0.1:80"))];
-    if let Ok(session) = packed::unpack(packed, &routes, now, &pool) {
-        let again = packed::pack(session, now);
-        assert!(packed::unpack(again, &routes, now, &pool).is_ok());
+    let settings = Settings::default();
+    let routes = [Rc::new(routes::Route::removed("127.0.0.1:80", settings.clone()))];
+    for schema in packed::SCHEMAS {
+        let packed = Packed::new(schema, state.into(), streams());
+        if let Ok(session) = packed::unpack(packed, &routes, &settings, now, &pool) {
+            let again = packed::pack(session, now, packed::SCHEMA);
+            assert!(packed::unpack(again, &routes, &settings, now, &pool).is_ok());
+        }
     }
 });
