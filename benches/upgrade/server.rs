@@ -1,0 +1,149 @@
+//! A server that is upgraded again and again, seen through its pid file, its end and its log.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use crate::common::failed;
+use crate::common::figures::{median, milliseconds};
+use crate::common::process::{self, Started};
+
+/// Between two looks at the pid file. The processors are not to be kept from those who work.
+const BETWEEN_LOOKS: Duration = Duration::from_micros(10);
+/// Longer than an upgrade takes on a machine that is alive.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What a program with memory says when it has filled it.
+pub(crate) const FILLED: &str = "filled in ";
+
+/// What was seen of one upgrade, in milliseconds.
+pub(crate) struct Seen {
+    /// Without the time in which the successor filled its memory, which is the program's own.
+    pub(crate) accepting: f64,
+    pub(crate) gap: f64,
+    pub(crate) gone: f64,
+    pub(crate) turn: f64,
+    filled: f64,
+    /// The longest time between two looks at the pid file.
+    pub(crate) blind: f64,
+    /// What the empty program took after it.
+    pub(crate) empty: f64,
+}
+
+pub(crate) struct Server {
+    /// How many it has of what is varied.
+    pub(crate) size: usize,
+    pub(crate) seen: Vec<Seen>,
+    process: Started,
+    pid_file: PathBuf,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts a program. Its last argument is still missing: the pid file.
+    pub(crate) fn start(
+        mut command: Command,
+        place: &Path,
+        name: &str,
+        size: usize,
+    ) -> Result<Self, String> {
+        let pid_file = place.join(name).with_extension("pid");
+        let log = place.join(name).with_extension("log");
+        let file = File::create(&log).map_err(failed(log.display()))?;
+        let child = command
+            .arg(&pid_file)
+            .stdin(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .map_err(failed(format_args!("start {name}")))?;
+        let process = Started::new(&child);
+        process::await_some("the pid file", || Ok(process::named_in(&pid_file)))?;
+        Ok(Self { size, seen: Vec::new(), process, pid_file, log })
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.process.pid
+    }
+
+    /// How long a successor took to fill its memory, in the middle.
+    pub(crate) fn filled(&self) -> String {
+        format!("{:.0}", median(self.seen.iter().map(|seen| seen.filled)))
+    }
+
+    pub(crate) fn upgrade(&mut self) -> Result<Seen, String> {
+        let old = self.process.pid;
+        let said_before = fs::metadata(&self.log).map_err(failed("the log"))?.len();
+        let before = self.inode()?;
+        let end = pidfd_open(old, PidfdFlags::empty()).map_err(failed("open the server"))?;
+        let sent = Instant::now();
+        kill_process(old, Signal::HUP).map_err(failed("send HUP"))?;
+        let (mut looked, mut blind) = (sent, Duration::ZERO);
+        // Another file is renamed into its place.
+        while self.inode()? == before {
+            sleep(BETWEEN_LOOKS);
+            let now = Instant::now();
+            blind = blind.max(now - looked);
+            looked = now;
+            if now - sent > PATIENCE {
+                return Err(format!("no successor within {PATIENCE:?}"));
+            }
+        }
+        let accepting = Instant::now();
+        let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+        let ended = rustix::event::poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&patience));
+        let gone = milliseconds(&accepting.elapsed());
+        if ended.map_err(failed("wait for the predecessor"))? == 0 {
+            return Err(format!("{old:?} does not leave"));
+        }
+        let successor = process::named_in(&self.pid_file).ok_or("the pid file names no process")?;
+        if successor == old {
+            return Err("the pid file was renamed and names the same process".into());
+        }
+        process::reap(old)?;
+        self.process.pid = successor;
+
+        let said = self.said_since(said_before)?;
+        let of = |pid: Pid| {
+            let prefix = format!("[{}]", pid.as_raw_pid());
+            said.lines().filter(move |line| line.starts_with(&prefix))
+        };
+        let done = of(old).find_map(|line| number_behind(line, ", takeover "));
+        let turns = of(old).filter_map(|line| number_behind(line, "longest turn "));
+        let filled = of(successor).find_map(|line| number_behind(line, FILLED)).unwrap_or(0.0);
+        Ok(Seen {
+            accepting: milliseconds(&(accepting - sent)) - filled,
+            gap: done.ok_or_else(|| format!("no report of the upgrade in {said:?}"))?,
+            gone,
+            turn: turns.fold(0.0, f64::max),
+            filled,
+            blind: milliseconds(&blind),
+            empty: f64::NAN,
+        })
+    }
+
+    fn inode(&self) -> Result<u64, String> {
+        fs::metadata(&self.pid_file).map(|file| file.ino()).map_err(failed("the pid file"))
+    }
+
+    fn said_since(&self, before: u64) -> Result<String, String> {
+        let read = || {
+            let mut log = File::open(&self.log)?;
+            log.seek(SeekFrom::Start(before))?;
+            let mut said = String::new();
+            log.read_to_string(&mut said)?;
+            Ok(said)
+        };
+        read().map_err(|error: std::io::Error| format!("read the log: {error}"))
+    }
+}
+
+/// The number in a line behind those words.
+fn number_behind(line: &str, words: &str) -> Option<f64> {
+    line.split_once(words)?.1.split(' ').next()?.parse().ok()
+}
