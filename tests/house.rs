@@ -16,6 +16,7 @@ const FLOORS: [&[&str]; 4] = [
         "pollable",
         "program",
         "room",
+        "shared",
         "signals",
         "socket",
         "socket_file",
