@@ -138,7 +138,7 @@ pub const SESSIONS_BYTES: usize = STATE_BYTES + 1024;
 
 /// Packets of sessions that are sent and not acknowledged. One is put together by the successor
 /// while the next is packed here; what is on its way stands still, and is not to be more than that.
-pub const PACKETS_IN_FLIGHT: usize = 3;
+pub const PACKETS_IN_FLIGHT: usize = 2;
 
 /// What a relay reads at a time, in bytes: large enough that the calls cost little beside the
 /// copying, small enough to stay in a processor's nearest caches between the read and the write, and
