@@ -74,7 +74,7 @@ impl Settings {
 }
 
 /// A number of seconds, of which 0 is never.
-pub(crate) fn time_or_never(parser: &mut Parser, flag: &str) -> Result<Option<Duration>, String> {
+fn time_or_never(parser: &mut Parser, flag: &str) -> Result<Option<Duration>, String> {
     Ok(Some(seconds(parser, flag)?).filter(|time| !time.is_zero()))
 }
 

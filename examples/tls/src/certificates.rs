@@ -1,5 +1,6 @@
 //! Certificates and their keys from files, and what TLS is told of them.
 
+use std::collections::HashMap;
 use std::fs;
 
 use s2n_tls::cert_chain::{Builder as ChainBuilder, CertificateChain};
@@ -22,37 +23,49 @@ const POLICY_13: &str = "AWS-CRT-SDK-TLSv1.3-2023";
 /// Certificates of a route, in the order in which they were given.
 pub(crate) type Chains = Vec<CertificateChain<'static>>;
 
-/// Reads the certificates of a route. An error names the file.
-pub(crate) fn load(extra: &Extra) -> Result<Chains, String> {
-    if extra.certificates.is_empty() {
-        return Err(
-            "it has no certificate: give --cert and --key, or cert and key in the file".into()
-        );
-    }
-    let chain = |(certificate, key): &(String, String)| {
-        let read = |file: &str| {
-            let bytes = fs::read(file).map_err(|error| format!("{file}: {error}"))?;
-            Ok::<_, String>(Zeroizing::new(bytes))
-        };
-        let (chain, secret) = (read(certificate)?, read(key)?);
-        let failed = |error: Error| {
-            let words = words(&error);
-            match certificate == key {
-                true => format!("{certificate}: no certificate with its key, in PEM: {words}"),
-                false => {
-                    format!("{certificate} and {key}: no certificate with its key, in PEM: {words}")
-                }
+/// Certificates that were read, so that routes that share one do not read it again.
+#[derive(Default)]
+pub(crate) struct Shelf(HashMap<(String, String), CertificateChain<'static>>);
+
+impl Shelf {
+    /// The certificates of a route. An error names the file.
+    pub(crate) fn load(&mut self, extra: &Extra) -> Result<Chains, String> {
+        if extra.certificates.is_empty() {
+            let none = "it has no certificate: give --cert and --key, or cert and key in the file";
+            return Err(none.into());
+        }
+        let mut chain = |files: &(String, String)| {
+            if let Some(known) = self.0.get(files) {
+                return Ok(known.clone());
             }
+            let read = read(&files.0, &files.1)?;
+            self.0.insert(files.clone(), read.clone());
+            Ok(read)
         };
-        let mut builder = ChainBuilder::new().map_err(failed)?;
-        builder.load_pem(&chain, &secret).map_err(failed)?;
-        let chain = builder.build().map_err(failed)?;
-        // That the one belongs to the other is found out when they are put together.
-        let mut config = bare(extra.oldest).map_err(failed)?;
-        config.load_chain(chain.clone()).map_err(failed)?;
-        Ok(chain)
+        extra.certificates.iter().map(&mut chain).collect()
+    }
+}
+
+fn read(certificate: &str, key: &str) -> Result<CertificateChain<'static>, String> {
+    let bytes_of = |file: &str| {
+        let bytes = fs::read(file).map_err(|error| format!("{file}: {error}"))?;
+        Ok::<_, String>(Zeroizing::new(bytes))
     };
-    extra.certificates.iter().map(chain).collect()
+    let (chain, secret) = (bytes_of(certificate)?, bytes_of(key)?);
+    let failed = |error: Error| {
+        let (words, expected) = (words(&error), "no certificate with its key, in PEM");
+        match certificate == key {
+            true => format!("{certificate}: {expected}: {words}"),
+            false => format!("{certificate} and {key}: {expected}: {words}"),
+        }
+    };
+    let mut builder = ChainBuilder::new().map_err(failed)?;
+    builder.load_pem(&chain, &secret).map_err(failed)?;
+    let chain = builder.build().map_err(failed)?;
+    // That the one belongs to the other is found out when they are put together.
+    let mut config = bare(Oldest::Tls12).map_err(failed)?;
+    config.load_chain(chain.clone()).map_err(failed)?;
+    Ok(chain)
 }
 
 /// For new connections of a route. Clients that come back go on by these keys.

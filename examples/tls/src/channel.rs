@@ -142,17 +142,17 @@ impl Channel {
         matches!(self.tls, Tls::Asleep(_))
     }
 
-    /// A client that has said nothing yet, or not all of its first word: its socket, and what it has said. None if TLS
-    /// has read of it already.
-    pub(crate) fn into_untouched(self) -> (Stream, Vec<u8>) {
-        (self.end.stream, self.received)
-    }
-
+    /// Whether TLS has read nothing of it: the client has said nothing yet, or not all of its first message.
     pub(crate) fn is_untouched(&self) -> bool {
         !self.begun && !self.at_end && !self.is_asleep()
     }
 
-    /// The other way round.
+    /// The socket of an [untouched](Channel::is_untouched) client, and what it has said.
+    pub(crate) fn into_untouched(self) -> (Stream, Vec<u8>) {
+        (self.end.stream, self.received)
+    }
+
+    /// An untouched client, put together again.
     pub(crate) fn accept_with(
         stream: Stream,
         received: Vec<u8>,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lexopt::Parser;
 
-use super::certificates;
+use super::certificates::Shelf;
 use super::common::options::{seconds, text};
 
 /// The help text of these flags.
@@ -108,6 +108,6 @@ impl Extra {
 
     /// What is wrong with them, as far as that is found out without a server.
     pub(crate) fn check(&self) -> Result<(), String> {
-        certificates::load(self).map(drop)
+        Shelf::default().load(self).map(drop)
     }
 }

@@ -7,7 +7,7 @@ use s2n_tls::config::Config;
 use s2n_tls::error::Error;
 use tablecloth::{Counter, Server};
 
-use super::certificates::{self, Chains};
+use super::certificates::{self, Chains, Shelf};
 use super::channel::words;
 use super::routes::Route;
 use super::settings::Settings;
@@ -30,23 +30,27 @@ struct Told {
 }
 
 impl Front {
-    /// Reads the certificates of a route. An error says where the route stands.
-    pub(crate) fn new(server: &mut Server, route: Rc<Route>, keys: &[Key]) -> Result<Self, String> {
+    /// Takes the certificates of a route. An error says where the route stands.
+    pub(crate) fn new(
+        server: &mut Server,
+        route: Rc<Route>,
+        shelf: &mut Shelf,
+        keys: &[Key],
+    ) -> Result<Self, String> {
         let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", route.place);
         let extra = &route.settings.extra;
-        let chains = certificates::load(extra).map_err(|error| failed(&error))?;
+        let chains = shelf.load(extra).map_err(|error| failed(&error))?;
         let config = certificates::config(extra, &chains, keys);
         let config = config.map_err(|error| failed(&words(&error)))?;
         let mut counter = |what: &str, help: &str| {
-            server.counter(&format!("tls_{what}_total"), &[("route", &route.name)], help)
+            let counter = format!("tls_{what}_total");
+            let counter = server.counter(&counter, &[("route", &route.name)], help);
+            counter.map_err(|error| failed(&error))
         };
         let told = Told {
-            handshakes: counter("handshakes", "Handshakes that were done.")
-                .map_err(|error| failed(&error))?,
-            resumed: counter("resumed", "Of them, those of clients that came back.")
-                .map_err(|error| failed(&error))?,
-            failures: counter("failures", "Handshakes that have failed.")
-                .map_err(|error| failed(&error))?,
+            handshakes: counter("handshakes", "Handshakes that were done.")?,
+            resumed: counter("resumed", "Of them, those of clients that came back.")?,
+            failures: counter("failures", "Handshakes that have failed.")?,
         };
         let config = RefCell::new(Some(config));
         Ok(Self { route, chains, config, told: Some(told) })

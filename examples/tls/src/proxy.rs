@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tablecloth::{Accepted, Context, HandedOver, Handler, IoEvent, Packed, Server, Verdict};
 
-use super::certificates;
+use super::certificates::{self, Shelf};
 use super::channel::words;
 use super::front::Front;
 use super::packed::{self, Kit};
@@ -52,10 +52,9 @@ impl Proxy {
         let file = server.file(tickets::NAME, Tickets::make).map_err(|error| error.to_string())?;
         let mut tickets = Tickets::new(file);
         tickets.look().map_err(|error| format!("the keys of tickets: {error}"))?;
-        let fronts = routes
-            .iter()
-            .map(|route| Front::new(server, Rc::clone(route), tickets.keys()).map(Rc::new));
-        let fronts = fronts.collect::<Result<_, _>>()?;
+        let (mut shelf, keys) = (Shelf::default(), tickets.keys());
+        let front = |route| Front::new(server, Rc::clone(route), &mut shelf, keys).map(Rc::new);
+        let fronts = routes.iter().map(front).collect::<Result<_, _>>()?;
         let moved = certificates::config_of_moved().map_err(|error| words(&error).to_string())?;
         Ok(Self {
             fronts,
