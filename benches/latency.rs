@@ -34,8 +34,9 @@ use common::flags::{self, Flag};
 use common::peers::free_port;
 use common::process::{self, Started};
 use common::processors;
+use common::replaced::Replaced;
 use hdrhistogram::Histogram;
-use proxies::{Header, Proxy, kinds};
+use proxies::{Header, kinds};
 
 /// This program is the upstream if this is its first argument, with two ports behind it.
 const SERVE: &str = "serve-answers";
@@ -151,7 +152,7 @@ fn compare(
         // What a proxy starts stays on its processor.
         pin(processors.map(|[_, proxy]| proxy));
         let wanted = kinds().into_iter().filter(|kind| !kind.name.contains("probation"));
-        let started = wanted.map(|kind| Proxy::start(kind.with(header), &place, at));
+        let started = wanted.map(|kind| kind.with(header).start(&place, at));
         let proxies = started.collect::<Result<Vec<_>, _>>()?;
         pin(processors.map(|[rest, _]| rest));
         for (exchange, name, rate) in [
@@ -180,7 +181,7 @@ fn compare(
 
 /// Of each proxy, and at the end of the upstream by itself.
 fn row(
-    proxies: &[Proxy],
+    proxies: &[Replaced],
     upstream: SocketAddr,
     exchange: Exchange,
     schedule: Schedule,
@@ -194,7 +195,7 @@ fn row(
         for place in (0..cells.len()).map(|place| (place + round) % (proxies.len() + 1)) {
             let proxy = proxies.get(place);
             let address = proxy.map_or(upstream, |proxy| proxy.address);
-            let upgrade = || proxy.map_or(Ok(()), Proxy::reload);
+            let upgrade = || proxy.map_or(Ok(()), Replaced::reload);
             let Times { answers, lateness, failed } =
                 arrivals::run(address, exchange, schedule, upgrade)?;
             let cell = &mut cells[place];
@@ -208,10 +209,10 @@ fn row(
     Ok(cells)
 }
 
-fn print(name: &str, proxies: &[Proxy], cells: &[Cell]) {
+fn print(name: &str, proxies: &[Replaced], cells: &[Cell]) {
     println!("\n{name}");
     let of = |cell: &Cell| [median(cell.p50.iter().copied()), median(cell.p99.iter().copied())];
-    let names = proxies.iter().map(|proxy| proxy.kind.name).chain(["no proxy"]);
+    let names = proxies.iter().map(|proxy| proxy.name).chain(["no proxy"]);
     for (name, cell) in names.zip(cells) {
         let [p50, p99] = of(cell);
         let p999 = cell.all.value_at_quantile(0.999) as f64 / 1000.0;

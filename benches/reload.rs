@@ -54,7 +54,7 @@ use common::failed;
 use common::figures::{head, line};
 use common::flags::{self, Flag};
 use common::process::{self, Started};
-use proxies::{Kind, Proxy};
+use proxies::Kind;
 
 /// This program is the upstream if this is its first argument.
 const SERVE_ECHO: &str = "serve-echo";
@@ -132,8 +132,7 @@ fn measure(
     settings: &Settings,
     groups: usize,
 ) -> Result<(), String> {
-    let name = kind.name;
-    let proxy = Proxy::start(kind, place, upstream)?;
+    let proxy = kind.start(place, upstream)?;
     let short = short::Load::start(proxy.address, settings.rate, 1)?;
     let mut long = Vec::new();
     for hup in 0..settings.hups {
@@ -149,8 +148,7 @@ fn measure(
         sleep(settings.interval);
     }
     sleep(SETTLE);
-    let (reloads, left) = (proxy.reloads()?, proxy.processes());
-    let memory = left.iter().map(|pid| process::anonymous_memory(*pid)).sum::<Result<f64, _>>()?;
+    let (reloads, left, memory) = (proxy.reloads()?, proxy.processes(), proxy.memory()?);
     let mut broken = 0;
     for load in long {
         broken += load.finish()?.broken.len();
@@ -158,7 +156,7 @@ fn measure(
     let short = short.finish()?;
     let failed = short.iter().filter(|attempt| attempt.failure.is_some()).count();
     line(
-        name,
+        proxy.name,
         [
             reloads.to_string(),
             broken.to_string(),

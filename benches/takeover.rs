@@ -14,10 +14,8 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU64;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::failed;
@@ -29,8 +27,6 @@ use rustix::process::{Signal, kill_process};
 
 /// At most so many times as long as the empty program.
 const GOAL: f64 = 3.0;
-/// Between two looks at the pid file. The processors are not to be kept from those who work.
-const BETWEEN_LOOKS: Duration = Duration::from_micros(10);
 /// Longer than an upgrade takes on a machine that is alive.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// What the demo's log line says of an upgrade, in this order.
@@ -91,21 +87,10 @@ struct Seen {
 }
 
 fn upgrade(demo: &mut Started, pid_file: &Path, address: SocketAddr) -> Result<Seen, String> {
-    let inode = |path| fs::metadata(path).map(|file| file.ino()).map_err(failed("the pid file"));
-    let before = inode(pid_file)?;
+    let before = process::number_of(pid_file)?;
     let sent = Instant::now();
     kill_process(demo.pid, Signal::HUP).map_err(failed("send HUP"))?;
-    let (mut looked, mut blind) = (sent, Duration::ZERO);
-    // Another file was renamed into its place.
-    while inode(pid_file)? == before {
-        sleep(BETWEEN_LOOKS);
-        let now = Instant::now();
-        blind = blind.max(now - looked);
-        looked = now;
-        if now - sent > PATIENCE {
-            return Err(format!("no successor within {PATIENCE:?}"));
-        }
-    }
+    let blind = process::await_renamed(pid_file, before, sent, PATIENCE)?;
     let accepting = sent.elapsed();
     echo(address).map_err(failed("an echo of the successor"))?;
     let echoed = sent.elapsed();

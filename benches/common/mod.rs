@@ -11,6 +11,7 @@ pub(crate) mod peers;
 pub(crate) mod process;
 pub(crate) mod processors;
 pub(crate) mod programs;
+pub(crate) mod replaced;
 pub(crate) mod wait;
 
 /// An error in words, with what was being done.

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Child;
 use std::thread::sleep;
@@ -14,6 +15,8 @@ use super::failed;
 
 /// Longer than anything here takes on a machine that is alive.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at a pid file. The processors are not to be kept from those who work.
+const BETWEEN_LOOKS: Duration = Duration::from_micros(10);
 /// How long a wait for something that is not measured sleeps between two looks.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -37,6 +40,32 @@ pub(crate) fn await_some<T>(
 /// The process that a pid file names; `None` while there is no file.
 pub(crate) fn named_in(pid_file: &Path) -> Option<Pid> {
     Pid::from_raw(fs::read_to_string(pid_file).ok()?.trim().parse().ok()?)
+}
+
+/// The number of a file: another file that is renamed into its place has another one.
+pub(crate) fn number_of(file: &Path) -> Result<u64, String> {
+    fs::metadata(file).map(|found| found.ino()).map_err(failed(file.display()))
+}
+
+/// Looks again and again until another file than that one was renamed into the place of a pid file. Answers the
+/// longest time between two looks, of which the first was at `since`.
+pub(crate) fn await_renamed(
+    pid_file: &Path,
+    before: u64,
+    since: Instant,
+    patience: Duration,
+) -> Result<Duration, String> {
+    let (mut looked, mut blind) = (since, Duration::ZERO);
+    while number_of(pid_file)? == before {
+        sleep(BETWEEN_LOOKS);
+        let now = Instant::now();
+        blind = blind.max(now - looked);
+        looked = now;
+        if now - since > patience {
+            return Err(format!("no successor within {patience:?}"));
+        }
+    }
+    Ok(blind)
 }
 
 /// Processor time of a process's main thread until now, or until it last went to sleep

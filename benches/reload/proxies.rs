@@ -1,16 +1,12 @@
-//! The proxies that are replaced, each as its manual has it: how it is started, how it is told to
-//! take its configuration anew, and by which words of its log a reload that was carried out is
-//! counted.
+//! The proxies that are replaced, each as its manual has it.
 
-use std::fs::{self, File};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 
 use crate::common::peers::{free_port, is_installed, nginx_stream_module};
-use crate::common::process::{self, named_in};
+use crate::common::replaced::{HAPROXY, Manner, NGINX, OURS, Replaced, pid_file};
 use crate::common::{failed, programs};
 
 /// What a proxy tells the upstream about its client.
@@ -26,39 +22,15 @@ pub(crate) struct Kind {
     pub(crate) name: &'static str,
     command: fn(&Path, SocketAddr, SocketAddr, Header) -> Result<Command, String>,
     header: Header,
-    signal: Signal,
-    /// In a line of its log for each time that a process has taken over, but for the first.
-    carried_out: &'static str,
-    /// How many of those lines the start itself has written.
-    at_start: usize,
+    manner: Manner,
 }
 
 /// Ours, and those that are installed.
 pub(crate) fn kinds() -> Vec<Kind> {
-    let haproxy = Kind {
-        name: "HAProxy",
-        command: haproxy,
-        header: Header::Nothing,
-        signal: Signal::USR2,
-        carried_out: "New worker (",
-        at_start: 1,
-    };
-    let nginx = Kind {
-        name: "nginx",
-        command: nginx,
-        header: Header::Nothing,
-        signal: Signal::HUP,
-        carried_out: "start worker process ",
-        at_start: 1,
-    };
-    let ours = |name, command| Kind {
-        name,
-        command,
-        header: Header::Nothing,
-        signal: Signal::HUP,
-        carried_out: ": done; spawn ",
-        at_start: 0,
-    };
+    let kind = |name, command, manner| Kind { name, command, header: Header::Nothing, manner };
+    let haproxy = kind("HAProxy", haproxy, HAPROXY);
+    let nginx = kind("nginx", nginx, NGINX);
+    let ours = |name, command| kind(name, command, OURS);
     let mut kinds =
         vec![ours("ours", without_probation), ours("  probation of 1 s", ours_as_it_is)];
     kinds.extend(is_installed("haproxy").then_some(haproxy));
@@ -69,6 +41,14 @@ pub(crate) fn kinds() -> Vec<Kind> {
 impl Kind {
     pub(crate) fn with(self, header: Header) -> Self {
         Self { header, ..self }
+    }
+
+    /// Starts one in a directory of its own.
+    pub(crate) fn start(self, place: &Path, upstream: SocketAddr) -> Result<Replaced, String> {
+        let (place, address) = (place.join(self.name), free_port()?);
+        fs::create_dir(&place).map_err(failed(place.display()))?;
+        let command = (self.command)(&place, address, upstream, self.header)?;
+        Replaced::start(self.name, self.manner, command, place, address)
     }
 }
 
@@ -136,82 +116,4 @@ fn nginx(place: &Path, at: SocketAddr, to: SocketAddr, header: Header) -> Result
     let mut command = Command::new("nginx");
     command.args(["-e", "stderr", "-c"]).arg(&file);
     Ok(command)
-}
-
-fn pid_file(place: &Path) -> PathBuf {
-    place.join("pid")
-}
-
-/// One that serves, with all the processes that it comes to.
-pub(crate) struct Proxy {
-    pub(crate) kind: Kind,
-    place: PathBuf,
-    pub(crate) address: SocketAddr,
-    /// What this bench had started before it.
-    others: Vec<Pid>,
-}
-
-impl Proxy {
-    pub(crate) fn start(kind: Kind, place: &Path, upstream: SocketAddr) -> Result<Self, String> {
-        let place = place.join(kind.name);
-        fs::create_dir(&place).map_err(failed(place.display()))?;
-        let others = process::descendants(rustix::process::getpid());
-        let address = free_port()?;
-        let mut command = (kind.command)(&place, address, upstream, kind.header)?;
-        let log = File::create(place.join("log")).map_err(failed("make a log"))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.spawn().map_err(failed(format_args!("start {}", kind.name)))?;
-        let proxy = Self { kind, place, address, others };
-        process::await_some(proxy.kind.name, || {
-            let serves = TcpStream::connect(address).is_ok() && proxy.main().is_some();
-            Ok(serves.then_some(()))
-        })?;
-        Ok(proxy)
-    }
-
-    /// The process that takes signals.
-    fn main(&self) -> Option<Pid> {
-        named_in(&pid_file(&self.place))
-    }
-
-    pub(crate) fn reload(&self) -> Result<(), String> {
-        let main = self.main().ok_or_else(|| format!("{}: no pid file", self.kind.name))?;
-        kill_process(main, self.kind.signal).map_err(failed("send a signal"))
-    }
-
-    /// How often another process has taken over, by its own word.
-    pub(crate) fn reloads(&self) -> Result<usize, String> {
-        let log = fs::read(self.place.join("log")).map_err(failed("read a log"))?;
-        let log = String::from_utf8_lossy(&log);
-        let lines = log.lines().filter(|line| line.contains(self.kind.carried_out)).count();
-        Ok(lines.saturating_sub(self.kind.at_start))
-    }
-
-    /// All its processes that live.
-    pub(crate) fn processes(&self) -> Vec<Pid> {
-        let own = rustix::process::getpid();
-        // Orphans have become this process's children, which it waits for.
-        for child in process::children(own).iter().filter(|pid| !self.others.contains(pid)) {
-            let _ = waitpid(Some(*child), WaitOptions::NOHANG);
-        }
-        let mut all = process::descendants(own);
-        all.retain(|pid| !self.others.contains(pid));
-        all
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // None of the numbers can mean another one before it was waited for here.
-        loop {
-            let left = self.processes();
-            if left.is_empty() {
-                return;
-            }
-            for pid in left {
-                let _ = kill_process(pid, Signal::KILL);
-                let _ = waitpid(Some(pid), WaitOptions::empty());
-            }
-        }
-    }
 }

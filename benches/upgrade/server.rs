@@ -2,10 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -15,8 +13,6 @@ use crate::common::failed;
 use crate::common::figures::{median, milliseconds};
 use crate::common::process::{self, Started};
 
-/// Between two looks at the pid file. The processors are not to be kept from those who work.
-const BETWEEN_LOOKS: Duration = Duration::from_micros(10);
 /// Longer than an upgrade takes on a machine that is alive.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a program with memory says when it has filled it.
@@ -79,21 +75,11 @@ impl Server {
     pub(crate) fn upgrade(&mut self) -> Result<Seen, String> {
         let old = self.process.pid;
         let said_before = fs::metadata(&self.log).map_err(failed("the log"))?.len();
-        let before = self.inode()?;
+        let before = process::number_of(&self.pid_file)?;
         let end = pidfd_open(old, PidfdFlags::empty()).map_err(failed("open the server"))?;
         let sent = Instant::now();
         kill_process(old, Signal::HUP).map_err(failed("send HUP"))?;
-        let (mut looked, mut blind) = (sent, Duration::ZERO);
-        // Another file is renamed into its place.
-        while self.inode()? == before {
-            sleep(BETWEEN_LOOKS);
-            let now = Instant::now();
-            blind = blind.max(now - looked);
-            looked = now;
-            if now - sent > PATIENCE {
-                return Err(format!("no successor within {PATIENCE:?}"));
-            }
-        }
+        let blind = process::await_renamed(&self.pid_file, before, sent, PATIENCE)?;
         let accepting = Instant::now();
         let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
         let ended = rustix::event::poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&patience));
@@ -125,10 +111,6 @@ impl Server {
             blind: milliseconds(&blind),
             empty: f64::NAN,
         })
-    }
-
-    fn inode(&self) -> Result<u64, String> {
-        fs::metadata(&self.pid_file).map(|file| file.ino()).map_err(failed("the pid file"))
     }
 
     fn said_since(&self, before: u64) -> Result<String, String> {

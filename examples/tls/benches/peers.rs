@@ -25,7 +25,7 @@ use common::figures::{head, least, line, median};
 use common::flags::{self, Flag};
 use common::process;
 use load::Load;
-use proxies::{Kind, Proxy};
+use proxies::{Kind, processor_time};
 
 /// Longer than ours keeps a quiet session awake.
 const QUIET: Duration = Duration::from_secs(13);
@@ -53,10 +53,10 @@ fn run() -> Result<(), String> {
         let mut figures = vec![Vec::new(); kinds.len()];
         for _ in 0..rounds {
             for (kind, figures) in kinds.iter().zip(&mut figures) {
-                let proxy = Proxy::start(kind, place.path(), load.upstream())?;
-                let before = proxy.processor_time()?;
+                let proxy = kind.start(place.path(), load.upstream())?;
+                let before = processor_time(&proxy)?;
                 let count = load.run(proxy.address, time);
-                let used = proxy.processor_time()?.saturating_sub(before);
+                let used = processor_time(&proxy)?.saturating_sub(before);
                 figures.push(used.as_secs_f64() * 1e6 / count);
             }
         }
@@ -79,7 +79,7 @@ fn run() -> Result<(), String> {
         ["at once", "after 13 s", "each more"],
     );
     for kind in &kinds {
-        let proxy = Proxy::start(kind, place.path(), Load::RoundTrips.upstream())?;
+        let proxy = kind.start(place.path(), Load::RoundTrips.upstream())?;
         let before = proxy.memory()?;
         let mut clients = load::idle(proxy.address, sessions as usize);
         sleep(Duration::from_millis(500));
@@ -109,7 +109,7 @@ fn run() -> Result<(), String> {
 
 /// Clients join in ten groups while the proxy is told to take its configuration anew.
 fn reload(kind: &Kind, place: &std::path::Path, reloads: usize) -> Result<(), String> {
-    let proxy = Proxy::start(kind, place, Load::RoundTrips.upstream())?;
+    let proxy = kind.start(place, Load::RoundTrips.upstream())?;
     let mut groups = Vec::new();
     for reload in 0..reloads {
         if reload % reloads.div_ceil(10) == 0 {

@@ -1,56 +1,48 @@
 //! The proxies, each as its manual has it.
 
-use std::fs::{self, File};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
-
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, waitpid};
 
 use crate::common::failed;
 use crate::common::peers::{free_port, is_installed, nginx_stream_module};
-use crate::common::process::{self, named_in};
+use crate::common::process;
+use crate::common::replaced::{HAPROXY, Manner, NGINX, OURS, Replaced, pid_file};
 use crate::harness::{PROGRAM, certificate};
 
 /// How one of them is run.
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
     command: fn(&Path, SocketAddr, &str) -> Command,
-    signal: Signal,
-    /// In a line of its log for each time that a process has taken over.
-    carried_out: &'static str,
-    /// How many of those lines the start itself has written.
-    at_start: usize,
+    manner: Manner,
 }
 
 /// Ours, and those that are installed.
 pub(crate) fn kinds() -> Vec<Kind> {
-    let haproxy = Kind {
-        name: "HAProxy",
-        command: haproxy,
-        signal: Signal::USR2,
-        carried_out: "New worker (",
-        at_start: 1,
-    };
-    let nginx = Kind {
-        name: "nginx",
-        command: nginx,
-        signal: Signal::HUP,
-        carried_out: "start worker process ",
-        at_start: 1,
-    };
-    let ours = Kind {
-        name: "ours",
-        command: ours,
-        signal: Signal::HUP,
-        carried_out: ": done; spawn ",
-        at_start: 0,
-    };
+    let haproxy = Kind { name: "HAProxy", command: haproxy, manner: HAPROXY };
+    let nginx = Kind { name: "nginx", command: nginx, manner: NGINX };
+    let ours = Kind { name: "ours", command: ours, manner: OURS };
     let mut kinds = vec![ours];
     kinds.extend(is_installed("haproxy").then_some(haproxy));
     kinds.extend(is_installed("nginx").then_some(nginx));
     kinds
+}
+
+impl Kind {
+    /// Starts one in a directory of its own.
+    pub(crate) fn start(&self, place: &Path, to: String) -> Result<Replaced, String> {
+        let place = tempfile::tempdir_in(place).map_err(failed("make a directory"))?.keep();
+        let address = free_port()?;
+        let command = (self.command)(&place, address, &to);
+        Replaced::start(self.name, self.manner, command, place, address)
+    }
+}
+
+/// Processor time of all its processes.
+pub(crate) fn processor_time(proxy: &Replaced) -> Result<Duration, String> {
+    proxy.processes().into_iter().map(process::processor_time).sum()
 }
 
 fn ours(place: &Path, at: SocketAddr, to: &str) -> Command {
@@ -97,87 +89,4 @@ fn nginx(place: &Path, at: SocketAddr, to: &str) -> Command {
     let mut command = Command::new("nginx");
     command.args(["-e", "stderr", "-c"]).arg(&file);
     command
-}
-
-fn pid_file(place: &Path) -> PathBuf {
-    place.join("pid")
-}
-
-/// One that serves, with all the processes that it comes to.
-pub(crate) struct Proxy<'a> {
-    kind: &'a Kind,
-    place: tempfile::TempDir,
-    pub(crate) address: SocketAddr,
-    others: Vec<Pid>,
-}
-
-impl<'a> Proxy<'a> {
-    pub(crate) fn start(kind: &'a Kind, place: &Path, to: String) -> Result<Self, String> {
-        let place = tempfile::tempdir_in(place).map_err(failed("make a directory"))?;
-        let (others, address) = (process::descendants(getpid()), free_port()?);
-        let mut command = (kind.command)(place.path(), address, &to);
-        let log = File::create(place.path().join("log")).map_err(failed("make a log"))?;
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.spawn().map_err(failed(format_args!("start {}", kind.name)))?;
-        let proxy = Self { kind, place, address, others };
-        process::await_some(kind.name, || {
-            let serves = TcpStream::connect(address).is_ok() && proxy.main().is_some();
-            Ok(serves.then_some(()))
-        })?;
-        Ok(proxy)
-    }
-
-    /// The process that takes signals.
-    fn main(&self) -> Option<Pid> {
-        named_in(&pid_file(self.place.path()))
-    }
-
-    pub(crate) fn reload(&self) -> Result<(), String> {
-        let main = self.main().ok_or_else(|| format!("{}: no pid file", self.kind.name))?;
-        kill_process(main, self.kind.signal).map_err(failed("send a signal"))
-    }
-
-    /// How often another process has taken over, by its own word.
-    pub(crate) fn reloads(&self) -> Result<usize, String> {
-        let log = fs::read(self.place.path().join("log")).map_err(failed("read a log"))?;
-        let log = String::from_utf8_lossy(&log);
-        let lines = log.lines().filter(|line| line.contains(self.kind.carried_out)).count();
-        Ok(lines.saturating_sub(self.kind.at_start))
-    }
-
-    /// All its processes that live.
-    pub(crate) fn processes(&self) -> Vec<Pid> {
-        let own = getpid();
-        // Orphans have become this process's children, which it waits for.
-        for child in process::children(own).iter().filter(|pid| !self.others.contains(pid)) {
-            let _ = waitpid(Some(*child), WaitOptions::NOHANG);
-        }
-        let mut all = process::descendants(own);
-        all.retain(|pid| !self.others.contains(pid));
-        all
-    }
-
-    pub(crate) fn processor_time(&self) -> Result<Duration, String> {
-        self.processes().into_iter().map(process::processor_time).sum()
-    }
-
-    /// Of all its processes, what is theirs and no file's, in bytes.
-    pub(crate) fn memory(&self) -> Result<f64, String> {
-        self.processes().into_iter().map(process::anonymous_memory).sum()
-    }
-}
-
-impl Drop for Proxy<'_> {
-    fn drop(&mut self) {
-        loop {
-            let left = self.processes();
-            if left.is_empty() {
-                return;
-            }
-            for pid in left {
-                let _ = kill_process(pid, Signal::KILL);
-                let _ = waitpid(Some(pid), WaitOptions::empty());
-            }
-        }
-    }
 }
