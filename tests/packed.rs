@@ -41,6 +41,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use common::options::Common;
+use connect::Lead;
 use mio::{Events, Poll, Token};
 use options::Options;
 use proptest::collection::vec;
@@ -260,22 +261,20 @@ proptest! {
         };
         let connected = Some(connected).filter(|_| !relay.is_connecting());
         let opened = now.checked_sub(Duration::from_micros(age)).unwrap_or(now);
+        let upstream = Rc::new(Upstream::new("unix:/run/up", None, 1, false));
         let session = ProxySession {
             relay,
             peer: peer.clone(),
             route: route(),
-            upstream: Rc::new(Upstream::new("unix:/run/up", None, 1, false)),
-            tried: Vec::new(),
+            lead: Lead::new(upstream, Vec::new(), connected, now),
             opened,
-            attempted: now,
-            connected,
             is_cut: false,
             look_after: None,
         };
         let packed = packed::pack(session, now, packed::SCHEMA);
         let session = unpack(packed, now, &pool).expect("the same");
         prop_assert_eq!(&session.peer, &peer);
-        prop_assert_eq!(&*session.upstream.text, "unix:/run/up");
-        prop_assert_eq!((session.opened, session.connected), (opened, connected));
+        prop_assert_eq!(&*session.lead.upstream.text, "unix:/run/up");
+        prop_assert_eq!((session.opened, session.lead.connected), (opened, connected));
     }
 }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use tablecloth::Packed;
 use tablecloth::relay::{self, Pool, Relay};
 
+use super::connect::Lead;
 use super::peer::{peer_of, text_of};
 use super::routes::Route;
 use super::session::{LOOKED_AFTER, ProxySession};
 use super::settings::Settings;
-use super::upstreams::Upstream;
 
 /// The form of a packed session; the relay's is a part of it. Form 1 says nothing of times.
 pub(crate) const SCHEMA: u32 = relay::SCHEMA;
@@ -22,7 +22,8 @@ const WITH_TIMES: u32 = 2;
 
 /// Takes a session apart, in a form that its next owner reads.
 pub(crate) fn pack(session: ProxySession, now: Instant, schema: u32) -> Packed {
-    let ProxySession { relay, peer, route, upstream, tried, opened, connected, .. } = session;
+    let ProxySession { relay, peer, route, lead, opened, .. } = session;
+    let Lead { upstream, tried, connected, .. } = lead;
     let mut state = Vec::new();
     for text in [&*route.name, &text_of(&peer), &upstream.text] {
         // Each of them is an address, which is no longer than a line of the routes.
@@ -69,23 +70,16 @@ pub(crate) fn unpack(
     let route = routes.iter().find(|route| *route.name == *name);
     let removed = || Rc::new(Route::removed(name, settings.clone()));
     let route = route.map_or_else(removed, Rc::clone);
-    // An upstream that the route has no longer is kept by the sessions that it has.
-    let known = route.upstreams.iter().find(|upstream| *upstream.text == *leads_to);
-    let upstream =
-        known.map_or_else(|| Rc::new(Upstream::new(leads_to, None, 1, false)), Rc::clone);
     // Of one that is connected and does not say how long that took, nothing is known.
     let connected = (!relay.is_connecting()).then(|| connected.unwrap_or_default());
     route.counters.opened();
-    upstream.counters.opened();
+    let lead = Lead::again(&route, leads_to, connected, now);
     Ok(ProxySession {
         relay,
         peer: peer_of(peer),
         route,
-        upstream,
-        tried: Vec::new(),
+        lead,
         opened: now.checked_sub(age).unwrap_or(now),
-        attempted: now,
-        connected,
         is_cut: false,
         look_after: now.checked_add(LOOKED_AFTER),
     })

@@ -7,16 +7,13 @@ use std::time::{Duration, Instant};
 use tablecloth::relay::{Pool, Relay, Turn};
 use tablecloth::{Accepted, Address, Context, IoEvent, Packed, Stream, Verdict};
 
-use super::connect::connect;
+use super::connect::{Lead, complain, connect, gave_up};
 use super::header;
 use super::packed;
 use super::routes::Route;
 use super::turns::Turns;
 use super::upstreams::Upstream;
 
-/// An upstream that does not answer is given up after a fifth of the time, and at most this, if there is
-/// another one.
-const HANGS: Duration = Duration::from_secs(1);
 /// How old a session is when the kernel is told to look after its peers: most do not become so old, and
 /// are spared the calls.
 pub(crate) const LOOKED_AFTER: Duration = Duration::from_secs(5);
@@ -26,14 +23,8 @@ pub(crate) struct ProxySession {
     pub(crate) relay: Relay,
     pub(crate) peer: Address,
     pub(crate) route: Rc<Route>,
-    pub(crate) upstream: Rc<Upstream>,
-    /// The places of the upstreams that could not be connected to.
-    pub(crate) tried: Vec<u16>,
+    pub(crate) lead: Lead,
     pub(crate) opened: Instant,
-    /// When it began to connect to the upstream.
-    pub(crate) attempted: Instant,
-    /// How long that took, in microseconds, once it is done.
-    pub(crate) connected: Option<u32>,
     /// It ends with its first event.
     pub(crate) is_cut: bool,
     /// When the kernel is to be told to look after its peers, if it was not yet.
@@ -73,16 +64,12 @@ impl ProxySession {
             }
         };
         route.counters.opened();
-        upstream.counters.opened();
         let mut session = Self {
             relay,
             peer,
             route,
-            upstream,
-            tried,
+            lead: Lead::new(upstream, tried, None, cx.now()),
             opened: cx.now(),
-            attempted: cx.now(),
-            connected: None,
             is_cut: false,
             look_after: cx.now().checked_add(LOOKED_AFTER),
         };
@@ -138,22 +125,16 @@ impl ProxySession {
     }
 
     fn note_connected(&mut self, now: Instant) {
-        if self.connected.is_none() && !self.relay.is_connecting() {
-            let took = now.saturating_duration_since(self.attempted);
-            self.connected = Some(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
-            self.upstream.connected(took);
-            self.route.counters.connected(took);
-            // They are of no use any more.
-            self.tried = Vec::new();
+        if !self.relay.is_connecting() {
+            self.lead.note_connected(&self.route, now);
         }
     }
 
     /// The relay's deadline moves on with each byte; it is looked at again when it would have passed.
     pub(crate) fn wake_in_time(&self, cx: &mut Context<'_>) {
         let deadline = self.relay.deadline(self.route.settings.patience);
-        let is_connecting = self.relay.is_connecting() && self.route.upstreams.has_turns();
-        let hangs = self.attempted.checked_add(self.patience_with_one()).filter(|_| is_connecting);
-        let hangs = hangs.filter(|at| *at > cx.now());
+        let hangs = self.lead.hangs_at(&self.route, cx.now());
+        let hangs = hangs.filter(|_| self.relay.is_connecting());
         if let Some(at) = [deadline, hangs, self.look_after].into_iter().flatten().min() {
             cx.wake_at(at);
         }
@@ -165,63 +146,46 @@ impl ProxySession {
         }
     }
 
-    /// How long an upstream may take to answer if there is another one.
-    fn patience_with_one(&self) -> Duration {
-        (self.route.settings.patience.connect / 5).min(HANGS)
-    }
-
     /// Whether the upstream should have answered by now, and there is another one.
     fn hangs(&self, now: Instant) -> bool {
-        self.relay.is_connecting()
-            && now.saturating_duration_since(self.attempted) >= self.patience_with_one()
-            && self.route.upstreams.has_another(&self.upstream, &self.tried, now)
+        self.relay.is_connecting() && self.lead.hangs(&self.route, now)
     }
 
     /// The next upstream, after one that could not be connected to.
     fn fall_through(&mut self, cx: &mut Context<'_>, error: io::Error) -> Verdict {
-        log::debug!("upstream {} of {}: {error}", self.upstream.text, self.route.name);
-        self.upstream.failed(cx.now());
-        match self.go_on(cx) {
-            Ok(()) => Verdict::Keep,
-            Err((none, _)) if none.address.is_none() => {
-                self.give_up(cx.now(), &Rc::clone(&self.upstream), &error)
+        let to_send = self.relay.has_bytes_to_send();
+        match self.lead.fall_through(cx, &self.route, to_send, error) {
+            Ok(stream) => {
+                self.reconnect(cx, stream);
+                Verdict::Keep
             }
             Err((upstream, error)) => self.give_up(cx.now(), &upstream, &error),
         }
     }
 
-    /// Connects to another upstream of its route.
-    fn go_on(&mut self, cx: &mut Context<'_>) -> Result<(), (Rc<Upstream>, io::Error)> {
-        if self.upstream.address.is_some() {
-            self.tried.push(self.upstream.place());
-        }
-        let to_send = self.relay.has_bytes_to_send();
-        let (upstream, stream) = connect(cx, &self.route, &mut self.tried, to_send, |_| Ok(()))?;
-        self.upstream.counters.left();
-        upstream.counters.opened();
-        self.upstream = upstream;
-        self.attempted = cx.now();
+    fn reconnect(&mut self, cx: &mut Context<'_>, stream: Stream) {
         self.relay.reconnect(stream, cx.now());
         self.wake_in_time(cx);
-        Ok(())
     }
 
     /// It has come from a process with other routes: if it is still connecting to an upstream that its
     /// route does not have any more, it takes one that it has.
     pub(crate) fn follow_route(&mut self, cx: &mut Context<'_>) {
-        let is_lost = self.relay.is_connecting() && self.upstream.address.is_none();
+        let is_lost = self.relay.is_connecting() && self.lead.is_lost();
         if is_lost && !self.route.upstreams.is_empty() {
-            if let Err((upstream, error)) = self.go_on(cx) {
+            let to_send = self.relay.has_bytes_to_send();
+            match self.lead.go_on(cx, &self.route, to_send) {
+                Ok(stream) => self.reconnect(cx, stream),
                 // It may still be connected to the one that it waits for.
-                log::debug!("upstream {} of {}: {error}", upstream.text, self.route.name);
+                Err((upstream, error)) => {
+                    log::debug!("upstream {} of {}: {error}", upstream.text, self.route.name);
+                }
             }
         }
     }
 
     fn give_up(&mut self, now: Instant, upstream: &Upstream, error: &io::Error) -> Verdict {
-        if let Some(more) = self.route.complaints.borrow_mut().line(now) {
-            log::warn!("{}{more}", gave_up(&self.peer, &self.route, upstream, error));
-        }
+        complain(&self.peer, &self.route, upstream, error, now);
         self.relay.reset();
         self.route.counters.failed();
         self.end(now, &"never connected");
@@ -241,11 +205,8 @@ impl ProxySession {
     /// It is over here: counted, and in the log if that is wanted.
     fn end(&mut self, now: Instant, how: &dyn std::fmt::Display) {
         let (there, back) = self.relay.moved();
-        self.upstream.counters.ended(there, back);
+        self.lead.ended(there, back);
         self.route.counters.ended(there, back);
-        if self.connected.is_none() {
-            self.upstream.was_left();
-        }
         let level = match self.route.settings.session_log {
             true => log::Level::Info,
             false => log::Level::Debug,
@@ -256,22 +217,15 @@ impl ProxySession {
              in {:.3} ms",
             self.peer,
             self.route.name,
-            self.upstream.text,
+            self.lead.upstream.text,
             now.saturating_duration_since(self.opened).as_secs_f64(),
-            f64::from(self.connected.unwrap_or_default()) / 1000.0,
+            f64::from(self.lead.connected.unwrap_or_default()) / 1000.0,
         );
     }
 
     pub(crate) fn pack(self, now: Instant, schema: u32) -> Packed {
-        self.upstream.counters.left();
+        self.lead.left();
         self.route.counters.left();
-        if self.connected.is_none() {
-            self.upstream.was_left();
-        }
         packed::pack(self, now, schema)
     }
-}
-
-fn gave_up(peer: &Address, route: &Route, upstream: &Upstream, error: &io::Error) -> String {
-    format!("session of [{peer}] by {}: no upstream; {}: {error}", route.name, upstream.text)
 }

@@ -23,13 +23,13 @@ use zeroize::Zeroizing;
 
 use super::about::About;
 use super::channel::{Channel, State, words};
+use super::connect::Lead;
 use super::end::End;
 use super::front::Front;
 use super::peer::{peer_of, text_of};
 use super::session::{LOOKED_AFTER, Link, TlsSession};
 use super::settings::Settings;
 use super::tunnel::{Pool, Tunnel, Way};
-use super::upstreams::Upstream;
 use super::vault::Vault;
 
 /// The forms of a packed session.
@@ -74,11 +74,11 @@ pub(crate) fn pack(
     let Some(link) = session.link.take() else { return Err(session) };
     session.leaves(Some(&link));
     let TlsSession { tunnel, peer, front, opened, .. } = session;
-    let Link { about, upstream, connected, .. } = *link;
+    let Link { about, lead } = *link;
     let peer = text_of(&peer);
     let Tunnel { client, upstream: end, connecting, forward, back, kept, active, .. } = tunnel;
     let (stream, State { keys, owes_keys, received, unsent }) = client.into_state();
-    let texts = [&*front.route.name, &*peer, &*upstream.text];
+    let texts = [&*front.route.name, &*peer, &*lead.upstream.text];
     let parts = [&keys[..], &received, &unsent, kept.bytes()];
     let lengths = texts.iter().map(|text| text.len()).chain(parts.iter().map(|part| part.len()));
     // It never grows: what it left behind then would not be zeroed.
@@ -91,7 +91,7 @@ pub(crate) fn pack(
     }
     about.pack(&mut state);
     state.extend(micros(opened, now).to_le_bytes());
-    state.extend(connected.unwrap_or(u32::MAX).to_le_bytes());
+    state.extend(lead.connected.unwrap_or(u32::MAX).to_le_bytes());
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
     state.push(flag(connecting, CONNECTING) | flag(owes_keys, OWES_KEYS));
     state.extend(micros(active, now).to_le_bytes());
@@ -192,19 +192,14 @@ pub(crate) fn unpack(packed: Packed, kit: &Kit<'_>, now: Instant) -> io::Result<
     let front = kit.fronts.iter().find(|front| *front.route.name == *name);
     let removed = || Rc::new(Front::removed(name, kit.settings.clone()));
     let front = front.map_or_else(removed, Rc::clone);
-    // An upstream that the route has no longer is kept by the sessions that it has.
-    let known = front.route.upstreams.iter().find(|upstream| *upstream.text == *leads_to);
-    let upstream =
-        known.map_or_else(|| Rc::new(Upstream::new(leads_to, None, 1, false)), Rc::clone);
     front.route.counters.opened();
-    upstream.counters.opened();
     let connected = (!connecting).then_some(connected);
-    let (tried, attempted) = (Vec::new(), now);
+    let lead = Lead::again(&front.route, leads_to, connected, now);
     Ok(TlsSession {
         tunnel,
         peer: peer_of(peer),
         front,
-        link: Some(Box::new(Link { about, upstream, tried, attempted, connected })),
+        link: Some(Box::new(Link { about, lead })),
         opened,
         is_cut: false,
         look_after: now.checked_add(LOOKED_AFTER),

@@ -146,6 +146,12 @@ impl Tunnel {
         (self.connecting, self.active, self.hastened) = (true, now, true);
     }
 
+    /// Takes the upstream that cannot be connected to out of the loop. The next one has the same token, and a process
+    /// that is being spawned may have this socket still.
+    pub(crate) fn forget_upstream(&mut self) {
+        let _ = self.upstream.take().map(|upstream| upstream.stream.into_fd());
+    }
+
     /// When it is to sleep, if nothing comes.
     pub(crate) fn bedtime(&self) -> Option<Instant> {
         let is_early = self.is_shaking() || self.connecting;
