@@ -55,6 +55,7 @@ impl Handler for Echo {
 
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<EchoSession> {
         let Accepted { stream, peer, .. } = accepted;
+        cx.wait_for_peer();
         let (unsent, active, peer) = (Vec::new(), cx.now(), peer.to_string());
         Ok(EchoSession { stream, peer, unsent, ended: false, active, stopping: false })
     }
@@ -112,6 +113,9 @@ impl Handler for Echo {
         };
         let stream = streams.pop().ok_or_else(|| error("no socket"))?;
         let (peer, unsent) = (peer.to_owned(), state[end + 1..].to_vec());
+        if unsent.is_empty() && !ended {
+            cx.wait_for_peer();
+        }
         Ok(EchoSession { stream, peer, unsent, ended, active: cx.now(), stopping: false })
     }
 }

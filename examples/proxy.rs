@@ -138,6 +138,9 @@ impl Handler for Proxy {
         }
         session.follow_route(cx);
         session.wake_in_time(cx);
+        if session.relay.is_idle() && !session.is_cut {
+            cx.wait_for_peer();
+        }
         Ok(session)
     }
 

@@ -164,7 +164,8 @@ pub trait Handler {
     /// Puts a session together from what [`Handler::pack`] made of it, in the successor, or here
     /// again if the successor could not take it. The sockets are registered already, in their
     /// order as the sources 0, 1 and so on, and their first events follow; nothing may be read or
-    /// written before.
+    /// written before. A session that has nothing to write says so by [`Context::wait_for_peer`], which
+    /// spares it an event for nothing.
     ///
     /// # Errors
     ///
@@ -362,6 +363,8 @@ pub(crate) struct Desk {
     pub(crate) session: Option<Token>,
     pub(crate) wake: Option<Instant>,
     pub(crate) attached: u8,
+    /// The session has nothing to write until it hears from a peer.
+    pub(crate) patient: bool,
     /// What is wanted of other sessions.
     pub(crate) reached: Vec<(SessionId, Reach)>,
     /// When the handler itself wants to be called.
@@ -379,15 +382,15 @@ fn owned(key: u32) -> io::Result<Token> {
 impl<'a> Context<'a> {
     /// For a method that is called for this session.
     pub(crate) fn of(standing: &'a mut Standing, desk: &'a mut Desk, session: Token) -> Self {
-        desk.session = Some(session);
-        desk.wake = None;
-        desk.attached = 0;
+        (desk.session, desk.wake) = (Some(session), None);
+        (desk.attached, desk.patient) = (0, false);
         Self { standing, desk }
     }
 
     /// For a method that is called for none.
     pub(crate) fn of_none(standing: &'a mut Standing, desk: &'a mut Desk) -> Self {
-        (desk.session, desk.wake, desk.attached) = (None, None, 0);
+        (desk.session, desk.wake) = (None, None);
+        (desk.attached, desk.patient) = (0, false);
         Self { standing, desk }
     }
 }
@@ -602,6 +605,17 @@ impl Context<'_> {
     /// Not called for a session, it does nothing.
     pub fn wake_at(&mut self, at: Instant) {
         self.desk.wake = self.desk.session.map(|_| at);
+    }
+
+    /// The session at hand has nothing to write, and waits for its peer. Said in [`Handler::unpack`] or
+    /// [`Handler::open`], it spares the session the first event that would only tell that its sockets can be
+    /// written to: its first event is the one that tells more, such as bytes to read, a time or a
+    /// [wake](Context::wake), and it tells of the room as well. Of thousands of idle sessions that move, none is
+    /// called for nothing.
+    ///
+    /// Whoever does not say so is called at once, as [`Handler::unpack`] promises. In other methods it does nothing.
+    pub fn wait_for_peer(&mut self) {
+        self.desk.patient = self.desk.session.is_some();
     }
 
     /// Says something to the other process of an upgrade: from the commit on, for as long as both are there.

@@ -26,6 +26,8 @@ const URGENT: u32 = 64;
 /// Of the session, too.
 const WOKEN: u32 = 128;
 const SOURCE_BITS: u32 = 8;
+/// Of every source.
+const EACH_WRITABLE: u32 = u32::from_ne_bytes([WRITABLE as u8; 4]);
 
 /// Every source has its bits.
 const _: () = assert!(limits::SOURCES as u32 * SOURCE_BITS <= u32::BITS);
@@ -123,6 +125,11 @@ impl IoEvent {
     #[must_use]
     pub const fn is_urgent(self) -> bool {
         self.bits & URGENT != 0
+    }
+
+    /// Nothing else has happened than that some of the sockets may have room.
+    pub(crate) const fn is_room_alone(self) -> bool {
+        self.bits & !EACH_WRITABLE == 0
     }
 
     /// Adds what another event says.

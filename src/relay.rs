@@ -258,6 +258,15 @@ impl Relay {
         let _ = self.upstream.stream.keep_alive(after);
     }
 
+    /// Whether there is nothing to be done before one of the peers says something, for
+    /// [`Context::wait_for_peer`](crate::Context::wait_for_peer).
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let is_idle = |way: &Way| way.kept.is_none() && way.ended == way.over;
+        let is_settled = !self.connecting && self.breaking.is_none();
+        is_settled && is_idle(&self.forward) && is_idle(&self.back)
+    }
+
     /// Whether the upstream connection is still to be made.
     #[must_use]
     pub fn is_connecting(&self) -> bool {

@@ -135,6 +135,9 @@ impl<H: Handler> Wing<H> {
                 Ok(session) => {
                     self.crew.sessions.insert(vacancy, session);
                     self.crew.sessions.came_by(token.index, &came_by);
+                    if self.crew.desk.patient {
+                        self.crew.sessions.wait_for_peer(token.index);
+                    }
                     self.conclude(upgrader, token.index, Verdict::Keep, IoEvent::default());
                 }
                 Err(error) => {

@@ -602,6 +602,9 @@ impl<H: Handler> Wing<H> {
         self.note_slow("unpack");
         self.crew.sessions.insert(vacancy, session?);
         self.crew.sessions.add_sources(token.index, self.crew.desk.attached);
+        if self.crew.desk.patient {
+            self.crew.sessions.wait_for_peer(token.index);
+        }
         // What it asked for when it was put together counts, or else what it had asked for before.
         if let Some(at) = self.crew.desk.wake.take().or(wake) {
             self.crew.sessions.wake_at(token.index, at);

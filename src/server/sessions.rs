@@ -70,8 +70,19 @@ struct Slot<S> {
     /// Its predecessor has not heard yet that it is taken: nothing of it may be touched, and its events
     /// wait.
     dormant: bool,
+    /// It has nothing to write until it hears from a peer: that there is room for it, and nothing else, is
+    /// noted and waits, until its handler is called for it once.
+    patient: bool,
     /// `None` once the session has ended, until the end of the turn.
     session: Option<S>,
+}
+
+impl<S> Slot<S> {
+    /// Whether there is something that its session should hear by now.
+    fn has_news(&self) -> bool {
+        let waits = self.patient && self.pending.is_room_alone();
+        self.session.is_some() && self.pending != IoEvent::default() && !waits
+    }
 }
 
 /// How long a session that could not move is left alone.
@@ -146,7 +157,9 @@ impl<S> Sessions<S> {
 
     fn enqueue(&mut self, index: u32) {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
-        slot.queued = true;
+        if slot.dormant || std::mem::replace(&mut slot.queued, true) {
+            return;
+        }
         match slot.weight {
             ..limits::HEAVY_AFTER => self.light.push_back(index),
             limits::HEAVY_AFTER.. => self.heavy.push_back(index),
@@ -185,6 +198,7 @@ impl<S> Sessions<S> {
             listener: 0,
             rest: None,
             dormant: false,
+            patient: false,
             session: Some(session),
         });
         self.live += 1;
@@ -242,8 +256,15 @@ impl<S> Sessions<S> {
     pub(crate) fn wake_up(&mut self, index: u32) {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         slot.dormant = false;
-        if slot.session.is_some() && slot.pending != IoEvent::default() && !slot.queued {
+        if slot.has_news() {
             self.enqueue(index);
+        }
+    }
+
+    /// A session has nothing to write until it hears from a peer.
+    pub(crate) fn wait_for_peer(&mut self, index: u32) {
+        if let Some(slot) = self.slots.get_mut(index as usize) {
+            slot.patient = true;
         }
     }
 
@@ -254,7 +275,7 @@ impl<S> Sessions<S> {
             return false;
         }
         slot.pending.merge(event);
-        if !slot.queued && !slot.dormant {
+        if slot.has_news() {
             self.enqueue(token.index);
         }
         true
@@ -275,6 +296,7 @@ impl<S> Sessions<S> {
             }
             let slot = self.slots.get_mut(index as usize)?;
             let event = std::mem::take(&mut slot.pending);
+            slot.patient = false;
             let token = Token::new(Kind::Session, slot.generation, index);
             return Some((token, slot.session.as_mut()?, event));
         }
@@ -284,13 +306,17 @@ impl<S> Sessions<S> {
     pub(crate) fn again(&mut self, index: u32, event: IoEvent) {
         if let Some(slot) = self.slots.get_mut(index as usize) {
             slot.pending.merge(event);
-            if !slot.queued && !slot.dormant {
-                self.enqueue(index);
-            }
+            self.enqueue(index);
         }
     }
 
+    /// A session, for a method of its handler to be called for it.
     pub(crate) fn get_mut(&mut self, index: u32) -> Option<(Token, &mut S)> {
+        // It may write in that method, and has to hear of room from then on.
+        let slot = self.slots.get_mut(index as usize)?;
+        if std::mem::take(&mut slot.patient) && slot.has_news() {
+            self.enqueue(index);
+        }
         let slot = self.slots.get_mut(index as usize)?;
         let token = Token::new(Kind::Session, slot.generation, index);
         Some((token, slot.session.as_mut()?))
@@ -391,6 +417,7 @@ impl<S> Sessions<S> {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         let Some(session) = slot.session.take() else { return };
         slot.session = f(Token::new(Kind::Session, slot.generation, index), session);
+        slot.patient = false;
         if slot.session.is_none() {
             self.live -= 1;
             self.sockets -= slot.sources.count_ones() as usize;
