@@ -109,7 +109,7 @@ pub const STATE_DESCRIPTORS: usize = DESCRIPTORS_PER_PACKET - 1;
 /// Handoff messages read in one turn.
 pub const MESSAGES_PER_TURN: usize = 64;
 
-/// Handoff messages read of a process that is dead. It was to answer two packets of sessions and had a
+/// Handoff messages read of a process that is dead. It was to answer three packets of sessions and had a
 /// few words to say; whatever comes beyond that is said by somebody else who has its socket.
 pub const LAST_WORDS: usize = 16 * MESSAGES_PER_TURN;
 
@@ -129,16 +129,20 @@ pub const PACKED_BYTES: usize = 16 * 1024 * 1024;
 /// Descriptors of a session beside its sockets.
 pub const SESSION_DESCRIPTORS: usize = 64;
 
-/// Sessions in one packet of the handoff: enough that its system calls do not count, and few enough
-/// that a turn in which they are packed or put together is short.
-pub const SESSIONS_PER_PACKET: usize = 32;
+/// Sessions in one packet of the handoff: enough that its system calls count little, and few enough that what is
+/// on its way stands still for a short time.
+pub const SESSIONS_PER_PACKET: usize = 20;
+
+/// As many are understood, and no more: other builds send more at a time than this one.
+pub const MOST_SESSIONS_PER_PACKET: usize = 32;
 
 /// The longest packet of sessions, in bytes: one session's state fits in any case.
 pub const SESSIONS_BYTES: usize = STATE_BYTES + 1024;
 
-/// Packets of sessions that are sent and not acknowledged. One is put together by the successor
-/// while the next is packed here; what is on its way stands still, and is not to be more than that.
-pub const PACKETS_IN_FLIGHT: usize = 2;
+/// Packets of sessions that are sent and not acknowledged. One is put together by the successor while the next
+/// is packed here, and one lies between the two, so that neither sleeps for a moment and has to be woken; what is on
+/// its way stands still, and is not to be more than that.
+pub const PACKETS_IN_FLIGHT: usize = 3;
 
 /// What a relay reads at a time, in bytes: large enough that the calls cost little beside the
 /// copying, small enough to stay in a processor's nearest caches between the read and the write, and
@@ -384,10 +388,11 @@ pub const PACKET_HEAD_BYTES: usize = 64;
 const _: () = assert!(PACKETS_IN_FLIGHT * (SESSIONS_BYTES + PACKET_OVERHEAD_BYTES) <= SOCKET_BYTES);
 
 /// Every session of a packet can have all its sockets on it.
-const _: () = assert!(SESSIONS_PER_PACKET * SOURCES <= DESCRIPTORS_PER_PACKET);
+const _: () = assert!(MOST_SESSIONS_PER_PACKET * SOURCES <= DESCRIPTORS_PER_PACKET);
+const _: () = assert!(SESSIONS_PER_PACKET <= MOST_SESSIONS_PER_PACKET);
 
 /// A session's place in its packet is one byte on the wire.
-const _: () = assert!(SESSIONS_PER_PACKET <= u8::MAX as usize);
+const _: () = assert!(MOST_SESSIONS_PER_PACKET <= u8::MAX as usize);
 
 /// A refusal fits into one packet.
 const _: () = assert!(TEXT_BYTES + 64 <= PACKET_BYTES);

@@ -854,7 +854,7 @@ impl Upgrader {
     /// What the application has said before goes ahead of them.
     pub(crate) fn send_sessions(
         &mut self,
-        sessions: Sessions,
+        sessions: &Sessions,
         sockets: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
         if self.flush_post() {

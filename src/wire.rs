@@ -82,6 +82,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::rc::Rc;
 use std::str::FromStr;
 
 use crate::limits;
@@ -314,6 +315,42 @@ pub struct Sessions {
     pub sessions: Vec<SessionEntry>,
 }
 
+impl Sessions {
+    /// The packet, as that of [`Message::encode`], without being given away.
+    #[must_use]
+    pub fn encode(&self, protocol: u16) -> Vec<u8> {
+        let mut out = head(protocol);
+        self.put(&mut out, protocol);
+        out
+    }
+
+    fn put(&self, out: &mut Vec<u8>, protocol: u16) {
+        out.reserve(self.sessions.iter().map(SessionEntry::most_bytes).sum::<usize>());
+        out.push(10);
+        out.extend(self.packet.to_le_bytes());
+        out.push(self.sessions.len() as u8);
+        for session in &self.sessions {
+            out.extend(session.schema.to_le_bytes());
+            out.push(session.sockets.len() as u8);
+            out.extend(session.sockets.iter().map(|family| *family as u8));
+            if protocol >= VERSION_2 {
+                out.extend(session.wake.unwrap_or(NEVER).to_le_bytes());
+            }
+            if protocol >= VERSION_3 {
+                out.push(session.descriptors);
+            }
+            let state = session.state.as_deref();
+            let length = state.map_or(APART, |state| state.len() as u32);
+            out.extend(length.to_le_bytes());
+            out.extend(state.unwrap_or_default());
+            if protocol >= VERSION_4 {
+                out.push(session.listener.len() as u8);
+                out.extend(session.listener.as_bytes());
+            }
+        }
+    }
+}
+
 /// One session that moves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionEntry {
@@ -329,7 +366,8 @@ pub struct SessionEntry {
     /// behind the others.
     pub state: Option<Vec<u8>>,
     /// The name of the listener that it came in by; empty if that is not known, and before version 4.
-    pub listener: String,
+    /// Sessions that follow each other share it.
+    pub listener: Rc<str>,
 }
 
 impl SessionEntry {
@@ -337,6 +375,12 @@ impl SessionEntry {
     #[must_use]
     pub fn riding(&self) -> usize {
         self.sockets.len() + usize::from(self.descriptors) + usize::from(self.state.is_none())
+    }
+
+    /// At most so many bytes of a packet are its own; of those of a fixed length version 4 has 19.
+    fn most_bytes(&self) -> usize {
+        let state = self.state.as_ref().map_or(0, Vec::len);
+        19 + self.sockets.len() + state + self.listener.len()
     }
 }
 
@@ -518,6 +562,13 @@ impl Kind {
     ];
 }
 
+fn head(protocol: u16) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64);
+    out.extend(MAGIC);
+    out.extend(protocol.to_le_bytes());
+    out
+}
+
 impl Message {
     /// The packet, written in that protocol version: for a MANIFEST the newest of its range, for a
     /// HELLO the one that it chooses, from there on the one chosen.
@@ -525,9 +576,7 @@ impl Message {
     /// Texts longer than the limit are cut; the caller keeps names and counts in bounds.
     #[must_use]
     pub fn encode(&self, protocol: u16) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64);
-        out.extend(MAGIC);
-        out.extend(protocol.to_le_bytes());
+        let mut out = head(protocol);
         match self {
             Self::Manifest(manifest) => {
                 out.push(MANIFEST);
@@ -563,30 +612,7 @@ impl Message {
             Self::Stopping => out.push(7),
             Self::Ping => out.push(8),
             Self::Pong => out.push(9),
-            Self::Sessions(Sessions { packet, sessions }) => {
-                out.push(10);
-                out.extend(packet.to_le_bytes());
-                out.push(sessions.len() as u8);
-                for session in sessions {
-                    out.extend(session.schema.to_le_bytes());
-                    out.push(session.sockets.len() as u8);
-                    out.extend(session.sockets.iter().map(|family| *family as u8));
-                    if protocol >= VERSION_2 {
-                        out.extend(session.wake.unwrap_or(NEVER).to_le_bytes());
-                    }
-                    if protocol >= VERSION_3 {
-                        out.push(session.descriptors);
-                    }
-                    let state = session.state.as_deref();
-                    let length = state.map_or(APART, |state| state.len() as u32);
-                    out.extend(length.to_le_bytes());
-                    out.extend(state.unwrap_or_default());
-                    if protocol >= VERSION_4 {
-                        out.push(session.listener.len() as u8);
-                        out.extend(session.listener.as_bytes());
-                    }
-                }
-            }
+            Self::Sessions(sessions) => sessions.put(&mut out, protocol),
             Self::Ack(Ack { packet, refused }) => {
                 out.push(11);
                 out.extend(packet.to_le_bytes());
@@ -764,12 +790,17 @@ impl<'a> Fields<'a> {
         Ok(name.into())
     }
 
-    fn listener(&mut self) -> Result<String, WireError> {
+    /// Puts another one in place of that of the session before, if it came in by another one.
+    fn listener(&mut self, before: &mut Rc<str>) -> Result<(), WireError> {
         let length = usize::from(self.u8("listener")?);
         if length > limits::NAME_BYTES {
             return Err(WireError { field: "listener", problem: Problem::TooLong });
         }
-        Ok(self.utf8("listener", length)?.replace(char::is_control, " "))
+        let name = self.utf8("listener", length)?;
+        if *name != **before {
+            *before = name.replace(char::is_control, " ").into();
+        }
+        Ok(())
     }
 
     /// A text is for the log, where it is not to end the line.
@@ -858,11 +889,12 @@ impl<'a> Fields<'a> {
     fn sessions(&mut self, protocol: u16) -> Result<Sessions, WireError> {
         let packet = self.u32("packet")?;
         let count = usize::from(self.u8("sessions")?);
-        if count > limits::SESSIONS_PER_PACKET {
+        if count > limits::MOST_SESSIONS_PER_PACKET {
             return Err(WireError { field: "sessions", problem: Problem::TooLong });
         }
         // No more room than the packet can fill.
         let mut sessions = Vec::with_capacity(count.min(self.rest.len() / SESSION_BYTES));
+        let mut listener = Rc::from("");
         for _ in 0..count {
             let schema = self.u32("schema")?;
             let sockets = usize::from(self.u8("sockets")?);
@@ -888,10 +920,10 @@ impl<'a> Fields<'a> {
                 }
                 length => Some(self.take("state", length as usize)?.to_vec()),
             };
-            let listener = match protocol {
-                VERSION_4.. => self.listener()?,
-                _ => String::new(),
-            };
+            if protocol >= VERSION_4 {
+                self.listener(&mut listener)?;
+            }
+            let listener = Rc::clone(&listener);
             sessions.push(SessionEntry { schema, sockets, wake, descriptors, state, listener });
         }
         Ok(Sessions { packet, sessions })
@@ -900,7 +932,7 @@ impl<'a> Fields<'a> {
     fn ack(&mut self) -> Result<Ack, WireError> {
         let packet = self.u32("packet")?;
         let count = usize::from(self.u8("refused")?);
-        if count > limits::SESSIONS_PER_PACKET {
+        if count > limits::MOST_SESSIONS_PER_PACKET {
             return Err(WireError { field: "refused", problem: Problem::TooLong });
         }
         Ok(Ack { packet, refused: self.take("refused", count)?.to_vec() })

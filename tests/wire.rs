@@ -70,9 +70,10 @@ fn sessions() -> impl Strategy<Value = Sessions> {
     let listener = "[a-z\u{e4} ]{0,20}";
     let session = (any::<u32>(), sockets, wake, descriptors, state, listener);
     let session = session.prop_map(|(schema, sockets, wake, descriptors, state, listener)| {
+        let listener = listener.into();
         SessionEntry { schema, sockets, wake, descriptors, state, listener }
     });
-    (any::<u32>(), vec(session, 0..=limits::SESSIONS_PER_PACKET))
+    (any::<u32>(), vec(session, 0..=limits::MOST_SESSIONS_PER_PACKET))
         .prop_map(|(packet, sessions)| Sessions { packet, sessions })
 }
 
@@ -88,7 +89,7 @@ fn messages() -> impl Strategy<Value = (u16, Message)> {
         Just(Message::Ping),
         Just(Message::Pong),
         sessions().prop_map(Message::Sessions),
-        (any::<u32>(), vec(any::<u8>(), 0..=limits::SESSIONS_PER_PACKET))
+        (any::<u32>(), vec(any::<u8>(), 0..=limits::MOST_SESSIONS_PER_PACKET))
             .prop_map(|(packet, refused)| Message::Ack(Ack { packet, refused })),
         any::<(u32, u32)>()
             .prop_map(|(sessions, sockets)| Message::Expect(Expect { sessions, sockets })),
@@ -396,7 +397,7 @@ fn two_sessions() -> Sessions {
         wake: None,
         descriptors: 0,
         state: Some(state.into()),
-        listener: String::new(),
+        listener: "".into(),
     };
     Sessions {
         packet: 7,

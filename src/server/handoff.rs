@@ -40,6 +40,9 @@ pub(super) struct Handoff {
     walks: u32,
     /// Sessions that were sent to a successor and have no answer yet.
     pub(super) in_flight: VecDeque<InFlight>,
+    /// Those that the successor has taken. This process's copies of their sockets are closed at the end of the
+    /// turn, when the next packet is on its way: the successor need not wait for that.
+    taken: Vec<Outgoing>,
     /// Packets of sessions that were sent.
     packets: u32,
     /// What has moved to the successor, since it is proven.
@@ -60,6 +63,7 @@ impl Handoff {
             next_sweep: None,
             walks: 0,
             in_flight: VecDeque::new(),
+            taken: Vec::new(),
             packets: 0,
             moves: None,
             told_to_come: None,
@@ -86,6 +90,11 @@ impl Handoff {
     /// Whether a walk goes on only when the successor has answered.
     pub(super) fn waits(&self, sweep: Sweep) -> bool {
         sweep.walk == Walk::Move && self.is_window_full()
+    }
+
+    /// Closes the copies of what the successor has taken.
+    pub(super) fn let_go(&mut self) {
+        self.taken.clear();
     }
 
     /// Whoever accepts does not drain, and what has moved has ended with the successor.
@@ -156,7 +165,8 @@ impl Load {
     /// Made before its first session is taken out of the loop, or packed as one too many for the
     /// load before it.
     fn new(most: usize) -> Self {
-        Self { since: Instant::now(), sessions: Vec::new(), bytes: 0, most, descriptors: 0 }
+        let sessions = Vec::with_capacity(limits::SESSIONS_PER_PACKET);
+        Self { since: Instant::now(), sessions, bytes: 0, most, descriptors: 0 }
     }
 
     fn is_full(&self) -> bool {
@@ -464,14 +474,23 @@ impl<H: Handler> Wing<H> {
                 sockets: packed.streams.iter().map(Stream::family).collect(),
                 wake: wake.and_then(|at| u64::try_from(until(at)).ok()),
                 descriptors: packed.descriptors.len() as u8,
-                state: file.is_none().then(|| packed.state.clone()),
-                listener: (**listener).into(),
+                // It is lent, and not copied.
+                state: file.is_none().then(|| std::mem::take(&mut packed.state)),
+                listener: Rc::clone(listener),
             }
         };
-        let sessions = load.sessions.iter_mut().map(entry).collect();
-        let sockets: Vec<_> = load.sessions.iter().flat_map(Outgoing::descriptors).collect();
         let packet = self.handoff.packets;
-        match upgrader.send_sessions(Sessions { packet, sessions }, &sockets) {
+        let sessions = load.sessions.iter_mut().map(entry).collect();
+        let mut sockets = Vec::with_capacity(load.descriptors);
+        sockets.extend(load.sessions.iter().flat_map(Outgoing::descriptors));
+        let sessions = Sessions { packet, sessions };
+        let sent = upgrader.send_sessions(&sessions, &sockets);
+        for (outgoing, entry) in load.sessions.iter_mut().zip(sessions.sessions) {
+            if let Some(state) = entry.state {
+                outgoing.packed.state = state;
+            }
+        }
+        match sent {
             Ok(()) => {
                 let (attempt, since, sessions) = (upgrader.attempt(), load.since, load.sessions);
                 debug_assert!(!self.handoff.is_window_full());
@@ -515,6 +534,7 @@ impl<H: Handler> Wing<H> {
                     self.handoff.moves.iter_mut().for_each(Moves::note_refused);
                     self.take_back(upgrader, session, true);
                 } else {
+                    self.handoff.taken.push(session);
                     moved += 1;
                 }
             }

@@ -507,6 +507,49 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_waits_for_its_peer_hears_of_room_together_with_what_comes_next() {
+        let mut sessions = Sessions::new(8);
+        let token = open(&mut sessions, "one");
+        let next =
+            |sessions: &mut Sessions<_>| sessions.next_in(Lane::Light).map(|(.., event)| event);
+        sessions.wait_for_peer(token.index);
+        assert!(sessions.note(token, IoEvent::writable()), "noted");
+        assert_eq!(next(&mut sessions), None);
+        sessions.note(token, READABLE);
+        let event = next(&mut sessions).expect("queued");
+        assert!(event.is_readable() && event.is_writable());
+        sessions.note(token, IoEvent::writable());
+        assert!(next(&mut sessions).is_some(), "it has been called, and may have written");
+    }
+
+    #[test]
+    fn a_session_that_is_called_for_another_reason_waits_for_its_peer_no_longer() {
+        let mut sessions = Sessions::new(8);
+        let token = open(&mut sessions, "one");
+        let room = |sessions: &mut Sessions<_>| {
+            sessions.next_in(Lane::Light).is_some_and(|(.., event)| event.is_writable())
+        };
+        sessions.wait_for_peer(token.index);
+        sessions.note(token, IoEvent::writable());
+        assert!(sessions.get_mut(token.index).is_some());
+        assert!(room(&mut sessions), "asked to drain, for one");
+
+        sessions.wait_for_peer(token.index);
+        sessions.put_to_sleep(token.index);
+        sessions.note(token, IoEvent::writable());
+        sessions.wake_up(token.index);
+        assert!(!room(&mut sessions), "acknowledged, and nothing has come");
+        sessions.again(token.index, IoEvent::default());
+        assert!(room(&mut sessions), "it has more to do");
+
+        sessions.wait_for_peer(token.index);
+        sessions.wake_at(token.index, Instant::now());
+        sessions.note(token, IoEvent::writable());
+        sessions.ring(Instant::now());
+        assert!(room(&mut sessions), "its time has come");
+    }
+
+    #[test]
     fn a_session_whose_events_take_long_time_and_again_stands_in_a_queue_of_its_own() {
         let mut sessions = Sessions::new(8);
         let (bulk, small) = (open(&mut sessions, "bulk"), open(&mut sessions, "small"));

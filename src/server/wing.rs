@@ -77,6 +77,7 @@ impl<H: Handler> Service for Wing<H> {
     }
 
     fn end_turn(&mut self, upgrader: &mut Upgrader) -> bool {
+        self.handoff.let_go();
         if self.crew.sessions.free_ended() {
             self.acceptor.room_made(upgrader.standing.now);
         }

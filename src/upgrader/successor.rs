@@ -584,11 +584,10 @@ impl Successor {
     /// Sends sessions and their sockets. An error, and nothing has been sent.
     pub(crate) fn send_sessions(
         &self,
-        sessions: Sessions,
+        sessions: &Sessions,
         sockets: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
-        let packet = Message::Sessions(sessions).encode(self.speaks.newest);
-        sys::send(&self.socket, &packet, sockets)
+        sys::send(&self.socket, &sessions.encode(self.speaks.newest), sockets)
     }
 
     /// Whether it knows of state and messages of an application's.
