@@ -82,7 +82,8 @@ pub trait Handler {
     /// the connection.
     type Session;
 
-    /// A connection was accepted. The stream is registered already; its first event follows.
+    /// A connection was accepted. The stream is registered already; its first event follows, at once if the session
+    /// does not [wait for its peer](Context::wait_for_peer).
     ///
     /// # Errors
     ///
@@ -607,13 +608,16 @@ impl Context<'_> {
         self.desk.wake = self.desk.session.map(|_| at);
     }
 
-    /// The session at hand has nothing to write, and waits for its peer. Said in [`Handler::unpack`] or
-    /// [`Handler::open`], it spares the session the first event that would only tell that its sockets can be
-    /// written to: its first event is the one that tells more, such as bytes to read, a time or a
-    /// [wake](Context::wake), and it tells of the room as well. Of thousands of idle sessions that move, none is
-    /// called for nothing.
+    /// The session at hand has nothing to write, and waits for its peer. Call it in [`Handler::unpack`] or
+    /// [`Handler::open`]; in other methods it does nothing.
     ///
-    /// Whoever does not say so is called at once, as [`Handler::unpack`] promises. In other methods it does nothing.
+    /// A session's sockets mostly can be written to from the start, and by itself that is the session's first event.
+    /// With this call it is none: the first event is the one that tells more, such as bytes to read, a time or a
+    /// [wake](Context::wake), and it tells of the room as well. So thousands of idle sessions can move, and the handler
+    /// is called for none of them. From that first call of the handler on, each event comes as ever.
+    ///
+    /// A session that has something to write after all, and makes this call, does not write it before it hears of
+    /// something else.
     pub fn wait_for_peer(&mut self) {
         self.desk.patient = self.desk.session.is_some();
     }

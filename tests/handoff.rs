@@ -60,6 +60,23 @@ fn more_sessions_than_fit_into_the_window_move_all_the_same() {
 }
 
 #[test]
+fn a_session_that_waits_for_its_peer_is_not_called_before_the_peer_has_said_something() {
+    const MANY: usize = 2 * SESSIONS_PER_PACKET;
+    for patient in [true, false] {
+        let mut actor = moving().args(&["--patient", if patient { "yes" } else { "no" }]).serve();
+        let mut clients = clients(&mut actor, MANY);
+        actor.signal(actor.pid(), Signal::SIGHUP);
+        actor.wait_for("alone");
+        // The question is an event, too.
+        let events: usize = clients[0].ask("events\n").parse().expect("a number");
+        assert_eq!(events == 1, patient, "{events}");
+        // Each of them hears of its room all the same, once it is asked.
+        let (second, _) = actor.who();
+        assert_eq!(owners(&mut clients), [second; MANY]);
+    }
+}
+
+#[test]
 fn a_session_that_the_successor_never_takes_is_served_to_its_end_where_it_is() {
     let mut actor = moving().args(&["--take", "5"]).serve();
     let first = actor.pid();

@@ -85,6 +85,8 @@ struct Loop {
     relay: Option<Relay>,
     pool: Pool,
     again: Option<IoEvent>,
+    /// It was idle when it was put together, and hears of room together with what comes next.
+    patient: bool,
     /// How often it was to be flushed; every other time it is.
     deferred: u32,
     ending: Option<Ending>,
@@ -103,7 +105,8 @@ impl Loop {
         let poll = Poll::new().expect("a poll");
         let registry = Rc::new(poll.registry().try_clone().expect("a registry"));
         let (relay, again, ending) = (Some(relay), None, None);
-        let mut this = Self { poll, registry, relay, pool, again, deferred: 0, ending };
+        let (patient, deferred) = (false, 0);
+        let mut this = Self { poll, registry, relay, pool, again, patient, deferred, ending };
         this.register();
         this
     }
@@ -127,6 +130,11 @@ impl Loop {
 
     fn turn(&mut self) {
         let Some(event) = self.event() else { return };
+        if self.patient && event.is_room_alone() {
+            self.again = Some(event);
+            return;
+        }
+        self.patient = false;
         let Some(relay) = &mut self.relay else { return };
         let mut turn = relay.turn(event, Instant::now(), PATIENCE, &mut self.pool);
         if matches!(turn, Turn::Flush) {
@@ -188,7 +196,9 @@ impl Loop {
             stream.deregister();
         }
         let relay = Relay::decode(&state, streams, Instant::now(), &self.pool);
-        self.relay = Some(relay.expect("whole"));
+        let relay = relay.expect("whole");
+        self.patient = relay.is_idle();
+        self.relay = Some(relay);
         // What was to come again comes by the new registration.
         self.again = None;
         self.register();
@@ -620,6 +630,33 @@ fn what_is_small_is_written_by_the_flush_and_its_buffer_is_used_again() {
         assert_eq!(server.received, so_far.as_bytes());
         assert_eq!(turns.pool.spare(), 1);
     }
+}
+
+#[test]
+fn after_a_move_only_a_relay_with_nothing_to_write_waits_for_a_peer() {
+    for (downstream, upstream) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (mut client, mut server, mut turns) = after_a_small_message(downstream, upstream);
+        // On one machine it is there when write(2) has returned, and a registration tells of it at once.
+        client.write(b"two").expect("sent");
+        turns.pack_and_unpack();
+        assert!(turns.patient);
+        let event = turns.event().expect("a message and room");
+        assert_eq!(turns.defer(event).kept(), (3, 0));
+        // Nobody says anything any more, and nothing but room is heard of.
+        turns.pack_and_unpack();
+        turns.until("what was read before the move arrives", |_| {
+            server.receive(100);
+            server.received == b"onetwo"
+        });
+    }
+}
+
+#[test]
+fn a_relay_that_still_connects_is_not_idle() {
+    let (_client, downstream) = connection(true);
+    let (_server, upstream) = connection(true);
+    let mut pool = Pool::default();
+    assert!(!open(downstream, upstream, Instant::now(), &mut pool).is_idle());
 }
 
 #[test]

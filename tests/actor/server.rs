@@ -44,6 +44,10 @@ struct Actor {
     /// It takes so many, and no more.
     take: Option<u64>,
     arrived: u64,
+    /// Its sessions have nothing to write until they are asked, and say so.
+    patient: bool,
+    /// How often `event` was called.
+    events: u64,
     /// How long it takes to open a session.
     nap_in_open: Duration,
     /// It does not take over what it is handed.
@@ -55,12 +59,16 @@ struct Actor {
 impl Handler for Actor {
     type Session = Stream;
 
-    fn open(&mut self, _: &mut Context<'_>, accepted: Accepted) -> io::Result<Stream> {
+    fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<Stream> {
+        if self.patient {
+            cx.wait_for_peer();
+        }
         std::thread::sleep(self.nap_in_open);
         Ok(accepted.stream)
     }
 
     fn event(&mut self, cx: &mut Context<'_>, stream: &mut Stream, event: IoEvent) -> Verdict {
+        self.events += 1;
         if event.is_timeout() {
             let _ = stream.write_all(format!("woken by {}\n", std::process::id()).as_bytes());
         }
@@ -126,6 +134,9 @@ impl Handler for Actor {
             || self.take.is_some_and(|take| self.arrived > take);
         if refused && cx.has_predecessor() {
             return Err(io::Error::other("as it was told"));
+        }
+        if self.patient {
+            cx.wait_for_peer();
         }
         packed.streams.pop().ok_or_else(|| io::Error::other("no stream"))
     }
@@ -212,6 +223,7 @@ impl Actor {
                 cx.wake_at(cx.now() + Duration::from_millis(1500));
                 b"yes\n".into()
             }
+            b"events\n" => format!("{}\n", self.events).into_bytes(),
             b"ballast\n" => format!("{}\n", self.ballast.len()).into_bytes(),
             other => other.into(),
         }
@@ -242,6 +254,7 @@ struct Script {
     refuse_every: Option<u64>,
     refuse: Vec<u64>,
     take: Option<u64>,
+    patient: bool,
 }
 
 impl Script {
@@ -287,6 +300,7 @@ impl Script {
                 "--state-bytes" => script.state_bytes = number()? as usize,
                 "--refuse" => script.refuse.push(number()?),
                 "--take" => script.take = Some(number()?),
+                "--patient" => script.patient = value == "yes",
                 "--refuse-every" => script.refuse_every = Some(number()?),
                 "--at" => {
                     let (generation, deed) = value.split_once(':').ok_or("--at GEN:DEED")?;
@@ -458,7 +472,7 @@ fn play(mut script: Script) -> Result<(), String> {
     // Touched, so that it is resident.
     ballast.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
 
-    let Script { state_bytes, refuse_every, .. } = script;
+    let Script { state_bytes, refuse_every, patient, .. } = script;
     let schemas = script.schemas.clone();
     let (refuse, take) = (script.refuse.clone(), script.take);
     let nap = script.deeds(0).find_map(|deed| deed.strip_prefix("nap-in-open:"));
@@ -472,6 +486,8 @@ fn play(mut script: Script) -> Result<(), String> {
         refuse,
         take,
         arrived: 0,
+        patient,
+        events: 0,
         nap_in_open,
         refuses_state: false,
         panics_at_hand_over: false,
