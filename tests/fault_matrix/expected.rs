@@ -349,6 +349,17 @@ impl Cell {
             (Point::ReadySaid, Fault::Garbage) => {
                 deeds.insert(0, (Point::Paused, "pass".into()));
             }
+            // It hears the signal once it is ready; the predecessor has committed by then.
+            (Point::ReadySaid, Fault::ToldToStop) => {
+                deeds.insert(0, (Point::CommitSent, "pass".into()));
+            }
+            (
+                Point::Started | Point::Adopted | Point::HelloSaid | Point::SetUp,
+                Fault::ToldToStop,
+            ) => {
+                deeds.push((Point::CommitSent, "pass".into()));
+                deeds.push((Point::ReadySaid, "pass".into()));
+            }
             (_, _) => {}
         }
         deeds
