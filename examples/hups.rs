@@ -14,6 +14,8 @@
 //! The load is open loop: requests become due by the clock alone, and latency counts from when
 //! a request was due, so that a server which stops for a moment cannot hide it.
 
+#[path = "hups/channel.rs"]
+mod channel;
 #[path = "hups/commands.rs"]
 mod commands;
 #[path = "hups/compare.rs"]
@@ -61,6 +63,9 @@ mod table;
 mod target;
 #[path = "hups/timeline.rs"]
 mod timeline;
+#[cfg_attr(feature = "hups-tls", path = "hups/tls.rs")]
+#[cfg_attr(not(feature = "hups-tls"), path = "hups/no_tls.rs")]
+mod tls;
 #[path = "hups/trigger.rs"]
 mod trigger;
 

@@ -18,6 +18,9 @@ mod payload;
 mod protocol;
 #[path = "storm/protocols.rs"]
 mod protocols;
+#[cfg(feature = "hups-tls")]
+#[path = "storm/tls.rs"]
+mod tls;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -364,11 +367,16 @@ fn bad_flags_are_named() {
         ([&addr[..], &line, &["--send", "a\nb"]].concat(), "--send is more than one line"),
         ([&addr[..], &line].concat(), "--addr 127.0.0.1:1: Connection refused"),
         ([&addr[..], &line, &["--then"]].concat(), "--addr is missing"),
+        ([&addr[..], &line, &["--tls-name", "x"]].concat(), "--tls-name x is for --tls"),
         (vec!["--compare"], "--compare needs files"),
         (vec!["--compare", "a.json", "--json"], "--compare takes files"),
         (vec!["--json", "--compare", "a.json"], "--compare runs nothing"),
     ] {
         refused(&args, expected);
+    }
+    if cfg!(not(feature = "hups-tls")) {
+        let args = [&addr[..], &line, &["--tls"]].concat();
+        refused(&args, "--tls: this build has no TLS: build hups with `--features hups-tls`");
     }
     let address = line_server();
     let args = [&line[..], &["--addr", &address, "--svg", "/nowhere/at-all.svg"]].concat();

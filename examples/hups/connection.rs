@@ -7,8 +7,20 @@ use crate::drops::{Class, DropKind, Failure};
 use crate::protocol::{Answer, Protocol, Taken};
 use crate::target::Stream;
 
-pub(crate) struct Connection {
-    stream: Stream,
+/// What requests go through.
+pub(crate) trait Transport: Read + Write {
+    /// Whether it is there; an error if it was refused or failed.
+    fn is_connected(&mut self) -> io::Result<bool>;
+}
+
+impl Transport for Stream {
+    fn is_connected(&mut self) -> io::Result<bool> {
+        Stream::is_connected(self)
+    }
+}
+
+pub(crate) struct Connection<S = Stream> {
+    stream: S,
     is_connected: bool,
     /// An answer has come on it.
     is_used: bool,
@@ -43,8 +55,8 @@ pub(crate) enum Progress {
     ClosedInOrder,
 }
 
-impl Connection {
-    pub(crate) fn new(stream: Stream, class: Class, lane: usize, awaited: u64) -> Connection {
+impl<S: Transport> Connection<S> {
+    pub(crate) fn new(stream: S, class: Class, lane: usize, awaited: u64) -> Connection<S> {
         Connection {
             stream,
             is_connected: false,
@@ -80,6 +92,11 @@ impl Connection {
 
     pub(crate) fn received_bytes(&self) -> usize {
         self.exchange.as_ref().map_or(0, |exchange| exchange.received)
+    }
+
+    /// Whether the server has something of the request, and owes an answer.
+    fn is_under_way(&self) -> bool {
+        self.exchange.as_ref().is_some_and(|exchange| exchange.sent > 0)
     }
 
     pub(crate) fn due(&self) -> Option<Instant> {
@@ -155,6 +172,12 @@ impl Connection {
                     return Ok(Progress::Blocked);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // TLS that ends without an announcement cuts an answer off, and nothing else.
+                Err(error)
+                    if error.kind() == io::ErrorKind::UnexpectedEof && !self.is_under_way() =>
+                {
+                    0
+                }
                 Err(error) => return Err(Failure::from_error(&error, self.stage())),
             };
             let stage = self.stage();

@@ -77,11 +77,12 @@ impl Failure {
     }
 
     pub(crate) fn from_error(error: &io::Error, stage: &'static str) -> Failure {
-        const KINDS: [(io::ErrorKind, DropKind); 4] = [
+        const KINDS: [(io::ErrorKind, DropKind); 5] = [
             (io::ErrorKind::ConnectionRefused, DropKind::Refused),
             (io::ErrorKind::ConnectionReset, DropKind::Reset),
             (io::ErrorKind::BrokenPipe, DropKind::Reset),
             (io::ErrorKind::TimedOut, DropKind::Timeout),
+            (io::ErrorKind::UnexpectedEof, DropKind::EndOfFile),
         ];
         let known = KINDS.into_iter().find(|(kind, _)| *kind == error.kind());
         let kind = known.map_or(DropKind::Other, |(_, kind)| kind);

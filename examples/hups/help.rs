@@ -40,6 +40,11 @@ protocol
   --expect TEXT               http: the status [200], or with 200 a text that is in the body;
                               redis: the first line of the reply [+PONG, or with --send whatever is
                               no error]; line: the line [the one sent]
+  --tls                       every connection speaks TLS 1.2 or 1.3, and takes whatever certificate
+                              comes. Each has a whole handshake, and its time counts. An end that TLS
+                              did not announce (close_notify) drops an answer that it cuts off. Only in
+                              a build with --features hups-tls
+  --tls-name NAME             the name that the server is asked for (SNI) [localhost]
 load
   --short-rate N              connections a second for one request each [100] (0 to 20000)
   --long-conns N              connections that are kept [10] (0 to 15000)

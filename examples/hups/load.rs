@@ -9,6 +9,7 @@ use mio::{Registry, Token};
 use nix::errno::Errno;
 use slab::Slab;
 
+use crate::channel::{Channel, Connector};
 use crate::connection::{Connection, Exchange, Progress};
 use crate::drops::{Class, DropKind, Drops, Example, Failure, is_client_error};
 use crate::lanes::{Had, Lanes};
@@ -16,7 +17,6 @@ use crate::latency::Latency;
 use crate::options::Options;
 use crate::protocol::Protocol;
 use crate::schedule::Schedule;
-use crate::target::Connector;
 
 /// Larger messages go in parts of this length.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -32,7 +32,7 @@ pub(crate) struct Load {
     connections_max: usize,
     buffer: Vec<u8>,
 
-    connections: Slab<Connection>,
+    connections: Slab<Connection<Channel>>,
     lanes: Lanes,
     deadlines: BinaryHeap<Reverse<(Instant, usize, u64)>>,
     /// Short requests that a full backlog of a Unix socket has put off.
@@ -68,7 +68,7 @@ impl Load {
     pub(crate) fn new(options: &Options, registry: Registry, connections_max: usize) -> Load {
         Load {
             registry,
-            connector: Connector::new(options.target.clone()),
+            connector: Connector::new(options.target.clone(), options.tls.clone()),
             protocol: options.protocol.clone(),
             timeout: options.timeout,
             connections_max,
@@ -278,11 +278,11 @@ impl Load {
         if self.connections.len() >= self.connections_max {
             return Err(io::Error::from_raw_os_error(Errno::EMFILE as i32));
         }
-        let mut stream = self.connector.connect()?;
+        let mut channel = self.connector.connect()?;
         let entry = self.connections.vacant_entry();
         let key = entry.key();
-        stream.register(&self.registry, Token(key))?;
-        entry.insert(Connection::new(stream, class, lane, self.number));
+        channel.register(&self.registry, Token(key))?;
+        entry.insert(Connection::new(channel, class, lane, self.number));
         Ok(key)
     }
 
@@ -357,7 +357,7 @@ impl Load {
     }
 }
 
-fn had(connection: &Connection) -> Had {
+fn had(connection: &Connection<Channel>) -> Had {
     match (connection.is_connected(), connection.is_used()) {
         (false, _) => Had::NotConnected,
         (true, false) => Had::NoAnswer,

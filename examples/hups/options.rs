@@ -13,6 +13,7 @@ use crate::protocol::http::Http;
 use crate::protocol::line::Line;
 use crate::protocol::redis::Redis;
 use crate::target::Target;
+use crate::tls;
 use crate::trigger::Trigger;
 
 /// What is asked for.
@@ -40,6 +41,7 @@ pub(crate) struct Options {
     /// What the report calls the server, if that is not its address.
     pub(crate) name: Option<String>,
     pub(crate) target: Target,
+    pub(crate) tls: Option<tls::Client>,
     pub(crate) server: Option<Named>,
     pub(crate) protocol: Protocol,
     pub(crate) short_rate: u32,
@@ -77,6 +79,8 @@ struct Given {
     send: Option<String>,
     expect: Option<String>,
     bytes: Option<usize>,
+    tls: bool,
+    tls_name: Option<String>,
     allow_remote: bool,
 }
 
@@ -102,6 +106,7 @@ impl CommandLine {
                 "--json" => output.json = true,
                 "--svg" => output.svg = Some(value("--svg", &mut parser)?.into()),
                 "--progress" => output.progress = true,
+                "--tls" => given.tls = true,
                 "--allow-remote" => given.allow_remote = true,
                 "--then" => {
                     runs.push(options.clone().checked(&given)?);
@@ -136,6 +141,7 @@ impl Default for Options {
         Options {
             name: None,
             target: Target::Unix(PathBuf::new()),
+            tls: None,
             server: None,
             protocol: Protocol::Echo(Echo::new(seed, BYTES)),
             short_rate: 100,
@@ -173,6 +179,7 @@ impl Options {
             "--send" => given.send = Some(value()?),
             "--expect" => given.expect = Some(value()?),
             "--bytes" => given.bytes = Some(number(name, &value()?, 1, 16 << 20)?),
+            "--tls-name" => given.tls_name = Some(value()?),
             "--signal" => given.signal = Some(signal(name, &value()?)?),
             "--short-rate" => self.short_rate = number(name, &value()?, 0, 20_000)?,
             "--long-conns" => self.long_connections = number(name, &value()?, 0, 15_000)?,
@@ -200,6 +207,7 @@ impl Options {
         if !self.target.is_local() && !given.allow_remote {
             return Err(format!("--addr {address} is not on loopback; see --allow-remote"));
         }
+        self.tls = given.tls_client()?;
         self.name.clone_from(&given.name);
         self.server = match (&given.pid_file, given.pid) {
             (Some(_), Some(_)) => return Err("--pid-file and --pid exclude each other".into()),
@@ -263,6 +271,19 @@ impl Given {
             (None, None, Some((signal, name))) => Ok(Trigger::Signal(signal, name)),
             (None, None, None) => Ok(Trigger::Signal(Signal::HUP, "HUP")),
         }
+    }
+
+    fn tls_client(&self) -> Result<Option<tls::Client>, String> {
+        let name = match (self.tls, &self.tls_name) {
+            (false, None) => return Ok(None),
+            (false, Some(name)) => return Err(format!("--tls-name {name} is for --tls")),
+            (true, Some(name)) => name,
+            (true, None) => "localhost",
+        };
+        tls::Client::new(name).map(Some).map_err(|error| match &self.tls_name {
+            Some(name) => format!("--tls --tls-name {name}: {error}"),
+            None => format!("--tls: {error}"),
+        })
     }
 
     fn protocol(&self, seed: u64) -> Result<Protocol, String> {

@@ -140,6 +140,7 @@ impl Report {
             "addr": self.options.target.to_string(),
             "name": self.options.label(),
             "protocol": self.options.protocol.name(),
+            "tls": self.options.tls.is_some(),
             "seed": self.options.seed,
             "end": match self.end {
                 End::Complete => "complete",

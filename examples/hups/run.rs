@@ -6,6 +6,8 @@ use mio::{Events, Poll};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::channel::Connector;
+use crate::connection::Transport;
 use crate::load::Load;
 use crate::options::Options;
 use crate::process::own_processor_time;
@@ -13,7 +15,6 @@ use crate::progress::ProgressLine;
 use crate::report::{End, Report, ServerReport};
 use crate::server::Server;
 use crate::storm::Storm;
-use crate::target::Connector;
 
 /// Descriptors for everything that is not a connection.
 const DESCRIPTORS_RESERVED: u64 = 64;
@@ -247,8 +248,9 @@ fn raise_descriptor_limit() -> usize {
 pub(crate) fn probe(options: &Options) -> Result<(), String> {
     let name = |error: std::io::Error| format!("--addr {}: {error}", options.target);
     let began = Instant::now();
-    let stream = Connector::new(options.target.clone()).connect().map_err(name)?;
-    while !stream.is_connected().map_err(name)? {
+    let mut connector = Connector::new(options.target.clone(), options.tls.clone());
+    let mut channel = connector.connect().map_err(name)?;
+    while !channel.is_connected().map_err(name)? {
         if began.elapsed() > OPENING_TIMEOUT {
             return Err(format!("--addr {}: no connection is made", options.target));
         }
