@@ -56,7 +56,8 @@ pub struct Config {
     /// another living service holds, and another user's file in a directory with the sticky bit.
     ///
     /// No disk stops the loop: where the file cannot be written in time, at most a second and at most
-    /// a quarter of [`Config::takeover_timeout`], the upgrade goes on, which is logged.
+    /// a quarter of [`Config::takeover_timeout`], the upgrade goes on, which is logged. In memory (tmpfs(5)), as
+    /// in `/run` on most systems, it is written fastest.
     pub pid_file: Option<PathBuf>,
     /// Whom the process becomes that was started as root, when its sockets and its pid file are there and before it
     /// serves: `USER` or `USER:GROUP`, each by name or number. None.

@@ -14,6 +14,7 @@ use std::process::Command;
 use harness::{Start, copy_program, example, is_alive, place, until};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::mkfifo;
 
 /// Some user of no other use, who need not have a name.
@@ -346,4 +347,35 @@ fn a_service_that_drains_for_its_end_leaves_the_file_to_the_next_one() {
     assert!(old.first_exits().success());
     assert_eq!(names(&path), Some(new.pid()), "the old one removes what is its own");
     new.upgrade();
+}
+
+/// Whether that process has the thread by which it waits for disks.
+fn has_worker(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads").flatten();
+    let mut names = threads.map(|thread| fs::read_to_string(thread.path().join("comm")));
+    names.any(|name| name.is_ok_and(|name| name.trim() == "tablecloth-disk"))
+}
+
+#[test]
+fn in_memory_it_needs_no_thread() {
+    let is_memory = |path: &Path| statfs(path).is_ok_and(|it| it.filesystem_type() == TMPFS_MAGIC);
+    let (memory, disk) = (Path::new("/dev/shm"), place());
+    if !is_memory(memory) {
+        return eprintln!("skipped: /dev/shm is no memory");
+    }
+    let memory = tempfile::tempdir_in(memory).expect("a directory");
+    for (place, is_memory) in [(&memory, true), (&disk, is_memory(disk.path()))] {
+        let path = place.path().join("pid");
+        let mut actor = pid_file_at(Start::actor(), &path).serve();
+        let first = actor.who().0;
+        actor.signal(first, Signal::SIGHUP);
+        actor.wait_for("alone");
+        let second = actor.who().0;
+        // What was to be done last is a moment ago, and the thread stays for longer.
+        assert_eq!(has_worker(second), !is_memory, "{}", path.display());
+        assert_eq!(names(&path), Some(second));
+        until("nothing is left beside it", || names_in(place.path()) == ["pid"]);
+        actor.signal(second, Signal::SIGTERM);
+        until("the file is gone", || names_in(place.path()).is_empty());
+    }
 }

@@ -185,6 +185,10 @@ impl Upgrader {
             Action::AnnounceReady => {
                 fault::at(Point::SetUp);
                 if let Some(predecessor) = &mut self.before.process {
+                    // The thread starts while the predecessor hears that this process is ready.
+                    if let Some(pid_file) = &self.disk.pid_file {
+                        pid_file.expect_calls(&mut self.disk.worker);
+                    }
                     predecessor.announce_ready();
                 }
                 fault::at(Point::ReadySaid);

@@ -19,11 +19,15 @@
 //! process that ends in the middle of its takeover leaves no file that names it. The loop gives a job
 //! and goes on. A job that takes longer than its deadline is logged; a takeover goes on then, and so
 //! does a spawn.
+//!
+//! Where the file lies in memory (tmpfs(5)), as it does in /run on most systems, no disk can hold up a call,
+//! and the loop makes it itself: to start a thread takes longer.
 
 mod holding;
 mod place;
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +45,8 @@ pub(crate) struct PidFile {
     path: PathBuf,
     /// The worker's, once the process serves.
     holding: Arc<Mutex<Holding>>,
+    /// It is in memory, where no call waits for a disk: then the loop's own thread makes the calls.
+    in_memory: bool,
     /// Whether there is a spare, or a job that makes one.
     spare: bool,
     /// Jobs that were given and have no answer yet, the oldest first.
@@ -97,8 +103,9 @@ impl PidFile {
             log::debug!("{} is the null device: there is no pid file", path.display());
             return Ok(None);
         };
+        let in_memory = holding.is_in_memory();
         let (path, holding) = (path.to_path_buf(), Arc::new(Mutex::new(holding)));
-        Ok(Some(Self { path, holding, spare: true, under_way: VecDeque::new() }))
+        Ok(Some(Self { path, holding, in_memory, spare: true, under_way: VecDeque::new() }))
     }
 
     /// Makes the file name this process, and waits for it. For the first process, before it serves.
@@ -152,7 +159,7 @@ impl PidFile {
         }
         self.spare = true;
         let holding = Arc::clone(&self.holding);
-        let given = worker.order(move || hold(&holding).keep_spare());
+        let given = self.give(worker, move || hold(&holding).keep_spare());
         given.map_err(|error| self.log_no_thread(&error)).ok()
     }
 
@@ -275,7 +282,7 @@ impl PidFile {
     ) -> bool {
         let (holding, given) = (Arc::clone(&self.holding), Instant::now());
         let deed = move || (deed(&mut hold(&holding)), Instant::now());
-        match worker.order(deed) {
+        match self.give(worker, deed) {
             Ok(answer) => {
                 let deadline = Some(given + wait.min(limits::DISK_WAIT));
                 self.under_way.push_back(UnderWay { job, given, deadline, answer });
@@ -288,7 +295,26 @@ impl PidFile {
         }
     }
 
-    fn log_no_thread(&self, error: &std::io::Error) {
+    /// Has something done by whoever can wait for it.
+    fn give<T: Send + 'static>(
+        &self,
+        worker: &mut Worker,
+        deed: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<Receiver<T>> {
+        match self.in_memory {
+            true => Ok(worker.do_here(deed)),
+            false => worker.order(deed),
+        }
+    }
+
+    /// Has the thread that makes the calls started, if there is to be one: they are about to be made.
+    pub(crate) fn expect_calls(&self, worker: &mut Worker) {
+        if !self.in_memory {
+            worker.get_ready();
+        }
+    }
+
+    fn log_no_thread(&self, error: &io::Error) {
         log::error!("pid file {}: start the thread that writes it: {error}", self.path.display());
     }
 }

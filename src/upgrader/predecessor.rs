@@ -55,7 +55,8 @@ pub(crate) struct Predecessor {
     outbox: Outbox,
     /// How many sessions are still to come from it.
     pub(crate) expects: Expect,
-    /// Room for one packet.
+    /// Room for one packet: of sessions, once this process has said that it serves. To fill more than is
+    /// needed before takes longer than many a step of the takeover.
     packet: Vec<u8>,
 }
 
@@ -131,7 +132,7 @@ impl Predecessor {
             told: Vec::new(),
             outbox: Outbox::default(),
             expects: Expect::default(),
-            packet: vec![0; limits::SESSIONS_BYTES],
+            packet: vec![0; limits::MESSAGE_BYTES + 64],
         };
         // A dead predecessor does not hear it; this process has all it needs and goes on.
         fault::at(Point::Adopted);
@@ -169,8 +170,13 @@ impl Predecessor {
 
     /// Tells it something, now or as soon as it reads.
     pub(crate) fn tell(&mut self, message: Message) {
+        let serves = matches!(message, Message::Serving);
         self.outbox.add(message);
         self.flush();
+        // No session comes before that.
+        if serves {
+            self.packet = vec![0; limits::SESSIONS_BYTES];
+        }
     }
 
     /// Sends what waits to be said. Answers whether something still waits.

@@ -56,29 +56,46 @@ impl Worker {
         &mut self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<Receiver<T>> {
+        let (job, answer) = self.answered(job);
+        let job: Job = Box::new(job);
+        let mut pile = self.desk.lock();
+        Desk::start(&self.desk, &mut pile)?;
+        pile.jobs.push_back(job);
+        drop(pile);
+        self.desk.filled.notify_one();
+        Ok(answer)
+    }
+
+    /// Does `job` at once, on the calling thread: for one that no disk can hold up. The answer comes in the
+    /// same way.
+    pub(crate) fn do_here<T: Send + 'static>(
+        &mut self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Receiver<T> {
+        let (job, answer) = self.answered(job);
+        do_safely(job);
+        answer
+    }
+
+    /// The job, which also sends its answer, and wakes the loop for it.
+    fn answered<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> (impl FnOnce() + Send + 'static, Receiver<T>) {
         let ((sender, answer), waker) = (channel(), Arc::clone(&self.waker));
-        let job: Job = Box::new(move || {
+        let job = move || {
             // Whoever gave the job may not care for the answer.
             let _ = sender.send(job());
             // A loop that has ended hears nothing, and needs to hear nothing.
             let _ = waker.wake();
-        });
-        let mut pile = self.desk.lock();
-        pile.jobs.push_back(job);
-        if !pile.has_thread {
-            let desk = Arc::clone(&self.desk);
-            let started = thread::Builder::new()
-                .name("tablecloth-disk".into())
-                .stack_size(limits::THREAD_STACK_BYTES)
-                .spawn(move || desk.work());
-            if let Err(error) = started {
-                pile.jobs.pop_back();
-                return Err(error);
-            }
-            pile.has_thread = true;
-        }
-        self.desk.filled.notify_one();
-        Ok(answer)
+        };
+        (job, answer)
+    }
+
+    /// Has the thread started for a job that is about to come, so that the job does not wait for that.
+    /// Where the system has no thread to give, [`Worker::order`] says so.
+    pub(crate) fn get_ready(&mut self) {
+        let _ = Desk::start(&self.desk, &mut self.desk.lock());
     }
 
     /// Waits until every job is done, and no longer than `wait`; answers whether they are. For the
@@ -97,6 +114,19 @@ impl Worker {
 }
 
 impl Desk {
+    /// Starts the thread, if there is none. Whoever has the pile does it, so that there is only one.
+    fn start(desk: &Arc<Self>, pile: &mut Pile) -> io::Result<()> {
+        if !pile.has_thread {
+            let desk = Arc::clone(desk);
+            thread::Builder::new()
+                .name("tablecloth-disk".into())
+                .stack_size(limits::THREAD_STACK_BYTES)
+                .spawn(move || desk.work())?;
+            pile.has_thread = true;
+        }
+        Ok(())
+    }
+
     /// Held while a job is put down or picked up, and never while one is done.
     fn lock(&self) -> MutexGuard<'_, Pile> {
         self.pile.lock().unwrap_or_else(PoisonError::into_inner)
@@ -110,8 +140,7 @@ impl Desk {
         loop {
             while let Some(job) = pile.jobs.pop_front() {
                 drop(pile);
-                // A panic is told on standard error; the next job is done all the same.
-                let _ = catch_unwind(AssertUnwindSafe(job));
+                do_safely(job);
                 pile = self.lock();
             }
             let waited = self.filled.wait_timeout(pile, limits::WORKER_IDLE);
@@ -123,6 +152,11 @@ impl Desk {
             }
         }
     }
+}
+
+/// A panic is told on standard error; the next job is done all the same.
+fn do_safely(job: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(job));
 }
 
 impl fmt::Debug for Desk {

@@ -10,7 +10,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use super::place::{self, Holder, Unfit};
 use crate::error::Error;
@@ -80,6 +82,14 @@ impl Holding {
             Err(refused) => return Err(error("write")(refused)),
         }
         Ok(Some(holding))
+    }
+
+    /// Whether the place is in memory (tmpfs(5)), as /run is on most systems: no disk can hold up a call there.
+    pub(super) fn is_in_memory(&self) -> bool {
+        let kind = |path: &Path| statfs(path).map(|found| found.filesystem_type());
+        // Something else may be mounted at the place itself.
+        self.place.parent().is_some_and(|directory| kind(directory) == Ok(TMPFS_MAGIC))
+            && matches!(kind(&self.place), Ok(TMPFS_MAGIC) | Err(Errno::ENOENT))
     }
 
     /// A file that another service holds is not taken from it. A successor finds it locked by its
