@@ -14,6 +14,11 @@
 //! The load is open loop: requests become due by the clock alone, and latency counts from when
 //! a request was due, so that a server which stops for a moment cannot hide it.
 
+#![cfg_attr(
+    feature = "hups",
+    allow(clippy::collapsible_if, reason = "the library's Rust has no chains of let")
+)]
+
 #[path = "hups/channel.rs"]
 mod channel;
 #[path = "hups/commands.rs"]
@@ -63,8 +68,8 @@ mod table;
 mod target;
 #[path = "hups/timeline.rs"]
 mod timeline;
-#[cfg_attr(feature = "hups-tls", path = "hups/tls.rs")]
-#[cfg_attr(not(feature = "hups-tls"), path = "hups/no_tls.rs")]
+#[cfg_attr(feature = "hups", path = "hups/tls.rs")]
+#[cfg_attr(not(feature = "hups"), path = "hups/no_tls.rs")]
 mod tls;
 #[path = "hups/trigger.rs"]
 mod trigger;

@@ -18,9 +18,6 @@ mod payload;
 mod protocol;
 #[path = "storm/protocols.rs"]
 mod protocols;
-#[cfg(feature = "hups-tls")]
-#[path = "storm/tls.rs"]
-mod tls;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -374,10 +371,7 @@ fn bad_flags_are_named() {
     ] {
         refused(&args, expected);
     }
-    if cfg!(not(feature = "hups-tls")) {
-        let args = [&addr[..], &line, &["--tls"]].concat();
-        refused(&args, "--tls: this build has no TLS: build hups with `--features hups-tls`");
-    }
+    refused(&[&addr[..], &line, &["--tls"]].concat(), "--tls: this build has no TLS; examples/tls");
     let address = line_server();
     let args = [&line[..], &["--addr", &address, "--svg", "/nowhere/at-all.svg"]].concat();
     refused(&args, "--svg /nowhere/at-all.svg: No such file");

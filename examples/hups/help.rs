@@ -43,7 +43,7 @@ protocol
   --tls                       every connection speaks TLS 1.2 or 1.3, and takes whatever certificate
                               comes. Each has a whole handshake, and its time counts. An end that TLS
                               did not announce (close_notify) drops an answer that it cuts off. Only in
-                              a build with --features hups-tls
+                              the build of examples/tls: cargo run --release --features hups --bin hups
   --tls-name NAME             the name that the server is asked for (SNI) [localhost]
 load
   --short-rate N              connections a second for one request each [100] (0 to 20000)

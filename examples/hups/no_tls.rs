@@ -8,7 +8,9 @@ pub(crate) enum Client {}
 
 impl Client {
     pub(crate) fn new(_name: &str) -> Result<Client, String> {
-        Err("this build has no TLS: build hups with `--features hups-tls`".to_string())
+        Err("this build has no TLS; examples/tls builds one that has: \
+             cargo run --release --features hups --bin hups"
+            .to_string())
     }
 
     pub(crate) fn session(&self) -> io::Result<Session> {
