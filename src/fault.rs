@@ -109,6 +109,25 @@ pub fn set_hook(hook: fn(Point)) {
     let _ = HOOK.set(hook);
 }
 
+#[cfg(debug_assertions)]
+static ALL_ARE_DISKS: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// Has a pid file in memory written as one on a disk is, from now on: tests have their files in memory. In a
+/// release build nothing comes of it.
+pub fn take_memory_for_disks() {
+    #[cfg(debug_assertions)]
+    ALL_ARE_DISKS.store(true, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// Whether what is in memory is to be taken for a disk.
+#[inline(always)]
+pub(crate) fn takes_memory_for_disks() -> bool {
+    #[cfg(debug_assertions)]
+    return ALL_ARE_DISKS.load(std::sync::atomic::Ordering::Relaxed);
+    #[cfg(not(debug_assertions))]
+    false
+}
+
 /// The process is at this point.
 #[cfg_attr(not(debug_assertions), allow(unused_variables, reason = "there is no hook"))]
 #[inline(always)]

@@ -358,24 +358,41 @@ fn has_worker(pid: u32) -> bool {
 
 #[test]
 fn in_memory_it_needs_no_thread() {
-    let is_memory = |path: &Path| statfs(path).is_ok_and(|it| it.filesystem_type() == TMPFS_MAGIC);
-    let (memory, disk) = (Path::new("/dev/shm"), place());
-    if !is_memory(memory) {
-        return eprintln!("skipped: /dev/shm is no memory");
+    let place = place();
+    if !statfs(place.path()).is_ok_and(|it| it.filesystem_type() == TMPFS_MAGIC) {
+        return eprintln!("skipped: there is no directory in memory");
     }
-    let memory = tempfile::tempdir_in(memory).expect("a directory");
-    for (place, is_memory) in [(&memory, true), (&disk, is_memory(disk.path()))] {
-        let path = place.path().join("pid");
-        let mut actor = pid_file_at(Start::actor(), &path).serve();
+    let link = place.path().join("link");
+    symlink("pid", &link).expect("a link");
+    for (memory, name, has_one) in
+        [("yes", "pid", false), ("no", "pid", true), ("yes", "link", true)]
+    {
+        let start = Start::actor().args(&["--memory", memory]);
+        let mut actor = pid_file_at(start, &place.path().join(name)).serve();
         let first = actor.who().0;
         actor.signal(first, Signal::SIGHUP);
+        // A job was given a moment ago, and a thread for it would stay for a while.
+        actor.wait_for("done; spawn");
+        assert_eq!(has_worker(first), has_one, "{memory} {name}");
         actor.wait_for("alone");
         let second = actor.who().0;
-        // What was to be done last is a moment ago, and the thread stays for longer.
-        assert_eq!(has_worker(second), !is_memory, "{}", path.display());
-        assert_eq!(names(&path), Some(second));
-        until("nothing is left beside it", || names_in(place.path()) == ["pid"]);
+        assert_eq!(names(&place.path().join("pid")), Some(second));
+        until("nothing is left beside it", || names_in(place.path()) == ["link", "pid"]);
         actor.signal(second, Signal::SIGTERM);
-        until("the file is gone", || names_in(place.path()).is_empty());
+        until("the file is gone", || names_in(place.path()) == ["link"]);
     }
+}
+
+#[test]
+fn in_memory_it_is_restored_by_a_rollback() {
+    let start = Start::actor().faults().pid_file().args(&["--memory", "yes"]);
+    let mut actor = start.args(&["--probation-ms", "10000"]).serve();
+    let first = actor.who().0;
+    actor.signal(first, Signal::SIGHUP);
+    actor.wait_for("done; spawn");
+    let successor = actor.alive().into_iter().find(|pid| *pid != first).expect("a successor");
+    actor.is_named(successor);
+    actor.signal(successor, Signal::SIGKILL);
+    actor.wait_for("Draining -> Running");
+    actor.is_named(first);
 }

@@ -100,6 +100,8 @@ impl Handoff {
     /// Whoever accepts does not drain, and what has moved has ended with the successor.
     pub(super) fn stop(&mut self) {
         (self.sweep, self.next_sweep, self.moves) = (None, None, None);
+        // Whoever accepts may need their descriptors.
+        self.let_go();
     }
 }
 

@@ -417,8 +417,13 @@ impl<S> Sessions<S> {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         let Some(session) = slot.session.take() else { return };
         slot.session = f(Token::new(Kind::Session, slot.generation, index), session);
-        slot.patient = false;
-        if slot.session.is_none() {
+        // A method was called for it, and it may wait for room from then on.
+        let hears = std::mem::take(&mut slot.patient) && slot.has_news();
+        if slot.session.is_some() {
+            if hears {
+                self.enqueue(index);
+            }
+        } else {
             self.live -= 1;
             self.sockets -= slot.sources.count_ones() as usize;
             self.ended.push(index);
@@ -533,6 +538,11 @@ mod tests {
         sessions.note(token, IoEvent::writable());
         assert!(sessions.get_mut(token.index).is_some());
         assert!(room(&mut sessions), "asked to drain, for one");
+
+        sessions.wait_for_peer(token.index);
+        sessions.note(token, IoEvent::writable());
+        sessions.lend(token.index, |_, session| Some(session));
+        assert!(room(&mut sessions), "asked to move, and it could not");
 
         sessions.wait_for_peer(token.index);
         sessions.put_to_sleep(token.index);

@@ -1,5 +1,5 @@
 //! What a disk could hold up: the pid file, and the files of Unix sockets. Once the process serves, a thread
-//! beside the loop makes these calls.
+//! beside the loop makes these calls, but for those for a pid file in memory.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -185,7 +185,7 @@ impl Upgrader {
             Action::AnnounceReady => {
                 fault::at(Point::SetUp);
                 if let Some(predecessor) = &mut self.before.process {
-                    // The thread starts while the predecessor hears that this process is ready.
+                    // What is written at COMMIT does not wait for a thread to start.
                     if let Some(pid_file) = &self.disk.pid_file {
                         pid_file.expect_calls(&mut self.disk.worker);
                     }
@@ -519,7 +519,7 @@ impl Upgrader {
         service.upgraded(self, &report);
     }
 
-    /// The worker writes it, because nobody would be served meanwhile.
+    /// On a disk the worker writes it, because nobody would be served meanwhile.
     fn take_pid_file(&mut self) {
         fault::at(Point::Accepting);
         let wait = disk_wait(self.config.takeover_timeout);

@@ -15,13 +15,13 @@
 //! # Nobody waits for the disk
 //!
 //! Before a process serves, it finds the place and writes the spare file on its own thread. From then on
-//! the [`Worker`] makes every call, one job after another: to publish comes before to remove, so that a
+//! the [`Worker`] makes every call for a file on a disk, one job after another: to publish comes before to remove, so that a
 //! process that ends in the middle of its takeover leaves no file that names it. The loop gives a job
 //! and goes on. A job that takes longer than its deadline is logged; a takeover goes on then, and so
 //! does a spawn.
 //!
-//! Where the file lies in memory (tmpfs(5)), as it does in /run on most systems, no disk can hold up a call,
-//! and the loop makes it itself: to start a thread takes longer.
+//! A file in memory (tmpfs(5)), as in /run on most systems, is the loop's own: to start a thread takes longer
+//! than its calls do.
 
 mod holding;
 mod place;
@@ -43,9 +43,9 @@ use holding::Holding;
 #[derive(Debug)]
 pub(crate) struct PidFile {
     path: PathBuf,
-    /// The worker's, once the process serves.
+    /// The worker's, once the process serves, or the loop's.
     holding: Arc<Mutex<Holding>>,
-    /// It is in memory, where no call waits for a disk: then the loop's own thread makes the calls.
+    /// It is in memory, where no call waits for a disk: the loop makes the calls itself.
     in_memory: bool,
     /// Whether there is a spare, or a job that makes one.
     spare: bool,
@@ -295,7 +295,7 @@ impl PidFile {
         }
     }
 
-    /// Has something done by whoever can wait for it.
+    /// Has something done, here or by the worker.
     fn give<T: Send + 'static>(
         &self,
         worker: &mut Worker,

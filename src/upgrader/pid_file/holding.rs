@@ -1,7 +1,7 @@
 //! What this process holds at its pid file's place: the file that names it, and a spare beside it.
 //!
 //! Each of these calls may take as long as the disk likes. Before the process serves they are made
-//! on its own thread, later by the [`Worker`](crate::upgrader::worker::Worker). Where all goes well, no call is
+//! on its own thread, later by the [`Worker`](crate::upgrader::worker::Worker), unless the file is in memory. Where all goes well, no call is
 //! made that is not needed: to publish is one rename(2).
 
 use std::fs::{self, File, OpenOptions};
@@ -16,6 +16,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use super::place::{self, Holder, Unfit};
 use crate::error::Error;
+use crate::fault;
 use crate::sys;
 
 /// Readable for everybody, whatever the umask: it is there to be read.
@@ -35,6 +36,8 @@ pub(super) struct Holding {
     published: Lock,
     /// The place cannot be renamed over, so that the file there is written.
     in_place: bool,
+    /// No call for it leaves memory.
+    in_memory: bool,
     /// This process is on its way out and names itself no more.
     over: bool,
 }
@@ -67,6 +70,7 @@ impl Holding {
             spare: None,
             published: None,
             in_place: false,
+            in_memory: false,
             over: false,
         };
         if found.is_some() {
@@ -81,11 +85,21 @@ impl Holding {
             }
             Err(refused) => return Err(error("write")(refused)),
         }
+        holding.in_memory = holding.lies_in_memory();
         Ok(Some(holding))
     }
 
-    /// Whether the place is in memory (tmpfs(5)), as /run is on most systems: no disk can hold up a call there.
+    /// Whether no call for it leaves memory.
     pub(super) fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Whether no call for the file leaves memory (tmpfs(5)): that is so in /run on most systems. A path that
+    /// leads there by a link may lead to a disk some day.
+    fn lies_in_memory(&self) -> bool {
+        if self.place != self.path || fault::takes_memory_for_disks() {
+            return false;
+        }
         let kind = |path: &Path| statfs(path).map(|found| found.filesystem_type());
         // Something else may be mounted at the place itself.
         self.place.parent().is_some_and(|directory| kind(directory) == Ok(TMPFS_MAGIC))
@@ -252,6 +266,9 @@ impl Holding {
             }
         }
         // A link may lead elsewhere by now, and it has gone there.
+        if self.in_memory {
+            return Ok(());
+        }
         match place::find(&self.path) {
             Ok((place, _)) if place != self.place => {
                 remove(&beside(&place, pid)).map_err(self.error("remove the spare of"))?;
