@@ -7,7 +7,6 @@ mod harness;
 mod proxied;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -172,49 +171,6 @@ fn a_name_that_is_not_known_disables_its_upstream_and_nobody_else() {
     is_reset(&at[1]);
     assert_eq!(proxy.count("not used until the next HUP"), 2);
     assert_eq!(proxy.count("leads nowhere until the next HUP"), 1);
-}
-
-#[test]
-fn every_setting_is_changed_by_a_hup_and_no_session_notices() {
-    let to = upstream("A");
-    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
-    let told = listener.local_addr().expect("an address");
-    let mut proxy = route_to(&to, &["--probation", "0"]);
-    let at = proxy.address();
-    let mut stays = connect(&at);
-    assert_eq!(name(&mut stays), 'A');
-    let mut change = |proxy: &mut harness::Actor, routes: &str| {
-        rewrite(proxy, routes);
-        upgrade(proxy);
-        exchange(&mut stays, b"as ever");
-    };
-
-    change(&mut proxy, &format!("127.0.0.1:0 -> {to}\n  deny 127.0.0.0/8\n"));
-    assert!(!matches!(connect(&at).read(&mut [0]), Ok(1)), "turned away");
-    change(&mut proxy, &format!("deny all\n127.0.0.1:0 -> {to}\n  allow 127.0.0.1\n"));
-    assert_eq!(names(&at, 1), "A");
-    change(&mut proxy, &format!("send-proxy on\n127.0.0.1:0 -> {told}"));
-    let client = connect(&at);
-    let mut header = [0; 12];
-    listener.accept().expect("accepted").0.read_exact(&mut header).expect("a header");
-    assert_eq!(&header, b"\r\n\r\n\0\r\nQUIT\n");
-    drop(client);
-    change(&mut proxy, &format!("send-proxy on\n127.0.0.1:0 -> {to}\n  send-proxy off"));
-    assert_eq!(names(&at, 1), "A");
-    change(&mut proxy, &format!("session-log on\n127.0.0.1:0 -> {to}"));
-    proxy.forget();
-    drop(connect(&at));
-    proxy.wait_for("session of [127.0.0.1:");
-    change(&mut proxy, &format!("max-sessions 2\n127.0.0.1:0 -> {to}"));
-    let mut second = connect(&at);
-    assert_eq!(name(&mut second), 'A');
-    proxy.wait_for("there are 2 sessions");
-    drop(second);
-    let idle = format!("127.0.0.1:0 -> {to}\n  idle-timeout 0.2\n127.0.0.2:0 -> {to}");
-    rewrite(&proxy, &idle);
-    upgrade(&mut proxy);
-    let error = stays.read(&mut [0]).expect_err("reset");
-    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
 #[test]
