@@ -59,6 +59,7 @@ use common::figures::median;
 use common::flags::{self, Flag, Other};
 use common::peers::free_port;
 use common::process;
+use common::surroundings;
 use fault::{Fault, Times};
 use peer::{PEERS, Peer, Setup, Upgrade};
 use trial::{Later, Outcome};
@@ -91,7 +92,7 @@ fn run() -> Result<(), String> {
     let rounds = if quick { 1 } else { rounds };
     let built: PathBuf = built.map_or_else(peer::default_folder, PathBuf::from);
     process::adopt_orphans()?;
-    let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
+    let place = surroundings::directory()?;
     println!(
         "faults: {rounds} rounds; {} short connections a second, {} long-lived clients",
         trial::SHORT_RATE,

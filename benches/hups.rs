@@ -38,7 +38,7 @@ use std::time::Duration;
 use common::flags::{self, Flag, Other};
 use common::peers::free_port;
 use common::process::{self, Started};
-use common::{failed, programs};
+use common::{failed, programs, surroundings};
 use peer::{Group, PEERS, Peer, Setup};
 use running::Running;
 use rustix::process::Pid;
@@ -138,7 +138,7 @@ struct Bench {
 impl Bench {
     fn new(built: PathBuf, keep: Option<PathBuf>, times: Times) -> Result<Self, String> {
         process::adopt_orphans()?;
-        let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
+        let place = surroundings::directory()?;
         let storm = programs::example("hups")?;
         let own = std::env::current_exe().map_err(failed("find this program"))?;
         let upstream = Command::new(own).arg(SERVE_ECHO).stdin(Stdio::null()).spawn();

@@ -7,7 +7,8 @@
 //! an answer's time runs from when its request was due. The servers write their answer once, or in two
 //! pieces with Nagle's algorithm, which has the second one wait for an acknowledgement. Each proxy tells
 //! the upstream who the client is, or does not; nothing else happens, or it is replaced again and again:
-//! ours by HUP and without a probation, HAProxy by USR2, nginx by HUP. All get the same load in turn.
+//! ours by HUP and without a probation, HAProxy by USR2, nginx by HUP. All get the same load in turn. In the
+//! last rows hundreds of streams of bulk run through the same proxy; how much that was is printed, too.
 //!
 //! Times are printed and make nothing fail. A wrong answer does, and a client of ours that fails. How late
 //! the bench itself was in sending is printed, too: a run in which that is much means little.
@@ -18,6 +19,8 @@ mod common;
 mod answers;
 #[path = "latency/arrivals.rs"]
 mod arrivals;
+#[path = "latency/bulk.rs"]
+mod bulk;
 #[path = "reload/proxies.rs"]
 #[allow(dead_code, reason = "the other bench uses all of it")]
 mod proxies;
@@ -28,6 +31,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use arrivals::{Exchange, Schedule, Times, histogram};
+use bulk::Bulk;
 use common::failed;
 use common::figures::median;
 use common::flags::{self, Flag};
@@ -41,6 +45,9 @@ use proxies::{Header, kinds};
 /// This program is the upstream if this is its first argument, with two ports behind it.
 const SERVE: &str = "serve-answers";
 
+/// How long the bulk of the one before needs to end.
+const AFTER_BULK: Duration = Duration::from_millis(300);
+
 struct Settings {
     rounds: usize,
     time: Duration,
@@ -48,6 +55,10 @@ struct Settings {
     trip_rate: u64,
     connections: usize,
     interval: Duration,
+    /// Of bulk, in the last rows.
+    streams: usize,
+    /// There are no other rows.
+    only_bulk: bool,
 }
 
 /// What one of them has shown in a row.
@@ -58,6 +69,8 @@ struct Cell {
     /// Of all rounds.
     all: Histogram<u64>,
     failed: u64,
+    /// Of each round, in bytes a second, where there was some.
+    bulk: Vec<f64>,
 }
 
 fn main() -> ExitCode {
@@ -67,6 +80,10 @@ fn main() -> ExitCode {
             let mut port = || arguments.next().and_then(|port| port.parse().ok()).unwrap_or(0);
             answers::serve([port(), port()]).map_err(failed("serve"))
         }
+        Some(bulk::SINK) => {
+            let mut next = || arguments.next().unwrap_or_default();
+            bulk::sink(&next(), &next())
+        }
         Some(_) | None => run(),
     };
     flags::report("latency", result)
@@ -75,6 +92,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let (mut rounds, mut round_ms, mut first_rate, mut trip_rate) = (5, 1000, 500, 1000);
     let (mut connections, mut interval_ms, mut quick) = (64, 500, 0);
+    let (mut streams, mut only_bulk) = (400, 0);
     let about = "how late answers are behind a proxy, ours beside HAProxy and nginx";
     let mut known = [
         Flag { name: "rounds", value: &mut rounds, help: "rounds of each row" },
@@ -83,6 +101,12 @@ fn run() -> Result<(), String> {
         Flag { name: "trip-rate", value: &mut trip_rate, help: "round trips a second, on" },
         Flag { name: "connections", value: &mut connections, help: "connections" },
         Flag { name: "interval-ms", value: &mut interval_ms, help: "from upgrade to upgrade" },
+        Flag {
+            name: "streams",
+            value: &mut streams,
+            help: "of bulk, in the rows beside it; 0: no such rows",
+        },
+        Flag { name: "only-bulk", value: &mut only_bulk, help: "1: only the rows beside bulk" },
         Flag {
             name: "quick",
             value: &mut quick,
@@ -102,6 +126,8 @@ fn run() -> Result<(), String> {
         trip_rate: trip_rate.max(1),
         connections: connections.max(1) as usize,
         interval: Duration::from_millis(interval_ms.max(1)),
+        streams: streams as usize,
+        only_bulk: only_bulk > 0,
     };
     process::adopt_orphans()?;
     let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
@@ -114,7 +140,8 @@ fn run() -> Result<(), String> {
     );
     let mut broken = Vec::new();
     let mut late = histogram();
-    for header in [Header::Nothing, Header::Proxy] {
+    let headers = [Header::Nothing, Header::Proxy];
+    for header in headers.into_iter().filter(|it| !settings.only_bulk || *it == Header::Nothing) {
         let place = place.path().join(if header == Header::Proxy { "header" } else { "plain" });
         std::fs::create_dir(&place).map_err(failed(place.display()))?;
         broken.extend(compare(&place, header, &settings, &mut late)?);
@@ -163,11 +190,23 @@ fn compare(
                 settings.trip_rate,
             ),
         ] {
-            for upgrades in [None, Some(settings.interval)] {
+            let mut circumstances = vec![(None, 0), (Some(settings.interval), 0)];
+            if header == Header::Nothing && writes == "once" && settings.streams > 0 {
+                circumstances.push((None, settings.streams));
+            }
+            if settings.only_bulk {
+                circumstances.retain(|(_, streams)| *streams > 0);
+            }
+            for (upgrades, streams) in circumstances {
                 let schedule = Schedule { rate, time: settings.time, upgrades };
-                let cells = row(&proxies, at, exchange, schedule, settings.rounds, late)?;
+                let measured = (settings.rounds, streams);
+                let cells = row(&proxies, at, exchange, schedule, measured, late)?;
                 let told = if header == Header::Proxy { ", send-proxy" } else { "" };
-                let when = if upgrades.is_some() { ", upgrades" } else { "" };
+                let when = match (upgrades, streams) {
+                    (Some(_), _) => ", upgrades".to_owned(),
+                    (None, 0) => String::new(),
+                    (None, streams) => format!(", beside {streams} streams of bulk"),
+                };
                 let name = format!("{name}, written {writes}{told}{when}");
                 print(&name, &proxies, &cells);
                 if let Some(ours) = cells.first().filter(|ours| ours.failed > 0) {
@@ -185,10 +224,11 @@ fn row(
     upstream: SocketAddr,
     exchange: Exchange,
     schedule: Schedule,
-    rounds: usize,
+    (rounds, streams): (usize, usize),
     late: &mut Histogram<u64>,
 ) -> Result<Vec<Cell>, String> {
-    let new = || Cell { p50: Vec::new(), p99: Vec::new(), all: histogram(), failed: 0 };
+    let new =
+        || Cell { p50: Vec::new(), p99: Vec::new(), all: histogram(), failed: 0, bulk: Vec::new() };
     let mut cells: Vec<Cell> = (0..=proxies.len()).map(|_| new()).collect();
     for round in 0..rounds {
         // Each of them is the first as often as the others.
@@ -196,9 +236,16 @@ fn row(
             let proxy = proxies.get(place);
             let address = proxy.map_or(upstream, |proxy| proxy.address);
             let upgrade = || proxy.map_or(Ok(()), Replaced::reload);
+            let beside = (streams > 0).then(|| Bulk::start(address, streams)).transpose()?;
             let Times { answers, lateness, failed } =
                 arrivals::run(address, exchange, schedule, upgrade)?;
             let cell = &mut cells[place];
+            if let Some(mut bulk) = beside {
+                cell.bulk.push(bulk.rate()?);
+                drop(bulk);
+                // Its connections end, and the next one finds the processors free.
+                std::thread::sleep(AFTER_BULK);
+            }
             cell.p50.push(answers.value_at_quantile(0.5) as f64 / 1000.0);
             cell.p99.push(answers.value_at_quantile(0.99) as f64 / 1000.0);
             cell.failed += failed;
@@ -220,7 +267,11 @@ fn print(name: &str, proxies: &[Replaced], cells: &[Cell]) {
             0 => String::new(),
             failed => format!("   {failed} failed"),
         };
-        println!("  {name:<10}{p50:>10.0}{p99:>10.0}{p999:>10.0}{failed}");
+        let bulk = match cell.bulk.is_empty() {
+            true => String::new(),
+            false => format!("{:>10.0} MB/s", median(cell.bulk.iter().copied()) / 1e6),
+        };
+        println!("  {name:<10}{p50:>10.0}{p99:>10.0}{p999:>10.0}{bulk}{failed}");
     }
     if let Some((ours, others)) = cells[..proxies.len()].split_first().filter(|it| !it.1.is_empty())
     {

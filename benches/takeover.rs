@@ -10,7 +10,7 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU64;
@@ -23,6 +23,7 @@ use common::figures::{head, least, line, median, milliseconds};
 use common::flags::{self, Flag};
 use common::process::{self, Started};
 use common::programs;
+use common::surroundings;
 use rustix::process::{Signal, kill_process};
 
 /// At most so many times as long as the empty program.
@@ -46,7 +47,7 @@ fn run() -> Result<(), String> {
     // Without it the kernel may end every sleep 50 µs late (prctl(2)).
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
     process::adopt_orphans()?;
-    let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
+    let place = surroundings::directory()?;
     let empty = programs::empty(place.path())?;
     let (pid_file, log) = (place.path().join("demo.pid"), place.path().join("demo.log"));
     let mut demo = start(&programs::example("demo")?, &pid_file, &log)?;
@@ -58,13 +59,18 @@ fn run() -> Result<(), String> {
         ran.push(run_empty(&empty)?);
     }
     drop(demo);
-    let log = fs::read_to_string(&log).map_err(failed(log.display()))?;
+    // What the last processes have said may still be on its way.
+    let log = process::await_some("the log", || {
+        let log = fs::read_to_string(&log).map_err(failed(log.display()))?;
+        let whole = log.lines().filter_map(steps).count() >= seen.len();
+        Ok(whole.then_some(log))
+    })?;
     print(&seen, &ran, &log);
     Ok(())
 }
 
 fn start(demo: &Path, pid_file: &Path, log: &Path) -> Result<Started, String> {
-    let log = File::create(log).map_err(failed(log.display()))?;
+    let log = surroundings::log_into(log)?;
     let child = Command::new(demo)
         // A line for each upgrade, and two for each echo that this bench asks for.
         .args(["--listen=127.0.0.1:0", "--log-level=info", "--probation=0", "--pid-file"])

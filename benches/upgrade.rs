@@ -46,6 +46,7 @@ use common::figures::milliseconds;
 use common::flags::{self, Flag, Other};
 use common::process;
 use common::programs;
+use common::surroundings;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use server::Server;
 use table::Table;
@@ -89,7 +90,7 @@ fn run() -> Result<(), String> {
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
     process::adopt_orphans()?;
     let descriptors = raise_limit();
-    let place = tempfile::tempdir().map_err(failed("make a temporary directory"))?;
+    let place = surroundings::directory()?;
     let bench = Bench { empty: programs::empty(place.path())?, place: place.path(), rounds };
     println!("upgrade: {rounds} upgrades of each server; ms, median (least)");
     bench.listeners()?;

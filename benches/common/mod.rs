@@ -12,6 +12,7 @@ pub(crate) mod process;
 pub(crate) mod processors;
 pub(crate) mod programs;
 pub(crate) mod replaced;
+pub(crate) mod surroundings;
 pub(crate) mod wait;
 
 /// An error in words, with what was being done.

@@ -1,6 +1,6 @@
 //! A peer that serves, with all the processes that it comes to.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::common::failed;
 use crate::common::process::{self, named_in};
+use crate::common::surroundings;
 use crate::peer::{Peer, Setup, Upgrade};
 
 pub(crate) struct Running {
@@ -24,7 +25,7 @@ impl Running {
     pub(crate) fn start(peer: Peer, setup: Setup) -> Result<Self, String> {
         fs::create_dir_all(&setup.place).map_err(failed(setup.place.display()))?;
         let others = process::descendants(rustix::process::getpid());
-        let log = File::create(setup.log()).map_err(failed("make a log"))?;
+        let log = surroundings::log_into(&setup.log())?;
         let mut command = peer.command(&setup)?;
         // A group of its own: what a master sends to its group stays there.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);

@@ -1,6 +1,6 @@
 //! The servers of the latency rows: one that writes its answer at once, and one that writes it in two
 //! pieces and leaves Nagle's algorithm on, as Python's http.server does. The kernel holds the second
-//! piece back until the first one is acknowledged.
+//! piece back until the first one is acknowledged. Who asks for bulk gets a thread, which sends without end.
 
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
@@ -8,6 +8,8 @@ use std::net::Ipv4Addr;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
+
+use crate::bulk;
 
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: latency\r\n\r\n";
 pub(crate) const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -59,22 +61,36 @@ pub(crate) fn serve(ports: [u16; 2]) -> io::Result<()> {
             };
             let Some(session) = sessions.get_mut(index) else { continue };
             match session.serve() {
-                Ok(true) => {}
-                Ok(false) | Err(_) => drop(sessions.remove(index)),
+                Ok(Then::Wait) => {}
+                Ok(Then::Bulk) => {
+                    let mut stream = sessions.remove(index).stream;
+                    poll.registry().deregister(&mut stream)?;
+                    std::thread::spawn(move || bulk::send(stream.into()));
+                }
+                Ok(Then::End) | Err(_) => drop(sessions.remove(index)),
             }
         }
     }
 }
 
+/// What follows when everything that has come is answered.
+enum Then {
+    Wait,
+    /// The client wants bulk.
+    Bulk,
+    /// The client has ended.
+    End,
+}
+
 impl Session {
-    /// Answers what has come. `false` if the client has ended.
-    fn serve(&mut self) -> io::Result<bool> {
+    /// Answers what has come.
+    fn serve(&mut self) -> io::Result<Then> {
         let mut buffer = [0; 1024];
         loop {
             match self.stream.read(&mut buffer) {
-                Ok(0) => return Ok(false),
+                Ok(0) => return Ok(Then::End),
                 Ok(count) => self.unread.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Then::Wait),
                 Err(error) => return Err(error),
             }
             self.skip_header();
@@ -82,7 +98,11 @@ impl Session {
                 self.unread.drain(..REQUEST.len());
                 self.answer()?;
             }
-            if self.begun && !REQUEST.starts_with(&self.unread) {
+            if self.begun && self.unread.starts_with(bulk::REQUEST) {
+                return Ok(Then::Bulk);
+            }
+            let may_begin = |request: &[u8]| request.starts_with(&self.unread);
+            if self.begun && !may_begin(REQUEST) && !may_begin(bulk::REQUEST) {
                 return Err(io::Error::other("that is no request"));
             }
         }

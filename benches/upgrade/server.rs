@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use crate::common::failed;
 use crate::common::figures::{median, milliseconds};
 use crate::common::process::{self, Started};
+use crate::common::surroundings;
 
 /// Longer than an upgrade takes on a machine that is alive.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,11 +52,11 @@ impl Server {
     ) -> Result<Self, String> {
         let pid_file = place.join(name).with_extension("pid");
         let log = place.join(name).with_extension("log");
-        let file = File::create(&log).map_err(failed(log.display()))?;
+        let journal = surroundings::log_into(&log)?;
         let child = command
             .arg(&pid_file)
             .stdin(Stdio::null())
-            .stderr(file)
+            .stderr(journal)
             .spawn()
             .map_err(failed(format_args!("start {name}")))?;
         let process = Started::new(&child);
@@ -94,17 +95,23 @@ impl Server {
         process::reap(old)?;
         self.process.pid = successor;
 
-        let said = self.said_since(said_before)?;
-        let of = |pid: Pid| {
+        let of = |said: &str, pid: Pid| -> Vec<String> {
             let prefix = format!("[{}]", pid.as_raw_pid());
-            said.lines().filter(move |line| line.starts_with(&prefix))
+            said.lines().filter(|line| line.starts_with(&prefix)).map(Into::into).collect()
         };
-        let done = of(old).find_map(|line| number_behind(line, ", takeover "));
-        let turns = of(old).filter_map(|line| number_behind(line, "longest turn "));
-        let filled = of(successor).find_map(|line| number_behind(line, FILLED)).unwrap_or(0.0);
+        // What they have said may still be on its way.
+        let (said, done) = process::await_some("the report of the upgrade", || {
+            let said = self.said_since(said_before)?;
+            let done = of(&said, old).iter().find_map(|line| number_behind(line, ", takeover "));
+            Ok(done.map(|done| (said, done)))
+        })?;
+        let turns = of(&said, old);
+        let turns = turns.iter().filter_map(|line| number_behind(line, "longest turn "));
+        let filled = of(&said, successor);
+        let filled = filled.iter().find_map(|line| number_behind(line, FILLED)).unwrap_or(0.0);
         Ok(Seen {
             accepting: milliseconds(&(accepting - sent)) - filled,
-            gap: done.ok_or_else(|| format!("no report of the upgrade in {said:?}"))?,
+            gap: done,
             gone,
             turn: turns.fold(0.0, f64::max),
             filled,
