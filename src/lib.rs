@@ -79,10 +79,10 @@
 //!              sessions  pace                       pid_file  disk  worker  outbox  failures
 //!                                                   announcer  notify  answers
 //!              init                                 (beside both: it is a process of its own)
-//!  for both    handler  relay  config  remote  standing  report  ledger  admin
-//!  kernel      sys  program  kinship  signals  socket  socket_file  stream  pollable  room  user  io_event  token  control
-//!                                                                  the only unsafe is in sys
-//!  ground      machine  timers  wire  limits  throttle  address  error  fault
+//!  for both    handler  handed_over  relay  config  remote  standing  report  ledger  admin
+//!  kernel      sys  program  kinship  signals  socket  socket_file  stream  pollable  room  user  io_event  token
+//!              control  shared                                     the only unsafe is in sys
+//!  ground      machine  timers  wire  limits  throttle  address  error  fault  post
 //!                                                                  no descriptor, no clock
 //! ```
 //!

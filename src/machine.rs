@@ -249,7 +249,7 @@ pub enum Refusal {
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verdict {
+pub enum Outcome {
     /// The state changed.
     Moves,
     /// The state stayed; the event was taken into account.
@@ -266,7 +266,7 @@ pub struct Step {
     /// The machine after the event.
     pub machine: Machine,
     /// What became of the event.
-    pub verdict: Verdict,
+    pub outcome: Outcome,
     /// What has to be done, in this order.
     pub actions: &'static [Action],
 }
@@ -925,18 +925,18 @@ impl Machine {
     }
 
     const fn moves(self, state: State, actions: &'static [Action]) -> Step {
-        Step { machine: Self { state, ..self }, verdict: Verdict::Moves, actions }
+        Step { machine: Self { state, ..self }, outcome: Outcome::Moves, actions }
     }
 
     const fn stays(self, actions: &'static [Action]) -> Step {
-        Step { machine: self, verdict: Verdict::Stays, actions }
+        Step { machine: self, outcome: Outcome::Stays, actions }
     }
 
     const fn ignored(self) -> Step {
-        Step { machine: self, verdict: Verdict::Ignored, actions: &[] }
+        Step { machine: self, outcome: Outcome::Ignored, actions: &[] }
     }
 
     const fn refused(self, refusal: Refusal) -> Step {
-        Step { machine: self, verdict: Verdict::Refused(refusal), actions: &[] }
+        Step { machine: self, outcome: Outcome::Refused(refusal), actions: &[] }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tablecloth::Config;
 use tablecloth::machine::{
-    Action, Drain, Event, Machine, Predecessor, State, Timer, Verdict, Wanted,
+    Action, Drain, Event, Machine, Predecessor, State, Timer, Outcome, Wanted,
 };
 use tablecloth::timers::Timers;
 use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL, READY, WireError};
@@ -197,7 +197,7 @@ impl World {
 
     fn request(&mut self, id: usize) {
         let step = self.processes[id].machine.step(Event::UpgradeRequested);
-        if !matches!(step.verdict, Verdict::Refused(_)) {
+        if !matches!(step.outcome, Outcome::Refused(_)) {
             self.requests.push(self.step);
         }
         self.feed(id, Event::UpgradeRequested);

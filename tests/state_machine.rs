@@ -11,7 +11,7 @@ use std::fs;
 use document::Parts;
 use tablecloth::Config;
 use tablecloth::machine::{
-    Action, Event, Machine, Predecessor, Refusal, State, Step, Timer, Verdict, Wanted,
+    Action, Event, Machine, Outcome, Predecessor, Refusal, State, Step, Timer, Wanted,
 };
 
 mod document;
@@ -80,14 +80,14 @@ fn any_mutation_of_a_cell_of_the_machine_is_found() {
             let elsewhere =
                 Machine::all().find(|other| other.state() != right.machine.state()).expect("seven");
             let fewer = &right.actions[..right.actions.len().saturating_sub(1)];
-            let verdict = match right.verdict {
-                Verdict::Ignored => Verdict::Stays,
-                Verdict::Moves | Verdict::Stays | Verdict::Refused(_) => Verdict::Ignored,
+            let outcome = match right.outcome {
+                Outcome::Ignored => Outcome::Stays,
+                Outcome::Moves | Outcome::Stays | Outcome::Refused(_) => Outcome::Ignored,
             };
             let wrong = [
                 Step { machine: elsewhere, ..right },
                 Step { actions: fewer, ..right },
-                Step { verdict, ..right },
+                Step { outcome, ..right },
             ];
             for wrong in wrong.into_iter().filter(|wrong| *wrong != right) {
                 let mutant = |at: Machine, what: Event| match (at, what) == (machine, event) {
@@ -138,10 +138,10 @@ fn exited_is_final_and_no_event_is_unanswered() {
                 assert_eq!(step.machine.state(), State::Exited, "{event:?}");
                 assert!(step.actions.is_empty(), "{event:?}");
             }
-            match step.verdict {
-                Verdict::Moves => assert_ne!(step.machine.state(), machine.state()),
-                Verdict::Stays => assert_eq!(step.machine.state(), machine.state()),
-                Verdict::Ignored | Verdict::Refused(_) => {
+            match step.outcome {
+                Outcome::Moves => assert_ne!(step.machine.state(), machine.state()),
+                Outcome::Stays => assert_eq!(step.machine.state(), machine.state()),
+                Outcome::Ignored | Outcome::Refused(_) => {
                     assert_eq!(step.machine, machine, "{machine:?} × {event:?}");
                     assert!(step.actions.is_empty(), "{machine:?} × {event:?}");
                 }
@@ -229,7 +229,7 @@ fn the_way_back_to_running_kills_the_successor_and_stops_every_timer() {
     for machine in reachable() {
         for event in Event::ALL {
             let step = machine.step(event);
-            let back = step.machine.state() == State::Running && step.verdict == Verdict::Moves;
+            let back = step.machine.state() == State::Running && step.outcome == Outcome::Moves;
             if back {
                 assert!(step.actions.contains(&Action::KillSuccessor), "{machine:?} × {event:?}");
                 assert!(step.actions.contains(&Action::DisarmAll), "{machine:?} × {event:?}");
@@ -247,7 +247,7 @@ fn an_upgrade_request_is_never_forgotten_in_silence() {
         let step = machine.step(Event::UpgradeRequested);
         let heard = step.actions.contains(&Action::SpawnSuccessor)
             || step.machine.wanted() != Wanted::No
-            || matches!(step.verdict, Verdict::Refused(_));
+            || matches!(step.outcome, Outcome::Refused(_));
         assert!(heard, "{machine:?}");
 
         for event in Event::ALL.into_iter().filter(|_| machine.wanted() != Wanted::No) {
@@ -293,20 +293,20 @@ fn generate(step: StepFn<'_>) -> Parts {
 /// What a machine answers to an event, in the document's words.
 #[derive(Clone, PartialEq, Eq)]
 struct Answer {
-    verdict: String,
+    outcome: String,
     facts: String,
     actions: String,
 }
 
 fn answer(step: StepFn<'_>, machine: Machine, event: Event) -> Answer {
-    let Step { machine: next, verdict, actions } = step(machine, event);
-    let verdict = match verdict {
-        Verdict::Moves => format!("→ {}", next.state()),
-        Verdict::Stays if next.state() == machine.state() => "stays".into(),
-        Verdict::Ignored if next == machine && actions.is_empty() => "ignored".into(),
-        Verdict::Refused(Refusal::ShuttingDown) => "refused: `ShuttingDown`".into(),
-        Verdict::Refused(Refusal::Exited) => "refused: `Exited`".into(),
-        Verdict::Stays | Verdict::Ignored => format!("{verdict:?}, and yet {next:?}"),
+    let Step { machine: next, outcome, actions } = step(machine, event);
+    let outcome = match outcome {
+        Outcome::Moves => format!("→ {}", next.state()),
+        Outcome::Stays if next.state() == machine.state() => "stays".into(),
+        Outcome::Ignored if next == machine && actions.is_empty() => "ignored".into(),
+        Outcome::Refused(Refusal::ShuttingDown) => "refused: `ShuttingDown`".into(),
+        Outcome::Refused(Refusal::Exited) => "refused: `Exited`".into(),
+        Outcome::Stays | Outcome::Ignored => format!("{outcome:?}, and yet {next:?}"),
     };
     let mut facts = Vec::new();
     if next.predecessor() != machine.predecessor() {
@@ -319,7 +319,7 @@ fn answer(step: StepFn<'_>, machine: Machine, event: Event) -> Answer {
         facts.push(pausing(&next).into());
     }
     let actions: Vec<_> = actions.iter().map(|action| format!("`{action:?}`")).collect();
-    Answer { verdict, facts: facts.join(", "), actions: actions.join(" ") }
+    Answer { outcome, facts: facts.join(", "), actions: actions.join(" ") }
 }
 
 fn table(step: StepFn<'_>, state: State) -> Vec<String> {
@@ -327,7 +327,7 @@ fn table(step: StepFn<'_>, state: State) -> Vec<String> {
     let here: Vec<_> =
         Machine::all().filter(|m| m.state() == state && reachable.contains(m)).collect();
     let mut lines = vec![
-        "| event | when | verdict | facts | actions |".into(),
+        "| event | when | outcome | facts | actions |".into(),
         "| --- | --- | --- | --- | --- |".into(),
     ];
     let mut ignored = Vec::new();
@@ -338,23 +338,23 @@ fn table(step: StepFn<'_>, state: State) -> Vec<String> {
             let answer = answer(step, *machine, event);
             match rows.iter_mut().find(|(known, _)| {
                 known.actions == answer.actions
-                    && known.verdict == answer.verdict
+                    && known.outcome == answer.outcome
                     && known.facts == answer.facts
             }) {
                 Some((_, machines)) => machines.push(*machine),
                 None => rows.push((answer, vec![*machine])),
             }
         }
-        if let [(Answer { verdict, .. }, _)] = rows.as_slice() {
-            if verdict == "ignored" {
+        if let [(Answer { outcome, .. }, _)] = rows.as_slice() {
+            if outcome == "ignored" {
                 ignored.push(format!("`{event:?}`"));
                 continue;
             }
         }
         for (answer, machines) in rows {
             let when = condition(&machines, &here);
-            let Answer { verdict, facts, actions } = answer;
-            lines.push(format!("| `{event:?}` | {when} | {verdict} | {facts} | {actions} |"));
+            let Answer { outcome, facts, actions } = answer;
+            lines.push(format!("| `{event:?}` | {when} | {outcome} | {facts} | {actions} |"));
         }
     }
     lines.push(String::new());

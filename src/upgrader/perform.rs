@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::handed_over::HandedOver;
 use crate::limits;
-use crate::machine::{Action, Drain, Event, State, Timer, Verdict};
+use crate::machine::{Action, Drain, Event, Outcome, State, Timer};
 use crate::program;
 use crate::report::{Cause, Failure, Report, Stage, Timings};
 use crate::signals;
@@ -56,18 +56,18 @@ impl Upgrader {
         let before = self.standing.machine.state();
         let step = self.standing.machine.step(event);
         let after = step.machine.state();
-        match step.verdict {
-            Verdict::Moves if before.name() != after.name() => {
+        match step.outcome {
+            Outcome::Moves if before.name() != after.name() => {
                 log::info!("{} -> {}: {event}.", before.name(), after.name());
             }
-            Verdict::Moves => log::debug!("{before} -> {after}: {event}."),
-            Verdict::Stays if event == Event::UpgradeRequested => {
+            Outcome::Moves => log::debug!("{before} -> {after}: {event}."),
+            Outcome::Stays if event == Event::UpgradeRequested => {
                 log::info!("{event}, and carried out as soon as it can be.");
             }
-            Verdict::Stays if event == Event::SessionsGone => {}
-            Verdict::Stays => log::debug!("{before}: {event}."),
-            Verdict::Ignored => log::debug!("{before}: {event}, which is ignored."),
-            Verdict::Refused(refusal) => {
+            Outcome::Stays if event == Event::SessionsGone => {}
+            Outcome::Stays => log::debug!("{before}: {event}."),
+            Outcome::Ignored => log::debug!("{before}: {event}, which is ignored."),
+            Outcome::Refused(refusal) => {
                 log::warn!("{event}, and refused: {refusal}.");
                 self.remote.refuse(event);
                 if event == Event::UpgradeRequested {

@@ -1,7 +1,7 @@
 //! Wrong machines, each with one mistake that somebody could make. The model finds each of them out.
 
 use tablecloth::machine::{
-    Action, Drain, Event, Machine, Predecessor, State, Step, Timer, Verdict, Wanted,
+    Action, Drain, Event, Machine, Outcome, Predecessor, State, Step, Timer, Wanted,
 };
 
 use super::real;
@@ -69,7 +69,7 @@ pub(crate) fn come_back_from_the_end(machine: Machine, event: Event) -> Step {
     let step = real(machine, event);
     if step.machine.state() == State::Exited && event == Event::SessionsGone {
         let running = Machine::first();
-        return Step { machine: running, verdict: Verdict::Moves, actions: &[] };
+        return Step { machine: running, outcome: Outcome::Moves, actions: &[] };
     }
     step
 }
@@ -87,14 +87,14 @@ pub(crate) fn close_the_listeners_at_the_commit(machine: Machine, event: Event) 
 
 pub(crate) fn forget_the_wanted_upgrade_after_the_pause(machine: Machine, event: Event) -> Step {
     if event == Event::PauseOver && machine.wanted() == Wanted::Here {
-        return Step { machine: Machine::first(), verdict: Verdict::Stays, actions: &[] };
+        return Step { machine: Machine::first(), outcome: Outcome::Stays, actions: &[] };
     }
     real(machine, event)
 }
 
 pub(crate) fn judge_after_a_pause(machine: Machine, event: Event) -> Step {
     if event == Event::StoodStill {
-        return Step { machine, verdict: Verdict::Ignored, actions: &[] };
+        return Step { machine, outcome: Outcome::Ignored, actions: &[] };
     }
     real(machine, event)
 }
@@ -112,7 +112,7 @@ pub(crate) fn keep_what_a_lost_successor_wanted(machine: Machine, event: Event) 
 
 pub(crate) fn ignore_a_shutdown(machine: Machine, event: Event) -> Step {
     if machine.state() == State::Running && event == Event::ShutdownRequested {
-        return Step { machine, verdict: Verdict::Ignored, actions: &[] };
+        return Step { machine, outcome: Outcome::Ignored, actions: &[] };
     }
     real(machine, event)
 }

@@ -12,7 +12,7 @@
 //! of; a killed process does nothing any more; nobody else reaps, signals or writes.
 
 use tablecloth::machine::{
-    Action, Drain, Event, Machine, Predecessor, State, Step, Timer, Verdict, Wanted,
+    Action, Drain, Event, Machine, Outcome, Predecessor, State, Step, Timer, Wanted,
 };
 
 /// At most this many processes in one history: the first and three generations more.
@@ -698,7 +698,7 @@ impl World {
 
     fn note(&mut self, before: Machine, event: Event, answer: Step) {
         let after = answer.machine;
-        if event == Event::UpgradeRequested && !matches!(answer.verdict, Verdict::Refused(_)) {
+        if event == Event::UpgradeRequested && !matches!(answer.outcome, Outcome::Refused(_)) {
             self.owed = true;
             self.seen.remembered |= after.wanted() != Wanted::No;
         }
