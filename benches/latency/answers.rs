@@ -1,6 +1,6 @@
 //! The servers of the latency rows: one that writes its answer at once, and one that writes it in two
 //! pieces and leaves Nagle's algorithm on, as Python's http.server does. The kernel holds the second
-//! piece back until the first one is acknowledged. Who asks for bulk gets a thread, which sends without end.
+//! piece back until the first one is acknowledged. Who asks for bulk is sent it without end, by another thread.
 
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
@@ -9,7 +9,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
-use crate::bulk;
+use crate::bulk::{self, Source};
 
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: latency\r\n\r\n";
 pub(crate) const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -37,6 +37,7 @@ pub(crate) fn serve(ports: [u16; 2]) -> io::Result<()> {
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(EVENTS);
     let mut sessions: Slab<Session> = Slab::new();
+    let source = Source::new()?;
     let mut listeners = Vec::new();
     for (index, port) in ports.into_iter().enumerate() {
         let mut listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port).into())?;
@@ -65,7 +66,7 @@ pub(crate) fn serve(ports: [u16; 2]) -> io::Result<()> {
                 Ok(Then::Bulk) => {
                     let mut stream = sessions.remove(index).stream;
                     poll.registry().deregister(&mut stream)?;
-                    std::thread::spawn(move || bulk::send(stream.into()));
+                    source.add(stream)?;
                 }
                 Ok(Then::End) | Err(_) => drop(sessions.remove(index)),
             }

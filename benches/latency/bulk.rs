@@ -4,14 +4,17 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use crate::common::failed;
 use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
+use slab::Slab;
 
 /// This program takes bulk if this is its first argument.
 pub(crate) const SINK: &str = "sink";
@@ -20,25 +23,86 @@ pub(crate) const REQUEST: &[u8] = b"BULK / HTTP/1.1\r\n\r\n";
 const CHUNK_BYTES: usize = 64 * 1024;
 /// How often a stream is read before the others have their turn.
 const READS: usize = 4;
-/// How long the streams have to come up to speed.
-const WARM: Duration = Duration::from_millis(300);
+/// How often is looked whether all streams have begun, and for how long.
+const LOOK: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 static TAKEN: AtomicU64 = AtomicU64::new(0);
+/// Streams that something has come through.
+static BEGUN: AtomicU64 = AtomicU64::new(0);
 
-/// Sends without end, until nobody takes it any more.
-pub(crate) fn send(mut stream: std::net::TcpStream) {
-    if stream.set_nonblocking(false).is_ok() {
-        while stream.write_all(&[0; CHUNK_BYTES]).is_ok() {}
+/// A thread that sends to everybody without end, in turn. One for each stream would leave the processor to
+/// nobody else.
+pub(crate) struct Source {
+    streams: Sender<TcpStream>,
+    waker: Arc<Waker>,
+}
+
+impl Source {
+    pub(crate) fn new() -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), Token(usize::MAX))?);
+        let (streams, added) = channel();
+        std::thread::spawn(move || send(poll, &added));
+        Ok(Self { streams, waker })
+    }
+
+    /// Sends to this one, too, until it does not take it any more.
+    pub(crate) fn add(&self, stream: TcpStream) -> io::Result<()> {
+        let _ = self.streams.send(stream);
+        self.waker.wake()
     }
 }
 
-/// The other process: takes bulk, and for each line that it reads writes how many bytes that were so far.
+fn send(mut poll: Poll, added: &Receiver<TcpStream>) -> io::Result<()> {
+    let mut events = Events::with_capacity(1024);
+    let mut streams: Slab<TcpStream> = Slab::new();
+    let (chunk, mut left) = (vec![0; CHUNK_BYTES], Vec::new());
+    loop {
+        wait(&mut poll, &mut events, &left)?;
+        let ready = ready(&events, &mut left);
+        while let Ok(mut stream) = added.try_recv() {
+            let vacancy = streams.vacant_entry();
+            poll.registry().register(&mut stream, Token(vacancy.key()), Interest::WRITABLE)?;
+            vacancy.insert(stream);
+        }
+        for key in ready {
+            let Some(stream) = streams.get_mut(key) else { continue };
+            match stream.write(&chunk) {
+                Ok(_) => left.push(key),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => drop(streams.remove(key)),
+            }
+        }
+    }
+}
+
+/// Does not sleep if there is something left to do.
+fn wait(poll: &mut Poll, events: &mut Events, left: &[usize]) -> io::Result<()> {
+    let timeout = if left.is_empty() { None } else { Some(Duration::ZERO) };
+    match poll.poll(events, timeout) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Who has an event, or was not done, each of them once.
+fn ready(events: &Events, left: &mut Vec<usize>) -> Vec<usize> {
+    let mut ready = std::mem::take(left);
+    ready.extend(events.iter().map(|event| event.token().0));
+    ready.sort_unstable();
+    ready.dedup();
+    ready
+}
+
+/// The other process: takes bulk, and for each line that it reads writes how many bytes that were so far, by how
+/// many streams.
 pub(crate) fn sink(target: &str, count: &str) -> Result<(), String> {
     let target: SocketAddr = target.parse().map_err(failed("the address"))?;
     let count: usize = count.parse().map_err(failed("the count of streams"))?;
     std::thread::spawn(|| {
         for _ in io::stdin().lines() {
-            println!("{}", TAKEN.load(Ordering::Relaxed));
+            println!("{} {}", TAKEN.load(Ordering::Relaxed), BEGUN.load(Ordering::Relaxed));
         }
         // The bench has ended.
         std::process::exit(0);
@@ -59,17 +123,13 @@ fn take(target: SocketAddr, count: usize) -> io::Result<()> {
         streams.push(stream);
     }
     let (mut buffer, mut left) = (vec![0; CHUNK_BYTES], Vec::new());
+    let mut begun = vec![false; count];
     loop {
-        let timeout = if left.is_empty() { None } else { Some(Duration::ZERO) };
-        match poll.poll(&mut events, timeout) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let mut ready = std::mem::take(&mut left);
-        ready.extend(events.iter().map(|event| event.token().0));
-        ready.sort_unstable();
-        ready.dedup();
-        for key in ready {
+        wait(&mut poll, &mut events, &left)?;
+        for key in ready(&events, &mut left) {
+            if !std::mem::replace(&mut begun[key], true) {
+                BEGUN.fetch_add(1, Ordering::Relaxed);
+            }
             if read(&streams[key], &mut buffer)? {
                 left.push(key);
             }
@@ -114,22 +174,31 @@ impl Bulk {
         };
         let before = (0, Instant::now());
         let mut bulk = Self { child, ask, answers: BufReader::new(answers), before };
-        std::thread::sleep(WARM);
-        bulk.before = (bulk.taken()?, Instant::now());
+        while bulk.taken()?.1 < count as u64 {
+            if bulk.before.1.elapsed() > PATIENCE {
+                return Err(format!("{count} streams of bulk through {target} do not begin"));
+            }
+            std::thread::sleep(LOOK);
+        }
+        bulk.before = (bulk.taken()?.0, Instant::now());
         Ok(bulk)
     }
 
-    fn taken(&mut self) -> Result<u64, String> {
+    /// How many bytes have come, and by how many streams.
+    fn taken(&mut self) -> Result<(u64, u64), String> {
         let mut answer = String::new();
         writeln!(self.ask).map_err(failed("ask the bulk"))?;
         self.answers.read_line(&mut answer).map_err(failed("hear the bulk"))?;
-        answer.trim().parse().map_err(|_| "the bulk has ended".to_string())
+        let numbers = answer.trim().split_once(' ');
+        let numbers =
+            numbers.and_then(|(taken, begun)| Some((taken.parse().ok()?, begun.parse().ok()?)));
+        numbers.ok_or_else(|| "the bulk has ended".to_string())
     }
 
     /// How many bytes a second have come since the start.
     pub(crate) fn rate(&mut self) -> Result<f64, String> {
         let (bytes, since) = self.before;
-        Ok((self.taken()? - bytes) as f64 / since.elapsed().as_secs_f64())
+        Ok((self.taken()?.0 - bytes) as f64 / since.elapsed().as_secs_f64())
     }
 }
 
