@@ -13,6 +13,8 @@
 //!   that the successor is ready, and stops accepting. It ends when the predecessor has read that the
 //!   successor accepts, which that one does a moment earlier: the gap is this long at most. Clients that
 //!   connect in it wait in the listener's queue.
+//!   Below the table of memory it is there once more, by a clock that both processes read: from when the
+//!   predecessor has stopped accepting until the successor accepts and its pid file says so.
 //! - old process gone: from the pid file's change to the predecessor's end, by its pidfd (pidfd_open(2)).
 //!   There is no probation, so that this is the time in which sessions move and memory is given back.
 //!   It is 0 if the predecessor had ended by the time that the file was looked at; how far apart two
@@ -42,7 +44,7 @@ use std::time::{Duration, Instant};
 
 use clients::Clients;
 use common::failed;
-use common::figures::milliseconds;
+use common::figures::{median, milliseconds};
 use common::flags::{self, Flag, Other};
 use common::process;
 use common::programs;
@@ -192,6 +194,17 @@ impl Bench<'_> {
         let filled: Vec<String> = servers.iter().map(Server::filled).collect();
         println!("not counted: a successor of these fills its memory in {} ms", filled.join(", "));
         let huge = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        let all = servers.iter().flat_map(|server| &server.seen);
+        let mut gaps: Vec<f64> = all.filter_map(|seen| seen.gap_by_clock).collect();
+        gaps.sort_by(f64::total_cmp);
+        if let [least, .., most] = gaps[..] {
+            println!(
+                "nobody accepts, by a clock that both processes read: median {:.3}, least {least:.3}, most \
+                 {most:.3} of {}",
+                median(gaps.iter().copied()),
+                gaps.len()
+            );
+        }
         println!("transparent huge pages: {}", huge.as_deref().unwrap_or("unknown").trim());
         Ok(())
     }

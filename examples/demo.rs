@@ -10,6 +10,7 @@
 
 mod common;
 
+use std::fmt::Display;
 use std::io::{self, Read, Write};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
@@ -36,8 +37,8 @@ struct Echo {
 /// A client.
 struct EchoSession {
     stream: Stream,
-    /// Where it comes from, for the log.
-    peer: String,
+    /// Where it comes from, for the log: made into text when there is a line.
+    peer: Box<dyn Display>,
     /// Read and not yet sent back, because the client does not read. Nothing more is read until it
     /// is gone: that is what makes the client's own writes wait.
     unsent: Vec<u8>,
@@ -56,7 +57,7 @@ impl Handler for Echo {
     fn open(&mut self, cx: &mut Context<'_>, accepted: Accepted) -> io::Result<EchoSession> {
         let Accepted { stream, peer, .. } = accepted;
         cx.wait_for_peer();
-        let (unsent, active, peer) = (Vec::new(), cx.now(), peer.to_string());
+        let (unsent, active, peer) = (Vec::new(), cx.now(), Box::new(peer));
         Ok(EchoSession { stream, peer, unsent, ended: false, active, stopping: false })
     }
 
@@ -112,7 +113,7 @@ impl Handler for Echo {
             Some((_, _)) | None => return Err(error("neither open nor ended")),
         };
         let stream = streams.pop().ok_or_else(|| error("no socket"))?;
-        let (peer, unsent) = (peer.to_owned(), state[end + 1..].to_vec());
+        let (peer, unsent) = (Box::new(peer.to_owned()), state[end + 1..].to_vec());
         if unsent.is_empty() && !ended {
             cx.wait_for_peer();
         }

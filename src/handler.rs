@@ -608,16 +608,16 @@ impl Context<'_> {
         self.desk.wake = self.desk.session.map(|_| at);
     }
 
-    /// The session at hand has nothing to write, and waits for its peer. Call it in [`Handler::unpack`] or
-    /// [`Handler::open`]; in other methods it does nothing.
+    /// Says that the session at hand has nothing to write, so that no event need tell it that it can. It returns at
+    /// once. Call it in [`Handler::unpack`] or [`Handler::open`]; in other methods it does nothing.
     ///
-    /// A session's sockets mostly can be written to from the start, and by itself that is the session's first event.
-    /// With this call it is none: the first event is the one that tells more, such as bytes to read, a time or a
-    /// [wake](Context::wake), and it tells of the room as well. So thousands of idle sessions can move, and the handler
-    /// is called for none of them. From that first call of the handler on, each event comes as ever.
+    /// Without this call, the first event of most sessions says nothing but that their sockets can be written to.
+    /// With it, that event is held back until something else happens to the session: bytes to read, its time, a
+    /// [wake](Context::wake), a call of another method for it. Then both come together. From then on each event comes
+    /// as ever. So thousands of idle sessions can move, and the handler is called for none of them.
     ///
-    /// A session that has something to write after all, and makes this call, does not write it before it hears of
-    /// something else.
+    /// Do not call it while the session has bytes to write, or while one of its sockets is still being connected:
+    /// what is held back is also the news that a connection is made.
     pub fn wait_for_peer(&mut self) {
         self.desk.patient = self.desk.session.is_some();
     }

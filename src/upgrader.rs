@@ -563,6 +563,11 @@ impl Upgrader {
     /// calls nothing of the program but what [`Upgrader::hand_over_with`] was given. Before
     /// [`Upgrader::ready`] it answers [`Phase::Waiting`] at once, and hears nothing.
     ///
+    /// What is to be done takes microseconds, with three exceptions. A successor that serves nobody yet, and hears
+    /// nothing of its predecessor, waits up to 100 ms to see whether that one dies. Where Unix listeners are closed, the
+    /// turn waits up to 5 ms for their files to be removed. In the last turn, a disk that holds the pid file up is
+    /// waited for, up to a second.
+    ///
     /// # Errors
     ///
     /// An error means that this process could not do its work, a successor that was never committed to

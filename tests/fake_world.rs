@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tablecloth::Config;
 use tablecloth::machine::{
-    Action, Drain, Event, Machine, Predecessor, State, Timer, Outcome, Wanted,
+    Action, Drain, Event, Machine, Outcome, Predecessor, State, Timer, Wanted,
 };
 use tablecloth::timers::Timers;
 use tablecloth::wire::{Hello, Message, NO_SCHEMAS, PROTOCOL, READY, WireError};

@@ -64,12 +64,16 @@ fn a_session_that_waits_for_its_peer_is_not_called_before_the_peer_has_said_some
     const MANY: usize = 2 * SESSIONS_PER_PACKET;
     for patient in [true, false] {
         let mut actor = moving().args(&["--patient", if patient { "yes" } else { "no" }]).serve();
+        let silent: Vec<_> = (0..MANY).map(|_| actor.connect()).collect();
+        let events: usize = actor.connect().ask("events\n").parse().expect("a number");
+        assert_eq!(events == 1, patient, "accepted: {events}");
+        drop(silent);
         let mut clients = clients(&mut actor, MANY);
         actor.signal(actor.pid(), Signal::SIGHUP);
         actor.wait_for("alone");
         // The question is an event, too.
         let events: usize = clients[0].ask("events\n").parse().expect("a number");
-        assert_eq!(events == 1, patient, "{events}");
+        assert_eq!(events == 1, patient, "moved: {events}");
         // Each of them hears of its room all the same, once it is asked.
         let (second, _) = actor.who();
         assert_eq!(owners(&mut clients), [second; MANY]);
@@ -294,13 +298,6 @@ fn a_successor_that_dies_before_it_has_acknowledged_gives_the_sessions_back() {
     assert_eq!(owners(&mut clients), [second; 3]);
 }
 
-/// How many sessions have come back by now.
-fn come_back(actor: &mut Actor) -> usize {
-    actor.has("");
-    let lines = actor.log.iter().filter_map(|line| line.strip_suffix(" sessions come back."));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum()
-}
-
 fn sockets_of(pid: u32) -> usize {
     kinds_of_descriptors(pid).iter().filter(|kind| *kind == "socket").count()
 }
@@ -315,12 +312,11 @@ fn what_a_successor_has_acknowledged_dies_with_it_and_nothing_else() {
     actor.signal(first, Signal::SIGHUP);
     actor.wait_for("failed in draining: the successor was killed by SIGKILL");
     // A packet is full, or goes when its time is over: the old process has those that were in the others.
-    // It closes its copies of the others at the end of that turn.
-    let mut back = 0;
-    until("copies are closed", || {
-        back = come_back(&mut actor);
-        back >= 2 && sockets_of(first) - without == back
-    });
+    // It closes its copies of the others at the end of that turn, and this is answered in a later one.
+    let mut later = actor.connect();
+    assert_eq!(later.who().0, first);
+    let back = sockets_of(first) - without - 1;
+    assert!(back >= 2, "{back}");
     let rest = clients.split_off(clients.len() - back);
     for mut dead in clients {
         assert!(dead.is_at_end(), "it was the successor's");

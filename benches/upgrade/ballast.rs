@@ -5,11 +5,12 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use tablecloth::{Accepted, Config, Context, Handler, IoEvent, Report, Server, Stream, Verdict};
 
 use crate::common::failed;
 use crate::common::figures::milliseconds;
-use crate::server::FILLED;
+use crate::server::{FILLED, STAMP};
 
 /// This program is the server if this is its first argument.
 pub(crate) const SERVE: &str = "serve";
@@ -24,6 +25,8 @@ pub(crate) fn available_mib() -> Result<u64, String> {
 
 pub(crate) fn serve(mib: &str, pid_file: PathBuf) -> Result<(), String> {
     let mib: usize = mib.parse().map_err(failed("the size"))?;
+    log::set_logger(&Stamped).map_err(failed("log"))?;
+    log::set_max_level(log::LevelFilter::Debug);
     let mut config = Config::default();
     config.probation = Duration::ZERO;
     config.pid_file = Some(pid_file);
@@ -39,6 +42,24 @@ pub(crate) fn serve(mib: &str, pid_file: PathBuf) -> Result<(), String> {
     // a program keeps its memory to the end.
     std::mem::forget(ballast);
     result
+}
+
+/// What the library says, and when that was by the clock that all processes read (CLOCK_MONOTONIC,
+/// clock_gettime(2)).
+struct Stamped;
+
+impl log::Log for Stamped {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let microseconds = now.tv_sec as f64 * 1e6 + now.tv_nsec as f64 / 1e3;
+        say(format_args!("{}{STAMP}{microseconds:.3} \u{b5}s", record.args()));
+    }
+
+    fn flush(&self) {}
 }
 
 /// A line as the examples log it, with who says it.

@@ -18,12 +18,19 @@ use crate::common::surroundings;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What a program with memory says when it has filled it.
 pub(crate) const FILLED: &str = "filled in ";
+/// What stands between a line of such a program and when it was said, in microseconds.
+pub(crate) const STAMP: &str = " at ";
+/// What is said when a process has stopped accepting, and by the next one when it accepts and its pid file says so.
+const PAUSED: &str = "quit the listening.";
+const ACCEPTS: &str = "pid file written.";
 
 /// What was seen of one upgrade, in milliseconds.
 pub(crate) struct Seen {
     /// Without the time in which the successor filled its memory, which is the program's own.
     pub(crate) accepting: f64,
     pub(crate) gap: f64,
+    /// The same by the clock that both processes read, where the program says when it is what.
+    pub(crate) gap_by_clock: Option<f64>,
     pub(crate) gone: f64,
     pub(crate) turn: f64,
     filled: f64,
@@ -112,6 +119,9 @@ impl Server {
         Ok(Seen {
             accepting: milliseconds(&(accepting - sent)) - filled,
             gap: done,
+            gap_by_clock: stamp_of(&of(&said, successor), ACCEPTS)
+                .zip(stamp_of(&of(&said, old), PAUSED))
+                .map(|(accepts, paused)| (accepts - paused) / 1e3),
             gone,
             turn: turns.fold(0.0, f64::max),
             filled,
@@ -130,6 +140,11 @@ impl Server {
         };
         read().map_err(|error: std::io::Error| format!("read the log: {error}"))
     }
+}
+
+/// When somebody has said that.
+fn stamp_of(lines: &[String], what: &str) -> Option<f64> {
+    lines.iter().find(|line| line.contains(what)).and_then(|line| number_behind(line, STAMP))
 }
 
 /// The number in a line behind those words.

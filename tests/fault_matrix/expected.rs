@@ -349,7 +349,7 @@ impl Cell {
             (Point::ReadySaid, Fault::Garbage) => {
                 deeds.insert(0, (Point::Paused, "pass".into()));
             }
-            // It hears the signal once it is ready; the predecessor has committed by then.
+            // The test has it hear the signal only when the predecessor has committed.
             (Point::ReadySaid, Fault::ToldToStop) => {
                 deeds.insert(0, (Point::CommitSent, "pass".into()));
             }
