@@ -10,7 +10,6 @@
 
 mod common;
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroU64;
@@ -23,7 +22,7 @@ use common::figures::{head, least, line, median, milliseconds};
 use common::flags::{self, Flag};
 use common::process::{self, Started};
 use common::programs;
-use common::surroundings;
+use common::surroundings::{self, Journal};
 use rustix::process::{Signal, kill_process};
 
 /// At most so many times as long as the empty program.
@@ -49,8 +48,9 @@ fn run() -> Result<(), String> {
     process::adopt_orphans()?;
     let place = surroundings::directory()?;
     let empty = programs::empty(place.path())?;
-    let (pid_file, log) = (place.path().join("demo.pid"), place.path().join("demo.log"));
-    let mut demo = start(&programs::example("demo")?, &pid_file, &log)?;
+    let pid_file = place.path().join("demo.pid");
+    let journal = Journal::new(&place.path().join("demo.log"))?;
+    let mut demo = start(&programs::example("demo")?, &pid_file, &journal)?;
     let address = process::listening(demo.pid)?;
 
     let (mut seen, mut ran) = (Vec::new(), Vec::new());
@@ -59,24 +59,17 @@ fn run() -> Result<(), String> {
         ran.push(run_empty(&empty)?);
     }
     drop(demo);
-    // What the last processes have said may still be on its way.
-    let log = process::await_some("the log", || {
-        let log = fs::read_to_string(&log).map_err(failed(log.display()))?;
-        let whole = log.lines().filter_map(steps).count() >= seen.len();
-        Ok(whole.then_some(log))
-    })?;
-    print(&seen, &ran, &log);
+    print(&seen, &ran, &journal.read()?);
     Ok(())
 }
 
-fn start(demo: &Path, pid_file: &Path, log: &Path) -> Result<Started, String> {
-    let log = surroundings::log_into(log)?;
+fn start(demo: &Path, pid_file: &Path, journal: &Journal) -> Result<Started, String> {
     let child = Command::new(demo)
         // A line for each upgrade, and two for each echo that this bench asks for.
         .args(["--listen=127.0.0.1:0", "--log-level=info", "--probation=0", "--pid-file"])
         .arg(pid_file)
         .stdin(Stdio::null())
-        .stderr(log)
+        .stderr(journal.stderr()?)
         .spawn()
         .map_err(failed("start the demo"))?;
     let demo = Started::new(&child);

@@ -7,6 +7,7 @@
 
 pub(crate) mod figures;
 pub(crate) mod flags;
+pub(crate) mod helper;
 pub(crate) mod peers;
 pub(crate) mod process;
 pub(crate) mod processors;

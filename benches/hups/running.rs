@@ -9,12 +9,13 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::common::failed;
 use crate::common::process::{self, named_in};
-use crate::common::surroundings;
+use crate::common::surroundings::Journal;
 use crate::peer::{Peer, Setup, Upgrade};
 
 pub(crate) struct Running {
     pub(crate) peer: Peer,
     pub(crate) setup: Setup,
+    journal: Journal,
     /// The process that this bench has started.
     first: Pid,
     /// What this bench had started before it.
@@ -25,12 +26,16 @@ impl Running {
     pub(crate) fn start(peer: Peer, setup: Setup) -> Result<Self, String> {
         fs::create_dir_all(&setup.place).map_err(failed(setup.place.display()))?;
         let others = process::descendants(rustix::process::getpid());
-        let log = surroundings::log_into(&setup.log())?;
+        let journal = Journal::new(&setup.log())?;
         let mut command = peer.command(&setup)?;
         // A group of its own: what a master sends to its group stays there.
-        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(journal.stderr()?);
         let child = command.spawn().map_err(failed(format_args!("start {}", peer.name)))?;
-        let running = Self { peer, first: Pid::from_child(&child), setup, others };
+        let running = Self { peer, first: Pid::from_child(&child), setup, journal, others };
         process::await_some(peer.name, || {
             let serves = TcpStream::connect(running.setup.address).is_ok();
             Ok((serves && running.named().is_some()).then_some(()))
@@ -67,8 +72,7 @@ impl Running {
         let Upgrade::Master { carried_out, at_start, .. } = self.peer.upgrade else {
             return Ok(None);
         };
-        let log = fs::read(self.setup.log()).map_err(failed("read a log"))?;
-        let log = String::from_utf8_lossy(&log);
+        let log = self.journal.read()?;
         let lines = log.lines().filter(|line| line.contains(carried_out)).count();
         Ok(Some(lines.saturating_sub(at_start) as u64))
     }

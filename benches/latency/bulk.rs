@@ -1,15 +1,15 @@
 //! Bulk beside the small answers: streams that never end, and a process of their own that takes them.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use crate::common::failed;
+use crate::common::helper::Helper;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 use nix::errno::Errno;
@@ -151,60 +151,34 @@ fn read(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The other process, as this one sees it. It ends with this.
+/// The other process, as this one sees it.
 pub(crate) struct Bulk {
-    child: Child,
-    ask: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    helper: Helper,
+    /// How many bytes had come when all streams had begun, and when that was.
     before: (u64, Instant),
 }
 
 impl Bulk {
     /// Has so many streams run through the target.
     pub(crate) fn start(target: SocketAddr, count: usize) -> Result<Self, String> {
-        let own = std::env::current_exe().map_err(failed("find this program"))?;
-        let mut child = Command::new(own)
-            .args([SINK, &target.to_string(), &count.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(failed("start the bulk"))?;
-        let (Some(ask), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err("the bulk has no pipes".into());
-        };
-        let before = (0, Instant::now());
-        let mut bulk = Self { child, ask, answers: BufReader::new(answers), before };
-        while bulk.taken()?.1 < count as u64 {
-            if bulk.before.1.elapsed() > PATIENCE {
+        let arguments = [SINK, &target.to_string(), &count.to_string()];
+        let mut helper = Helper::start("the bulk", &arguments)?;
+        let started = Instant::now();
+        loop {
+            let answer = helper.ask()?;
+            if answer[1..] == [count as u64] {
+                return Ok(Self { helper, before: (answer[0], Instant::now()) });
+            }
+            if started.elapsed() > PATIENCE {
                 return Err(format!("{count} streams of bulk through {target} do not begin"));
             }
             std::thread::sleep(LOOK);
         }
-        bulk.before = (bulk.taken()?.0, Instant::now());
-        Ok(bulk)
     }
 
-    /// How many bytes have come, and by how many streams.
-    fn taken(&mut self) -> Result<(u64, u64), String> {
-        let mut answer = String::new();
-        writeln!(self.ask).map_err(failed("ask the bulk"))?;
-        self.answers.read_line(&mut answer).map_err(failed("hear the bulk"))?;
-        let numbers = answer.trim().split_once(' ');
-        let numbers =
-            numbers.and_then(|(taken, begun)| Some((taken.parse().ok()?, begun.parse().ok()?)));
-        numbers.ok_or_else(|| "the bulk has ended".to_string())
-    }
-
-    /// How many bytes a second have come since the start.
+    /// How many bytes a second have come since then.
     pub(crate) fn rate(&mut self) -> Result<f64, String> {
         let (bytes, since) = self.before;
-        Ok((self.taken()?.0 - bytes) as f64 / since.elapsed().as_secs_f64())
-    }
-}
-
-impl Drop for Bulk {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Ok((self.helper.ask()?[0] - bytes) as f64 / since.elapsed().as_secs_f64())
     }
 }

@@ -1,12 +1,12 @@
 //! The clients of one server, in a process of their own: they connect, say something and hear it, and
 //! then say nothing until they are asked whether they are still there.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use crate::common::failed;
+use crate::common::helper::Helper;
 
 /// This program holds clients if this is its first argument.
 pub(crate) const HOLD: &str = "hold";
@@ -14,49 +14,27 @@ const MESSAGE: &[u8; 6] = b"there?";
 /// After which a session that does not answer is broken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The other process, as this one sees it. It ends with the bench.
+/// The other process, as this one sees it.
 pub(crate) struct Clients {
-    child: Child,
-    ask: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    helper: Helper,
     count: usize,
 }
 
 impl Clients {
     /// Connects all of them, and has each say something: then it is a session.
     pub(crate) fn start(server: SocketAddr, count: usize) -> Result<Self, String> {
-        let own = std::env::current_exe().map_err(failed("find this program"))?;
-        let mut child = Command::new(own)
-            .args([HOLD, &server.to_string(), &count.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(failed("start the clients"))?;
-        let (Some(ask), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err("the clients have no pipes".into());
-        };
-        let mut clients = Self { child, ask, answers: BufReader::new(answers), count };
+        let arguments = [HOLD, &server.to_string(), &count.to_string()];
+        let mut clients = Self { helper: Helper::start("the clients", &arguments)?, count };
         clients.verify()?;
         Ok(clients)
     }
 
     /// Has each of them say something, and fails if one does not hear it.
     pub(crate) fn verify(&mut self) -> Result<(), String> {
-        let mut answer = String::new();
-        writeln!(self.ask).map_err(failed("ask the clients"))?;
-        self.answers.read_line(&mut answer).map_err(failed("hear the clients"))?;
-        match answer.trim().parse::<usize>() {
-            Ok(count) if count == self.count => Ok(()),
-            Ok(count) => Err(format!("{count} of {} sessions are alive", self.count)),
-            Err(_) => Err("the clients have ended".into()),
+        match self.helper.ask()?[0] {
+            alive if alive == self.count as u64 => Ok(()),
+            alive => Err(format!("{alive} of {} sessions are alive", self.count)),
         }
-    }
-}
-
-impl Drop for Clients {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

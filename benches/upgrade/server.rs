@@ -1,7 +1,5 @@
 //! A server that is upgraded again and again, seen through its pid file, its end and its log.
 
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use crate::common::failed;
 use crate::common::figures::{median, milliseconds};
 use crate::common::process::{self, Started};
-use crate::common::surroundings;
+use crate::common::surroundings::Journal;
 
 /// Longer than an upgrade takes on a machine that is alive.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,7 +44,7 @@ pub(crate) struct Server {
     pub(crate) seen: Vec<Seen>,
     process: Started,
     pid_file: PathBuf,
-    log: PathBuf,
+    journal: Journal,
 }
 
 impl Server {
@@ -58,17 +56,16 @@ impl Server {
         size: usize,
     ) -> Result<Self, String> {
         let pid_file = place.join(name).with_extension("pid");
-        let log = place.join(name).with_extension("log");
-        let journal = surroundings::log_into(&log)?;
+        let journal = Journal::new(&place.join(name).with_extension("log"))?;
         let child = command
             .arg(&pid_file)
             .stdin(Stdio::null())
-            .stderr(journal)
+            .stderr(journal.stderr()?)
             .spawn()
             .map_err(failed(format_args!("start {name}")))?;
         let process = Started::new(&child);
         process::await_some("the pid file", || Ok(process::named_in(&pid_file)))?;
-        Ok(Self { size, seen: Vec::new(), process, pid_file, log })
+        Ok(Self { size, seen: Vec::new(), process, pid_file, journal })
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -82,7 +79,7 @@ impl Server {
 
     pub(crate) fn upgrade(&mut self) -> Result<Seen, String> {
         let old = self.process.pid;
-        let said_before = fs::metadata(&self.log).map_err(failed("the log"))?.len();
+        let said_before = self.journal.read()?.len();
         let before = process::number_of(&self.pid_file)?;
         let end = pidfd_open(old, PidfdFlags::empty()).map_err(failed("open the server"))?;
         let sent = Instant::now();
@@ -102,25 +99,22 @@ impl Server {
         process::reap(old)?;
         self.process.pid = successor;
 
-        let of = |said: &str, pid: Pid| -> Vec<String> {
+        let said = self.journal.read()?.split_off(said_before);
+        let of = |pid: Pid| {
             let prefix = format!("[{}]", pid.as_raw_pid());
-            said.lines().filter(|line| line.starts_with(&prefix)).map(Into::into).collect()
+            said.lines().filter(move |line| line.starts_with(&prefix))
         };
-        // What they have said may still be on its way.
-        let (said, done) = process::await_some("the report of the upgrade", || {
-            let said = self.said_since(said_before)?;
-            let done = of(&said, old).iter().find_map(|line| number_behind(line, ", takeover "));
-            Ok(done.map(|done| (said, done)))
-        })?;
-        let turns = of(&said, old);
-        let turns = turns.iter().filter_map(|line| number_behind(line, "longest turn "));
-        let filled = of(&said, successor);
-        let filled = filled.iter().find_map(|line| number_behind(line, FILLED)).unwrap_or(0.0);
+        let done = of(old).find_map(|line| number_behind(line, ", takeover "));
+        let turns = of(old).filter_map(|line| number_behind(line, "longest turn "));
+        let filled = of(successor).find_map(|line| number_behind(line, FILLED)).unwrap_or(0.0);
+        let said_at = |pid: Pid, what: &str| {
+            of(pid).find(|line| line.contains(what)).and_then(|line| number_behind(line, STAMP))
+        };
         Ok(Seen {
             accepting: milliseconds(&(accepting - sent)) - filled,
-            gap: done,
-            gap_by_clock: stamp_of(&of(&said, successor), ACCEPTS)
-                .zip(stamp_of(&of(&said, old), PAUSED))
+            gap: done.ok_or_else(|| format!("no report of the upgrade in {said:?}"))?,
+            gap_by_clock: said_at(successor, ACCEPTS)
+                .zip(said_at(old, PAUSED))
                 .map(|(accepts, paused)| (accepts - paused) / 1e3),
             gone,
             turn: turns.fold(0.0, f64::max),
@@ -129,22 +123,6 @@ impl Server {
             empty: f64::NAN,
         })
     }
-
-    fn said_since(&self, before: u64) -> Result<String, String> {
-        let read = || {
-            let mut log = File::open(&self.log)?;
-            log.seek(SeekFrom::Start(before))?;
-            let mut said = String::new();
-            log.read_to_string(&mut said)?;
-            Ok(said)
-        };
-        read().map_err(|error: std::io::Error| format!("read the log: {error}"))
-    }
-}
-
-/// When somebody has said that.
-fn stamp_of(lines: &[String], what: &str) -> Option<f64> {
-    lines.iter().find(|line| line.contains(what)).and_then(|line| number_behind(line, STAMP))
 }
 
 /// The number in a line behind those words.
