@@ -100,6 +100,9 @@ pub const STDERR_BYTES: usize = 4 * 1024;
 /// A message of the application's to the other process of an upgrade.
 pub const MESSAGE_BYTES: usize = 16 * 1024;
 
+/// The longest word of a handoff, but for a packet of sessions: such a message, and what stands before it.
+pub const WORD_BYTES: usize = MESSAGE_BYTES + 64;
+
 /// Messages of the application's that may wait because the other process does not read, in bytes.
 pub const MESSAGES_WAITING_BYTES: usize = 4 * 1024 * 1024;
 
@@ -401,4 +404,4 @@ const _: () = assert!(TEXT_BYTES + 64 <= PACKET_BYTES);
 /// they wait; and a session waits for no more than two turns for each poll's worth before it.
 const _: () = assert!(SESSION_EVENTS_PER_TURN * 2 >= EVENTS_PER_POLL);
 
-const _: () = assert!(MESSAGE_BYTES + 64 <= PACKET_BYTES);
+const _: () = assert!(WORD_BYTES <= PACKET_BYTES);

@@ -310,13 +310,17 @@ impl<S> Sessions<S> {
         }
     }
 
-    /// A session, for a method of its handler to be called for it.
-    pub(crate) fn get_mut(&mut self, index: u32) -> Option<(Token, &mut S)> {
-        // It may write in that method, and has to hear of room from then on.
-        let slot = self.slots.get_mut(index as usize)?;
+    /// A method is called for a session: it may write in it, and has to hear of room from then on.
+    fn hear_of_room(&mut self, index: u32) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
         if std::mem::take(&mut slot.patient) && slot.has_news() {
             self.enqueue(index);
         }
+    }
+
+    /// A session, for a method of its handler to be called for it.
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<(Token, &mut S)> {
+        self.hear_of_room(index);
         let slot = self.slots.get_mut(index as usize)?;
         let token = Token::new(Kind::Session, slot.generation, index);
         Some((token, slot.session.as_mut()?))
@@ -417,12 +421,8 @@ impl<S> Sessions<S> {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         let Some(session) = slot.session.take() else { return };
         slot.session = f(Token::new(Kind::Session, slot.generation, index), session);
-        // A method was called for it, and it may wait for room from then on.
-        let hears = std::mem::take(&mut slot.patient) && slot.has_news();
         if slot.session.is_some() {
-            if hears {
-                self.enqueue(index);
-            }
+            self.hear_of_room(index);
         } else {
             self.live -= 1;
             self.sockets -= slot.sources.count_ones() as usize;

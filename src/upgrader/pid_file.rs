@@ -15,8 +15,8 @@
 //! # Nobody waits for the disk
 //!
 //! Before a process serves, it finds the place and writes the spare file on its own thread. From then on
-//! the [`Worker`] makes every call for a file on a disk, one job after another: to publish comes before to remove, so that a
-//! process that ends in the middle of its takeover leaves no file that names it. The loop gives a job
+//! the [`Worker`] makes every call for a file on a disk, one job after another: to publish comes before to remove,
+//! so that a process that ends in the middle of its takeover leaves no file that names it. The loop gives a job
 //! and goes on. A job that takes longer than its deadline is logged; a takeover goes on then, and so
 //! does a spawn.
 //!
@@ -103,7 +103,7 @@ impl PidFile {
             log::debug!("{} is the null device: there is no pid file", path.display());
             return Ok(None);
         };
-        let in_memory = holding.is_in_memory();
+        let in_memory = holding.lies_in_memory();
         let (path, holding) = (path.to_path_buf(), Arc::new(Mutex::new(holding)));
         Ok(Some(Self { path, holding, in_memory, spare: true, under_way: VecDeque::new() }))
     }
@@ -172,7 +172,12 @@ impl PidFile {
 
     /// Has everything undone that a killed successor has left: it is dead now.
     pub(crate) fn forget_successor(&mut self, worker: &mut Worker, pid: u32) {
-        self.tidy_up(worker, Job::Forget, move |holding| holding.forget_successor(pid));
+        // What is in memory is not led to by a link, and nobody has to look for a disk behind one.
+        let looks_elsewhere = !self.in_memory;
+        self.tidy_up(worker, Job::Forget, move |holding| {
+            holding.forget_successor(pid)?;
+            if looks_elsewhere { holding.forget_successor_elsewhere(pid) } else { Ok(()) }
+        });
     }
 
     /// The same for the predecessor, which is dead now, whether it was killed or has left. Where the

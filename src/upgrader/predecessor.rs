@@ -132,7 +132,7 @@ impl Predecessor {
             told: Vec::new(),
             outbox: Outbox::default(),
             expects: Expect::default(),
-            packet: vec![0; limits::MESSAGE_BYTES + 64],
+            packet: vec![0; limits::WORD_BYTES],
         };
         // A dead predecessor does not hear it; this process has all it needs and goes on.
         fault::at(Point::Adopted);

@@ -354,7 +354,7 @@ impl Successor {
 
     /// Reads the handoff socket. Answers whether there may be more.
     pub(crate) fn read_socket(&mut self, registry: &Registry, events: &mut Vec<Event>) -> bool {
-        let mut packet = [0; limits::MESSAGE_BYTES + 64];
+        let mut packet = [0; limits::WORD_BYTES];
         for _ in 0..limits::MESSAGES_PER_TURN {
             match sys::receive(&self.socket, &mut packet) {
                 Ok(received) if received.length == 0 => {

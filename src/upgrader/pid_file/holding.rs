@@ -1,8 +1,8 @@
 //! What this process holds at its pid file's place: the file that names it, and a spare beside it.
 //!
-//! Each of these calls may take as long as the disk likes. Before the process serves they are made
-//! on its own thread, later by the [`Worker`](crate::upgrader::worker::Worker), unless the file is in memory. Where all goes well, no call is
-//! made that is not needed: to publish is one rename(2).
+//! Each of these calls may take as long as the disk likes. Before the process serves they are made on its own
+//! thread, and later by the [`Worker`](crate::upgrader::worker::Worker), unless the file is in memory. Where all
+//! goes well, no call is made that is not needed: to publish is one rename(2).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -36,8 +36,6 @@ pub(super) struct Holding {
     published: Lock,
     /// The place cannot be renamed over, so that the file there is written.
     in_place: bool,
-    /// No call for it leaves memory.
-    in_memory: bool,
     /// This process is on its way out and names itself no more.
     over: bool,
 }
@@ -70,7 +68,6 @@ impl Holding {
             spare: None,
             published: None,
             in_place: false,
-            in_memory: false,
             over: false,
         };
         if found.is_some() {
@@ -85,18 +82,12 @@ impl Holding {
             }
             Err(refused) => return Err(error("write")(refused)),
         }
-        holding.in_memory = holding.lies_in_memory();
         Ok(Some(holding))
-    }
-
-    /// Whether no call for it leaves memory.
-    pub(super) fn is_in_memory(&self) -> bool {
-        self.in_memory
     }
 
     /// Whether no call for the file leaves memory (tmpfs(5)): that is so in /run on most systems. A path that
     /// leads there by a link may lead to a disk some day.
-    fn lies_in_memory(&self) -> bool {
+    pub(super) fn lies_in_memory(&self) -> bool {
         if self.place != self.path || fault::takes_memory_for_disks() {
             return false;
         }
@@ -265,10 +256,11 @@ impl Holding {
                 false => self.publish()?,
             }
         }
-        // A link may lead elsewhere by now, and it has gone there.
-        if self.in_memory {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// The same where the path leads by now: a link may lead elsewhere, and the successor has gone there.
+    pub(super) fn forget_successor_elsewhere(&mut self, pid: u32) -> Result<(), Error> {
         match place::find(&self.path) {
             Ok((place, _)) if place != self.place => {
                 remove(&beside(&place, pid)).map_err(self.error("remove the spare of"))?;

@@ -48,7 +48,7 @@ impl Dying {
     /// A child of it may have the socket and may still write: no more is read than it can have said
     /// itself.
     pub(crate) fn last_words(&mut self) -> (Vec<Ack>, Vec<Vec<u8>>) {
-        let mut packet = [0; limits::MESSAGE_BYTES + 64];
+        let mut packet = [0; limits::WORD_BYTES];
         let (mut acks, mut told) = (std::mem::take(&mut self.acks), std::mem::take(&mut self.told));
         for _ in 0..limits::LAST_WORDS {
             match sys::receive(&self.socket, &mut packet) {
