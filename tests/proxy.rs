@@ -15,8 +15,8 @@ use std::thread;
 use harness::{Start, until};
 use nix::sys::signal::Signal;
 use proxied::{
-    addresses, connect, exchange, is_reset, name, name_at, proxy, refused, rewrite, route_to,
-    silent, unix_upstream, upgrade, upstream,
+    addresses, connect, endless, exchange, is_reset, name, name_at, proxy, refused, rewrite,
+    route_to, silent, unix_upstream, upgrade, upstream,
 };
 
 #[test]
@@ -446,14 +446,7 @@ fn accepting_pauses_before_there_is_no_descriptor_left_for_an_upstream() {
 
 #[test]
 fn clients_that_do_not_read_cost_no_more_than_the_bound_and_delay_nobody() {
-    let bulk = TcpListener::bind("127.0.0.1:0").expect("listens");
-    let source = bulk.local_addr().expect("an address");
-    thread::spawn(move || {
-        for mut stream in bulk.incoming().flatten() {
-            thread::spawn(move || while stream.write_all(&[7; 10_000]).is_ok() {});
-        }
-    });
-    let routes = format!("127.0.0.1:0 -> {}\n127.0.0.2:0 -> {source}", upstream("A"));
+    let routes = format!("127.0.0.1:0 -> {}\n127.0.0.2:0 -> {}", upstream("A"), endless());
     let mut proxy = proxy(&routes, &["--buffer-mib", "1"]);
     let at = addresses(&mut proxy);
     let mut calm = connect(&at[0]);

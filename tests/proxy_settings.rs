@@ -21,7 +21,9 @@ use harness::{Actor, is_alive, memory_of, until};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use proxied::{addresses, connect, exchange, is_reset, name, name_at, proxy, silent, upstream};
+use proxied::{
+    addresses, connect, endless, exchange, is_reset, name, name_at, proxy, silent, upstream,
+};
 use tempfile::TempDir;
 
 /// Where the load comes in, and where each setting is tried.
@@ -252,8 +254,7 @@ fn settings_of_the_whole_process() {
     drop(last);
 
     // Clients that read nothing of what is sent without end.
-    let source = bulk();
-    world.set("buffer-mib 1", &format!("{TRIED} -> {source}"));
+    world.set("buffer-mib 1", &format!("{TRIED} -> {}", endless()));
     let pid = world.pid();
     let before = memory_of(pid);
     let mut deaf: Vec<_> = (0..100).map(|_| connect(&world.tried)).collect();
@@ -313,18 +314,6 @@ fn settings_of_the_whole_process() {
     until("it has ended", || !is_alive(last));
 }
 
-/// Sends to everybody without end.
-fn bulk() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
-    let address = listener.local_addr().expect("an address").to_string();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            thread::spawn(move || while stream.write_all(&[7; 10_000]).is_ok() {});
-        }
-    });
-    address
-}
-
 /// A successor that hangs over its file is given up.
 fn upgrade_timeout(world: &mut World, plain: &str) {
     world.set("upgrade-timeout 0.3", plain);
@@ -342,27 +331,25 @@ fn upgrade_timeout(world: &mut World, plain: &str) {
 /// Whoever dies within it is rolled back.
 fn probation(world: &mut World, plain: &str) {
     world.set("probation 3", plain);
-    let pid = world.pid();
-    world.rewrite("probation 0.3\ntakeover-timeout 0.3", plain);
-    world.proxy.forget();
-    world.proxy.signal(pid, Signal::SIGHUP);
-    world.proxy.wait_for("done; spawn");
-    let successor = world.successor_of(pid);
-    world.proxy.signal(successor, Signal::SIGKILL);
-    world.proxy.wait_for("Draining -> Running");
-    until("it is named again", || world.pid() == pid);
-    world.set("probation 0.3\ntakeover-timeout 0.3", plain);
+    let next = "probation 0.3\ntakeover-timeout 0.3";
+    roll_back(world, next, plain, Signal::SIGKILL);
+    world.set(next, plain);
 }
 
 /// Whoever stands still at the end of the probation is given up.
 fn takeover_timeout(world: &mut World, plain: &str) {
+    roll_back(world, "", plain, Signal::SIGSTOP);
+}
+
+/// Begins an upgrade, and does that to the successor when it serves: the old process serves again, alone.
+fn roll_back(world: &mut World, all: &str, plain: &str, signal: Signal) {
     let pid = world.pid();
-    world.rewrite("", plain);
+    world.rewrite(all, plain);
     world.proxy.forget();
     world.proxy.signal(pid, Signal::SIGHUP);
     world.proxy.wait_for("done; spawn");
     let successor = world.successor_of(pid);
-    world.proxy.signal(successor, Signal::SIGSTOP);
+    world.proxy.signal(successor, signal);
     world.proxy.wait_for("Draining -> Running");
     until("it is named, and alone", || world.pid() == pid && !is_alive(successor));
 }

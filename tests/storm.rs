@@ -18,6 +18,8 @@ mod payload;
 mod protocol;
 #[path = "storm/protocols.rs"]
 mod protocols;
+#[path = "storm/report.rs"]
+mod report;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -27,6 +29,7 @@ use std::process::{Command, Output};
 use std::thread;
 
 use harness::{Start, example, is_alive, place, until};
+use report::{assert_in_order, number, report_of};
 use rustix::net::{SendFlags, send};
 use serde_json::Value;
 
@@ -56,23 +59,7 @@ fn hups(args: &[&str]) -> Output {
 
 /// The report of a short run with these flags, too, and the exit status.
 fn storm(args: &[&str]) -> (Value, Option<i32>) {
-    let output = hups(&[&SHORT[..], &["--json"], args].concat());
-    let error = String::from_utf8_lossy(&output.stderr);
-    let report = serde_json::from_slice(&output.stdout);
-    (report.unwrap_or_else(|_| panic!("no report: {error}")), output.status.code())
-}
-
-fn number(report: &Value, path: &[&str]) -> u64 {
-    let found = path.iter().try_fold(report, |value, key| value.get(key));
-    found.and_then(Value::as_u64).unwrap_or_else(|| panic!("{path:?} in {report:#}"))
-}
-
-fn assert_in_order(report: &Value, status: Option<i32>) {
-    assert_eq!(status, Some(0), "{report:#}");
-    assert_eq!(report["end"], "complete");
-    assert_eq!(number(report, &["dropped", "total"]), 0);
-    assert!(number(report, &["short_connections_completed"]) > 0);
-    assert!(number(report, &["long_messages_completed"]) > 0);
+    report_of(&hups(&[&SHORT[..], &["--json"], args].concat()))
 }
 
 /// A server with this habit: it meets every connection with a thread of its own.

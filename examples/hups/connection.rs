@@ -44,6 +44,13 @@ pub(crate) struct Exchange {
     answer: Answer,
 }
 
+impl Exchange {
+    /// Whether the server has something of the request, and owes an answer.
+    fn is_under_way(&self) -> bool {
+        self.sent > 0
+    }
+}
+
 pub(crate) enum Progress {
     /// Nothing more can be done until the next event.
     Blocked,
@@ -94,11 +101,6 @@ impl<S: Transport> Connection<S> {
         self.exchange.as_ref().map_or(0, |exchange| exchange.received)
     }
 
-    /// Whether the server has something of the request, and owes an answer.
-    fn is_under_way(&self) -> bool {
-        self.exchange.as_ref().is_some_and(|exchange| exchange.sent > 0)
-    }
-
     pub(crate) fn due(&self) -> Option<Instant> {
         self.exchange.as_ref().map(|exchange| exchange.due)
     }
@@ -131,7 +133,7 @@ impl<S: Transport> Connection<S> {
             }
         }
         // The server may have closed it while it was idle: then this request belongs on another.
-        let is_unsent = self.exchange.as_ref().is_some_and(|exchange| exchange.sent == 0);
+        let is_unsent = self.exchange.as_ref().is_some_and(|exchange| !exchange.is_under_way());
         if is_unsent && self.may_be_closed(protocol) {
             let progress = self.read(protocol, buffer)?;
             if !matches!(progress, Progress::Blocked) {
@@ -174,14 +176,16 @@ impl<S: Transport> Connection<S> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 // TLS that ends without an announcement cuts an answer off, and nothing else.
                 Err(error)
-                    if error.kind() == io::ErrorKind::UnexpectedEof && !self.is_under_way() =>
+                    if error.kind() == io::ErrorKind::UnexpectedEof
+                        && !self.exchange.as_ref().is_some_and(Exchange::is_under_way) =>
                 {
                     0
                 }
                 Err(error) => return Err(Failure::from_error(&error, self.stage())),
             };
             let stage = self.stage();
-            let Some(mut exchange) = self.exchange.take_if(|exchange| exchange.sent > 0) else {
+            let Some(mut exchange) = self.exchange.take_if(|exchange| exchange.is_under_way())
+            else {
                 return match length {
                     0 if self.may_be_closed(protocol) => Ok(Progress::ClosedInOrder),
                     0 => Err(Failure::new(DropKind::EndOfFile, stage)),

@@ -28,6 +28,18 @@ pub(crate) fn upstream(name: &'static str) -> String {
     address
 }
 
+/// An upstream that sends to everybody without end.
+pub(crate) fn endless() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("listens");
+    let address = listener.local_addr().expect("an address").to_string();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || while stream.write_all(&[7; 10_000]).is_ok() {});
+        }
+    });
+    address
+}
+
 pub(crate) fn unix_upstream(path: &str, name: &'static str) {
     let listener = UnixListener::bind(path).expect("listens");
     thread::spawn(move || {

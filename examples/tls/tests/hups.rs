@@ -4,6 +4,8 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
 
 mod harness;
+#[path = "../../../tests/storm/report.rs"]
+mod report;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -12,6 +14,7 @@ use std::sync::Arc;
 use std::thread;
 
 use harness::{Proxy, certificate, echo};
+use report::{assert_in_order, number, report_of};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, Stream};
@@ -47,24 +50,9 @@ fn hups(args: &[&str]) -> Output {
 
 /// The report, and the exit status.
 fn storm(args: &[&str]) -> (Value, Option<i32>) {
-    let output = hups(args);
-    let error = String::from_utf8_lossy(&output.stderr);
-    let report = serde_json::from_slice(&output.stdout);
-    (report.unwrap_or_else(|_| panic!("no report: {error}")), output.status.code())
-}
-
-fn number(report: &Value, path: &[&str]) -> u64 {
-    let found = path.iter().try_fold(report, |value, key| value.get(key));
-    found.and_then(Value::as_u64).unwrap_or_else(|| panic!("{path:?} in {report:#}"))
-}
-
-fn assert_in_order(report: &Value, status: Option<i32>) {
-    assert_eq!(status, Some(0), "{report:#}");
-    assert_eq!(report["end"], "complete");
+    let (report, status) = report_of(&hups(args));
     assert_eq!(report["tls"], true);
-    assert_eq!(number(report, &["dropped", "total"]), 0);
-    assert!(number(report, &["short_connections_completed"]) > 0);
-    assert!(number(report, &["long_messages_completed"]) > 0);
+    (report, status)
 }
 
 #[test]
