@@ -79,8 +79,11 @@ pub(crate) struct Start {
 
 impl Start {
     /// The actor, listening on `main` at any port.
+    /// The tests' own server. With MEMORY in the environment it writes its pid file as one in memory is written, and
+    /// otherwise as one on a disk.
     pub(crate) fn actor() -> Self {
-        Self::program("actor").args(&["--listen", "main=127.0.0.1:0"])
+        let memory = if std::env::var_os("MEMORY").is_some() { "yes" } else { "no" };
+        Self::program("actor").args(&["--listen", "main=127.0.0.1:0", "--memory", memory])
     }
 
     pub(crate) fn program(name: &str) -> Self {
