@@ -50,7 +50,7 @@ pub(crate) fn start(level: LevelFilter) -> Result<(), String> {
 /// have to wait themselves are written from [`go`] on.
 #[allow(dead_code, reason = "the example servers do")]
 pub(crate) fn start_buffered(level: LevelFilter) -> Result<(), String> {
-    let inner = WriteLogger::new(level, form()?, LineWriter::new(Sink));
+    let inner = WriteLogger::new(level, form()?, Sink::default());
     log::set_boxed_logger(Box::new(Buffered { inner })).map_err(|error| error.to_string())?;
     log::set_max_level(level);
     // What is to be said of a panic must not wait for a reader either.
@@ -274,7 +274,7 @@ fn write() {
 
 /// Tells lines about clients from those about the process.
 struct Buffered {
-    inner: Box<WriteLogger<LineWriter<Sink>>>,
+    inner: Box<WriteLogger<Sink>>,
 }
 
 impl Log for Buffered {
@@ -293,14 +293,18 @@ impl Log for Buffered {
     fn flush(&self) {}
 }
 
-/// Takes whole lines.
-struct Sink;
+/// Puts together what comes piece by piece, and passes whole lines on.
+#[derive(Default)]
+struct Sink {
+    line: Vec<u8>,
+}
 
-impl Write for Sink {
-    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+impl Sink {
+    /// A line is there: it is written at once, or waits.
+    fn pass_on(&mut self) {
         let mut buffer = lock();
-        let done = buffer.write_at_once(text);
-        if let Some(rest) = text.get(done..).filter(|rest| !rest.is_empty()) {
+        let done = buffer.write_at_once(&self.line);
+        if let Some(rest) = self.line.get(done..).filter(|rest| !rest.is_empty()) {
             let before = buffer.bytes;
             buffer.add(Line { text: rest.into(), is_important: IS_IMPORTANT.get() });
             buffer.start();
@@ -311,6 +315,17 @@ impl Write for Sink {
             if wakes {
                 LOGGED.notify_one();
             }
+        }
+        self.line.clear();
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.line.extend_from_slice(text);
+        // The end of a line comes as the end of a piece.
+        if text.ends_with(b"\n") {
+            self.pass_on();
         }
         Ok(text.len())
     }
