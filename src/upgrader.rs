@@ -332,6 +332,13 @@ struct Rhythm {
     stderr_retry: Option<Instant>,
 }
 
+impl Rhythm {
+    /// Whether a turn has left something of the other process to the next one.
+    fn has_left_over(&self) -> bool {
+        self.handoff_left || self.stderr_retry.is_some()
+    }
+}
+
 /// How it began, and how it ends.
 struct Fate {
     began: Instant,

@@ -217,6 +217,11 @@ impl Acceptor {
         self.pause.is_none() && self.polled.iter().any(|polled| polled.ready)
     }
 
+    /// Whether nobody waits, as far as is known, and nothing has to be tried again.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.pause.is_none() && !self.polled.iter().any(|polled| polled.ready)
+    }
+
     /// When accepting is to be tried again.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.pause {

@@ -65,7 +65,6 @@ impl<H: Handler> Wing<H> {
         if self.crew.sessions.queued_in(lane) == 0 {
             return;
         }
-        self.crew.pace.look();
         let begun = self.crew.pace.last();
         let mut flushing = [(0, IoEvent::default()); limits::SESSIONS_PER_BATCH];
         let mut count = 0;
@@ -81,9 +80,17 @@ impl<H: Handler> Wing<H> {
                     continue;
                 }
             };
+            let defers = verdict == Verdict::Flush;
+            // With nobody behind it, one look at the clock is enough for what it reads and what it writes.
+            if defers && count == 0 && self.crew.sessions.queued_in(lane) == 0 {
+                self.conclude(upgrader, token.index, Verdict::Keep, event);
+                self.flush_session(upgrader, token.index, event);
+                let took = self.note_slow("event` or `flush");
+                self.crew.sessions.weigh(token.index, took);
+                break;
+            }
             let took = self.note_slow("event");
             self.crew.sessions.weigh(token.index, took);
-            let defers = verdict == Verdict::Flush;
             if defers {
                 flushing[count] = (token.index, event);
                 count += 1;
@@ -131,14 +138,19 @@ impl<H: Handler> Wing<H> {
     /// Lets them write what they have read.
     fn flush_sessions(&mut self, upgrader: &mut Upgrader, deferred: &[(u32, IoEvent)]) {
         for &(index, event) in deferred {
-            let Some((token, session)) = self.crew.sessions.get_mut(index) else { continue };
-            let mut cx = Context::of(&mut upgrader.standing, &mut self.crew.desk, token);
-            let handler = &mut self.crew.handler;
-            match caught(|| handler.flush(&mut cx, session)) {
-                Ok(verdict) => self.conclude(upgrader, index, verdict, event),
-                Err(payload) => self.note_panic(upgrader, "flush", Some(index), payload),
-            }
+            self.flush_session(upgrader, index, event);
             self.note_slow("flush");
+        }
+    }
+
+    /// Lets one write what it has read, if it is still there.
+    fn flush_session(&mut self, upgrader: &mut Upgrader, index: u32, event: IoEvent) {
+        let Some((token, session)) = self.crew.sessions.get_mut(index) else { return };
+        let mut cx = Context::of(&mut upgrader.standing, &mut self.crew.desk, token);
+        let handler = &mut self.crew.handler;
+        match caught(|| handler.flush(&mut cx, session)) {
+            Ok(verdict) => self.conclude(upgrader, index, verdict, event),
+            Err(payload) => self.note_panic(upgrader, "flush", Some(index), payload),
         }
     }
 

@@ -90,6 +90,9 @@ impl<H: Handler> Wing<H> {
     fn accept_some(&mut self, upgrader: &mut Upgrader) {
         self.acceptor.poll_those_refused(&upgrader.standing.registry, upgrader.standing.now);
         self.acceptor.linger(upgrader.standing.now);
+        if self.acceptor.is_quiet() {
+            return;
+        }
         // What a predecessor's sessions need is kept for them (I8).
         let expects = upgrader.expects();
         let (to_come, sockets) = (expects.sessions as usize, expects.sockets as usize);

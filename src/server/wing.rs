@@ -69,6 +69,10 @@ impl<H: Handler> Service for Wing<H> {
         self.crew.pace = Pace::begin(upgrader.standing.now);
     }
 
+    fn heard(&mut self) {
+        self.crew.pace.look();
+    }
+
     fn serve(&mut self, upgrader: &mut Upgrader) {
         self.serve_sessions(upgrader);
         self.accept(upgrader);

@@ -38,6 +38,9 @@ pub(crate) trait Service {
         let _ = upgrader;
     }
 
+    /// Requests and the other process were heard, which may have taken its time.
+    fn heard(&mut self) {}
+
     /// Serves, within the budget of a turn.
     fn serve(&mut self, upgrader: &mut Upgrader) {
         let _ = upgrader;

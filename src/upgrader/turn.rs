@@ -39,6 +39,17 @@ pub(super) struct Harvest {
     init_died: bool,
 }
 
+impl Harvest {
+    /// Whether it has nothing for the upgrader itself: then only those who are served have something to do.
+    fn is_quiet(&self) -> bool {
+        let Self { woken, signals, pipe, successor, successor_died, dying, .. } = *self;
+        let Self { predecessor, predecessor_died, stderr, init_died, .. } = *self;
+        let requests = woken || signals || init_died;
+        let ours = pipe || successor || successor_died || dying || stderr;
+        !(requests || ours || predecessor || predecessor_died)
+    }
+}
+
 impl Upgrader {
     /// The set-up is done: the first process serves, a successor says ready.
     pub(crate) fn set_up_done(&mut self, service: &mut dyn Service) {
@@ -76,8 +87,11 @@ impl Upgrader {
             let harvest = self.harvest(timeout, service)?;
             service.begin_turn(self);
             self.notice_pause(service);
-            self.hear_requests(&harvest, service);
-            self.hear_handoff(&harvest, service);
+            if !harvest.is_quiet() || self.rhythm.has_left_over() {
+                self.hear_requests(&harvest, service);
+                self.hear_handoff(&harvest, service);
+                service.heard();
+            }
             service.serve(self);
             self.take_requests(service);
             #[cfg(feature = "admin")]
@@ -162,9 +176,12 @@ impl Upgrader {
         timeout: Option<Duration>,
         service: &mut dyn Service,
     ) -> Result<Harvest, Error> {
-        let begun = Instant::now();
         let deadline = self.deadline(service);
-        let wait = deadline.map(|at| at.saturating_duration_since(begun));
+        // What is due already is so without a look at the clock.
+        let wait = deadline.map(|at| match at <= self.standing.now {
+            true => Duration::ZERO,
+            false => at.saturating_duration_since(Instant::now()),
+        });
         let timeout = match (timeout, wait) {
             (Some(timeout), Some(wait)) => Some(timeout.min(wait)),
             (timeout, wait) => timeout.or(wait),
