@@ -108,6 +108,7 @@ pub struct Config {
 /// In a successor that is not proven yet it is the end in any case: the predecessor, which has not made
 /// that mistake, rolls the upgrade back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum OnPanic {
     /// The session whose method panicked is dropped, with one line of the log; the others are served on.
     /// For a handler whose own state cannot be left half changed.

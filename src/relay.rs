@@ -113,6 +113,7 @@ pub enum Turn {
 
 /// How a relay ended.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Ending {
     /// Both directions have come to their end.
     Finished,

@@ -105,6 +105,7 @@ pub struct Failure {
 
 /// The steps of an upgrade, as the predecessor sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Stage {
     /// The successor is being spawned.
     Spawn,

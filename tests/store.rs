@@ -154,7 +154,7 @@ fn no_write_is_lost_and_none_is_made_twice() {
         clients: 8,
         writes: 250,
         values: 500,
-        upgrades: 8,
+        upgrades: 10,
         rolled_back_every: 3,
         probation: "0.2",
     };

@@ -45,12 +45,12 @@ fn main() -> ExitCode {
     let mut reports = control.try_clone().expect("a descriptor");
     thread::spawn(move || {
         for signal in signals.forever() {
-            // The test may be over.
-            let _ = writeln!(reports, "signal {signal}");
+            // In one write, or it would mix with an answer; and the test may be over.
+            let _ = reports.write_all(format!("signal {signal}\n").as_bytes());
         }
     });
-    writeln!(control, "{} {}", std::process::id(), tablecloth::worker().unwrap_or(0))
-        .expect("said");
+    let who = format!("{} {}\n", std::process::id(), tablecloth::worker().unwrap_or(0));
+    control.write_all(who.as_bytes()).expect("said");
     let lines = BufReader::new(control.try_clone().expect("a descriptor"));
     for line in lines.lines().map_while(Result::ok) {
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
