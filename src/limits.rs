@@ -19,7 +19,8 @@ pub const HEAVY_TIME: Duration = Duration::from_millis(1);
 /// How long connections are accepted in one turn.
 pub const ACCEPTING_TIME: Duration = Duration::from_millis(1);
 
-/// An event that takes so long is one of bulk: a small message takes some microseconds. A session that has
+/// An event that takes so long is one of bulk: a small message takes some microseconds. If nobody waits behind a
+/// session that answers [`Verdict::Flush`](crate::Verdict::Flush), its `flush` counts as well. A session that has
 /// had so many more of them lately than of others is [served](HEAVY_TIME) as one whose events take long.
 pub const HEAVY_EVENT: Duration = Duration::from_micros(40);
 /// See [`HEAVY_EVENT`].

@@ -217,8 +217,8 @@ impl Acceptor {
         self.pause.is_none() && self.polled.iter().any(|polled| polled.ready)
     }
 
-    /// Whether nobody waits, as far as is known, and nothing has to be tried again.
-    pub(super) fn is_quiet(&self) -> bool {
+    /// Whether accepting has not paused, and nobody is known to wait.
+    pub(super) fn is_idle(&self) -> bool {
         self.pause.is_none() && !self.polled.iter().any(|polled| polled.ready)
     }
 

@@ -62,14 +62,19 @@ impl<H: Handler> Wing<H> {
 
     /// Serves those who stand in a queue, for about so long.
     fn serve_lane(&mut self, upgrader: &mut Upgrader, lane: Lane, time: Duration) {
-        if self.crew.sessions.queued_in(lane) == 0 {
+        let queued = self.crew.sessions.queued_in(lane);
+        if queued == 0 {
             return;
+        }
+        // What it took to note the events of many is not the first one's time.
+        if queued > 1 {
+            self.crew.pace.look();
         }
         let begun = self.crew.pace.last();
         let mut flushing = [(0, IoEvent::default()); limits::SESSIONS_PER_BATCH];
         let mut count = 0;
         // Who has more to do goes to the end of the queue, and has its turn in the next one.
-        for _ in 0..self.crew.sessions.queued_in(lane).min(limits::SESSION_EVENTS_PER_TURN) {
+        for _ in 0..queued.min(limits::SESSION_EVENTS_PER_TURN) {
             let Some((token, session, event)) = self.crew.sessions.next_in(lane) else { break };
             let mut cx = Context::of(&mut upgrader.standing, &mut self.crew.desk, token);
             let handler = &mut self.crew.handler;
@@ -81,7 +86,7 @@ impl<H: Handler> Wing<H> {
                 }
             };
             let defers = verdict == Verdict::Flush;
-            // With nobody behind it, one look at the clock is enough for what it reads and what it writes.
+            // If nobody waits between the two, one look at the clock is enough for what it reads and what it writes.
             if defers && count == 0 && self.crew.sessions.queued_in(lane) == 0 {
                 self.conclude(upgrader, token.index, Verdict::Keep, event);
                 self.flush_session(upgrader, token.index, event);

@@ -90,7 +90,7 @@ impl<H: Handler> Wing<H> {
     fn accept_some(&mut self, upgrader: &mut Upgrader) {
         self.acceptor.poll_those_refused(&upgrader.standing.registry, upgrader.standing.now);
         self.acceptor.linger(upgrader.standing.now);
-        if self.acceptor.is_quiet() {
+        if self.acceptor.is_idle() {
             return;
         }
         // What a predecessor's sessions need is kept for them (I8).

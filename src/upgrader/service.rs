@@ -38,7 +38,7 @@ pub(crate) trait Service {
         let _ = upgrader;
     }
 
-    /// Requests and the other process were heard, which may have taken its time.
+    /// Requests and the other process were heard, which may have taken long.
     fn heard(&mut self) {}
 
     /// Serves, within the budget of a turn.

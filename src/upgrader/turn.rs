@@ -25,7 +25,7 @@ use crate::token::{Kind, Token};
 use crate::user::User;
 
 /// What a poll found, beside what whoever serves notes itself.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 pub(super) struct Harvest {
     woken: bool,
     signals: bool,
@@ -40,13 +40,9 @@ pub(super) struct Harvest {
 }
 
 impl Harvest {
-    /// Whether it has nothing for the upgrader itself: then only those who are served have something to do.
-    fn is_quiet(&self) -> bool {
-        let Self { woken, signals, pipe, successor, successor_died, dying, .. } = *self;
-        let Self { predecessor, predecessor_died, stderr, init_died, .. } = *self;
-        let requests = woken || signals || init_died;
-        let ours = pipe || successor || successor_died || dying || stderr;
-        !(requests || ours || predecessor || predecessor_died)
+    /// Whether the poll has found nothing for the upgrader itself.
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -87,7 +83,7 @@ impl Upgrader {
             let harvest = self.harvest(timeout, service)?;
             service.begin_turn(self);
             self.notice_pause(service);
-            if !harvest.is_quiet() || self.rhythm.has_left_over() {
+            if !harvest.is_empty() || self.rhythm.has_left_over() {
                 self.hear_requests(&harvest, service);
                 self.hear_handoff(&harvest, service);
                 service.heard();
@@ -177,7 +173,7 @@ impl Upgrader {
         service: &mut dyn Service,
     ) -> Result<Harvest, Error> {
         let deadline = self.deadline(service);
-        // What is due already is so without a look at the clock.
+        // A deadline that has passed needs no look at the clock.
         let wait = deadline.map(|at| match at <= self.standing.now {
             true => Duration::ZERO,
             false => at.saturating_duration_since(Instant::now()),
